@@ -1,0 +1,98 @@
+"""Correctors: steps that stay at a time and bring x closer to its law there."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .noise import Noise
+from .sample import Step
+from .sde import Reverse
+from .shapes import count, like, number
+
+
+class StepSize(ABC):
+    """The e of x + e score + sqrt(2 e) z: (p, t, score, z) -> () or (B,)."""
+
+    @abstractmethod
+    def __call__(self, p: Reverse, t: Tensor, score: Tensor, z: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Constant(StepSize):
+    """e itself."""
+
+    e: float
+
+    def __post_init__(self) -> None:
+        number("e", self.e, above=0)
+
+    def __call__(self, p: Reverse, t: Tensor, score: Tensor, z: Tensor) -> Tensor:
+        return torch.tensor(self.e, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class NCSN(StepSize):
+    """eps sigma_t^2 / sigma_min^2 / 2 (Song & Ermon 2019, Algorithm 1, whose alpha_i is 2e)."""
+
+    eps: float = 2e-5
+    sigma_min: float = 0.01
+
+    def __post_init__(self) -> None:
+        number("eps", self.eps, above=0)
+        number("sigma_min", self.sigma_min, above=0)
+
+    def __call__(self, p: Reverse, t: Tensor, score: Tensor, z: Tensor) -> Tensor:
+        return self.eps * p.sde.var(t) / self.sigma_min**2 / 2
+
+
+@dataclass(frozen=True)
+class SNR(StepSize):
+    """min(2 (r |z| / |score|)^2, sigma_t^2), with the norms of each sample (Song et al. 2021, Algorithms 4 and 5).
+
+    r is the ratio of the sizes of score term and noise. Two departures from the paper make a sample's step its own:
+    norms are not averaged over the batch, and the factor alpha_i = 1 - beta_i of Algorithm 5, which tends to 1 as the
+    number of steps grows, is left out. The bound matters in a few dimensions, where |score| comes close to 0: p_t is a
+    convolution with N(0, sigma_t^2), so its log-density curves down by at most 1/sigma_t^2, and e <= sigma_t^2 never
+    overshoots.
+    """
+
+    r: float = 0.16
+
+    def __post_init__(self) -> None:
+        number("r", self.r, above=0)
+
+    def __call__(self, p: Reverse, t: Tensor, score: Tensor, z: Tensor) -> Tensor:
+        z2, s2 = (a.flatten(1).square().sum(1) for a in (z, score))
+        return torch.minimum(2 * self.r**2 * z2 / s2, p.sde.var(t).to(z2))
+
+
+@dataclass(frozen=True)
+class Langevin(Step):
+    """n steps of x + e score(x, t) + sqrt(2 e) z at time t, unadjusted Langevin dynamics.
+
+    Alone on a grid it is annealed Langevin dynamics, beside a predictor the corrector of Song et al. (2021). Raises
+    ValueError at sigma = 0, where the score is singular, and on the probability flow (eta = 0), which draws no noise.
+    """
+
+    step_size: StepSize = SNR()
+    n: int = 1
+    moves: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        count("n", self.n)
+        if isinstance(self.step_size, type) or not callable(self.step_size):
+            raise ValueError(f"step_size must be a rule such as SNR(0.16) or Constant(1e-3), got {self.step_size!r}")
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        if not p.eta:
+            raise ValueError("Langevin dynamics is random: it needs a process with eta > 0, got eta=0")
+        if p.sde.var(t) == 0:
+            raise ValueError(f"the score is singular where sigma = 0: end the grid before t = {float(t):g}")
+        for _ in range(self.n):
+            score, z = p.score(x, t), noise(x, t, t)
+            e = self.step_size(p, t, score, z)
+            x = x + like(e, x) * score + like((2 * e).sqrt(), x) * z
+        return x

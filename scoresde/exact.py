@@ -1,0 +1,297 @@
+"""Laws of data whose score is known in closed form at every time of every linear SDE.
+
+x_t = alpha x_0 + sigma z has the law of x_0 scaled by alpha and convolved with N(0, sigma^2 I). For a mixture of
+Gaussians sum_k w_k N(m_k, C_k) that is the mixture of N(alpha m_k, alpha^2 C_k + sigma^2 I), so
+
+    score(x) = -sum_k r_k(x) (alpha^2 C_k + sigma^2 I)^-1 (x - alpha m_k),    r = softmax of log w_k N(x; ...),
+
+and E[x_0 | x_t] = (x + sigma^2 score)/alpha. The training set itself is the mixture with C_k = 0. Everything is
+computed in float64 and returned in the state's dtype: the weights r compare squared distances divided by sigma^2, and
+float32 loses them at small sigma. Everything is differentiable in x.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .sde import LinearSDE
+from .shapes import as_time, count, like, state
+
+
+class Law(ABC):
+    """A distribution of x_0 with shape D.
+
+    In the methods to write, everything is float64: x is (B, d), alpha and var (sigma^2) are (1, 1) or (B, 1).
+    """
+
+    shape: torch.Size
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        """log p_t(x) in nats, (B,)."""
+
+    @abstractmethod
+    def _score(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        """grad log p_t(x), (B, d)."""
+
+    @abstractmethod
+    def _posterior(self, x: Tensor, alpha: Tensor, var: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One draw of x_0 | x_t for each row, (B, d)."""
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of x_0, (n, *D) in float64."""
+
+    def _denoise(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        """E[x_0 | x_t], (B, d)."""
+        return (x + var * self._score(x, alpha, var)) / alpha
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x_0) in nats: (B, *D) -> (B,). -inf or nan for a law without a density."""
+        one = torch.ones(1, 1, dtype=torch.float64, device=x.device)
+        return self._log_prob(self._rows(x), one, 0 * one).to(x.dtype)
+
+    def diffuse(self, sde: LinearSDE) -> "Diffused":
+        """The law of x_t under `sde`, whose value is a score: `sde.reverse(law.diffuse(sde))`."""
+        return Diffused(self, sde)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        return x.flatten(1).to(torch.float64)
+
+
+@dataclass(frozen=True)
+class Diffused:
+    """The law of x_t: called as `(x, t)` it is the exact score. t is () or (B,); answers have x's dtype."""
+
+    law: Law
+    sde: LinearSDE
+
+    def _at(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        t = as_time(t).to(torch.float64)
+        rows = self.law._rows(x)
+        alpha, var = (
+            torch.as_tensor(like(c, rows), device=x.device).view(-1, 1) for c in (self.sde.alpha(t), self.sde.var(t))
+        )
+        return rows, alpha, var
+
+    def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """grad log p_t(x): (B, *D) -> (B, *D)."""
+        return self.law._score(*self._at(x, t)).view(x.shape).to(x.dtype)
+
+    def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """log p_t(x) in nats: (B, *D) -> (B,)."""
+        return self.law._log_prob(*self._at(x, t)).to(x.dtype)
+
+    def denoise(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """E[x_0 | x_t = x]: (B, *D) -> (B, *D)."""
+        return self.law._denoise(*self._at(x, t)).view(x.shape).to(x.dtype)
+
+    def posterior(self, x: Tensor, t: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
+        """One draw of x_0 | x_t = x for each row: (B, *D) -> (B, *D)."""
+        return self.law._posterior(*self._at(x, t), generator).view(x.shape).to(x.dtype)
+
+    def sample(self, n: int, t: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of x_t, (n, *D) in float64."""
+        x_0 = self.law.sample(n, generator)
+        return self.sde.perturb(
+            x_0, t, lambda x, *_: torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        )[0]
+
+
+class GaussianMixture(Law):
+    """sum_k w_k N(m_k, C_k), with C_k = U_k diag(v_k) U_k^T + floor_k (I - U_k U_k^T).
+
+    weights: (K,), positive (normalised here); means: (K, *D);
+    variances: (K,) isotropic, (K, d) diagonal, or, with factors, (K, r) the eigenvalues v_k of the columns of factors;
+    factors: (K, d, r), orthonormal columns U_k; floor: (K,), the variance in all other directions.
+
+    `from_covariances` takes full matrices. Raises ValueError for weights or variances that are not positive, for
+    shapes that do not agree, and for columns that are not orthonormal.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        means: Tensor,
+        variances: Tensor,
+        factors: Tensor | None = None,
+        floor: Tensor | None = None,
+    ) -> None:
+        w, m, v = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, variances))
+        K = len(w)
+        if w.ndim != 1 or m.ndim < 2 or len(m) != K or len(v) != K:
+            raise ValueError(
+                "weights (K,), means (K, *D) and variances (K, ...) must agree, "
+                f"got {tuple(w.shape)}, {tuple(m.shape)}, {tuple(v.shape)}"
+            )
+        if (
+            not (w > 0).all()
+            or not (v > 0).all()
+            or not (w.isfinite().all() and m.isfinite().all() and v.isfinite().all())
+        ):
+            raise ValueError("weights and variances must be positive, and they and means finite")
+        self.weights, self.shape = w / w.sum(), m.shape[1:]
+        self.means, self.d = m.flatten(1), m[0].numel()
+        if (factors is None) != (floor is None):
+            raise ValueError("factors and floor must be given together")
+        if factors is None or floor is None:
+            if v.shape not in ((K,), (K, self.d)):
+                raise ValueError(f"variances must have shape ({K},) or ({K}, {self.d}), got {tuple(v.shape)}")
+            self.diagonal, self.factors, self.extra = v.view(K, -1), m.new_zeros(K, self.d, 0), m.new_zeros(K, 0)
+        else:
+            U, low = (torch.as_tensor(a, dtype=torch.float64) for a in (factors, floor))
+            if v.ndim != 2 or U.shape != (K, self.d, v.shape[1]) or low.shape != (K,) or not (low > 0).all():
+                raise ValueError(
+                    f"factors must be ({K}, {self.d}, r), variances ({K}, r) and floor ({K},) > 0, "
+                    f"got {tuple(U.shape)}, {tuple(v.shape)}, {tuple(low.shape)}"
+                )
+            if (U.mT @ U - torch.eye(U.shape[2])).abs().max() > 1e-6:
+                raise ValueError("factors must have orthonormal columns for every component")
+            self.diagonal, self.factors, self.extra = low.view(K, 1), U, v
+
+    @classmethod
+    def from_covariances(cls, weights: Tensor, means: Tensor, covariances: Tensor) -> "GaussianMixture":
+        """From full covariance matrices (K, d, d), by their eigenvalues."""
+        values, vectors = torch.linalg.eigh(torch.as_tensor(covariances, dtype=torch.float64))
+        if values.min() <= 0:
+            raise ValueError(f"covariances must be positive definite, got an eigenvalue {float(values.min()):g}")
+        return cls(weights, means, values, vectors, values[:, 0])
+
+    def to(self, device: torch.device | str) -> "GaussianMixture":
+        """The same law on another device."""
+        moved = object.__new__(type(self))
+        moved.__dict__ = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
+        return moved
+
+    def _parts(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """log w_k N(x; k) as (B, K), and the precision of component k times x - alpha m_k as (B, K, d)."""
+        delta = x[:, None] - alpha[..., None] * self.means
+        base = alpha[..., None] ** 2 * self.diagonal + var[..., None]  # (B or 1, K, 1 or d)
+        high = alpha[..., None] ** 2 * self.extra + var[..., None]  # (B or 1, K, r)
+        along = torch.einsum("kdr,bkd->bkr", self.factors, delta)
+        pulled = delta / base + torch.einsum("kdr,bkr->bkd", self.factors, along * (1 / high - 1 / base[..., :1]))
+        # base covers d directions if diagonal, and d - r of them if the r others are in `high`
+        r = self.extra.shape[1]
+        log_det = base.log().expand(-1, -1, self.d).sum(-1) - r * base[..., 0].log() + high.log().sum(-1)
+        log_p = -0.5 * ((delta * pulled).sum(-1) + log_det + self.d * math.log(2 * math.pi))
+        return self.weights.log() + log_p, pulled
+
+    def _log_prob(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        return self._parts(x, alpha, var)[0].logsumexp(1)
+
+    def _score(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        log_p, pulled = self._parts(x, alpha, var)
+        return -(log_p.softmax(1)[..., None] * pulled).sum(1)
+
+    def _posterior(self, x: Tensor, alpha: Tensor, var: Tensor, generator: torch.Generator | None) -> Tensor:
+        # Matheron's rule: a prior draw (x_0', x_t'), corrected by its own error (Wilson et al. 2020)
+        k = torch.multinomial(self._parts(x, alpha, var)[0].softmax(1).cpu(), 1, generator=generator)[:, 0].to(x.device)
+        x_0 = self._component(k, generator)
+        x_t = alpha * x_0 + var.sqrt() * self._randn(x.shape, generator)
+        delta = x - x_t
+        base = alpha**2 * self.diagonal[k] + var
+        high = alpha**2 * self.extra[k] + var
+        U = self.factors[k]
+        along = torch.einsum("bdr,bd->br", U, delta)
+        gain_along = self.extra[k] / high - self.diagonal[k][:, :1] / base[:, :1]
+        return x_0 + alpha * (self.diagonal[k] / base * delta + torch.einsum("bdr,br->bd", U, gain_along * along))
+
+    def _randn(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.means.device)
+
+    def _component(self, k: Tensor, generator: torch.Generator | None) -> Tensor:
+        z = self._randn((len(k), self.d), generator)
+        x, U = self.diagonal[k].sqrt() * z, self.factors[k]
+        along = torch.einsum("bdr,bd->br", U, z) * (self.extra[k].sqrt() - self.diagonal[k][:, :1].sqrt())
+        return self.means[k] + x + torch.einsum("bdr,br->bd", U, along)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of x_0, (n, *D) in float64."""
+        k = torch.multinomial(self.weights.cpu(), count("n", n), True, generator=generator).to(self.means.device)
+        return self._component(k, generator).view(n, *self.shape)
+
+
+class Gaussian(GaussianMixture):
+    """N(mean, covariance): mean (*D), covariance (), (d,) diagonal, or (d, d)."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
+        mean = torch.as_tensor(mean, dtype=torch.float64)
+        C = torch.as_tensor(covariance, dtype=torch.float64)
+        one = torch.ones(1, dtype=torch.float64)
+        if C.ndim == 2:
+            full = GaussianMixture.from_covariances(one, mean[None], C[None])
+            self.__dict__.update(full.__dict__)
+        else:
+            super().__init__(one, mean[None], C[None])
+
+    @classmethod
+    def fit(cls, x: Tensor) -> "Gaussian":
+        """The Gaussian of largest likelihood for x (n, *D), its covariance in full."""
+        rows = state("x", x).flatten(1).to(torch.float64)
+        return cls(x.to(torch.float64).mean(0), torch.cov(rows.T, correction=0))
+
+
+class Empirical(Law):
+    """The data themselves: n equal points, (n, *D). Its denoiser is the best one on the training set, and memorises it.
+
+    Distances are taken in float64 and chunks of the data, `chunk` numbers at a time, so that 60,000 images of 784
+    pixels need no more than a fraction of a gigabyte beyond the data.
+    """
+
+    def __init__(self, data: Tensor, chunk: int = 1 << 24) -> None:
+        self.data = state("data", data).flatten(1)
+        self.shape, self.n = data.shape[1:], len(data)
+        self.chunk = count("chunk", chunk)
+
+    def to(self, device: torch.device | str) -> "Empirical":
+        """The same law on another device."""
+        return Empirical(self.data.to(device).view(self.n, *self.shape), self.chunk)
+
+    def _chunks(self, rows: int) -> list[Tensor]:
+        return list(self.data.split(max(1, self.chunk // max(rows, self.data.shape[1]))))
+
+    @staticmethod
+    def _logits(x: Tensor, y: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        """-|x - alpha y|^2 / (2 sigma^2), (B, len(y))."""
+        square = x.square().sum(1, keepdim=True) - 2 * alpha * (x @ y.T) + alpha**2 * y.square().sum(1)
+        return -0.5 * square.clamp_min(0) / var
+
+    def _log_prob(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        parts = [self._logits(x, y.to(x), alpha, var).logsumexp(1) for y in self._chunks(len(x))]
+        d = x.shape[1]
+        return torch.stack(parts).logsumexp(0) - math.log(self.n) - d / 2 * (2 * math.pi * var[:, 0]).log()
+
+    def _denoise(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        top = x.new_full((len(x), 1), -math.inf)
+        total, mean = x.new_zeros(len(x), 1), torch.zeros_like(x)
+        for part in self._chunks(len(x)):
+            y = part.to(x)
+            logits = self._logits(x, y, alpha, var)
+            new = torch.maximum(top, logits.detach().amax(1, keepdim=True))
+            old, w = (top - new).exp(), (logits - new).exp()
+            total, mean, top = old * total + w.sum(1, keepdim=True), old * mean + w @ y, new
+        return mean / total
+
+    def _score(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        return (alpha * self._denoise(x, alpha, var) - x) / var
+
+    def _posterior(self, x: Tensor, alpha: Tensor, var: Tensor, generator: torch.Generator | None) -> Tensor:
+        # the largest logit plus Gumbel noise is a draw from the softmax, chunk by chunk
+        best, pick = x.new_full((len(x),), -math.inf), torch.empty_like(x)
+        for part in self._chunks(len(x)):
+            y = part.to(x)
+            u = torch.rand(len(x), len(y), generator=generator, dtype=torch.float64).clamp_min(1e-300).to(x.device)
+            value, i = (self._logits(x, y, alpha, var) - (-u.log()).log()).max(1)
+            pick = torch.where((value > best)[:, None], y[i], pick)
+            best = torch.maximum(best, value)
+        return pick
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of x_0 with replacement, (n, *D) in float64."""
+        i = torch.randint(self.n, (count("n", n),), generator=generator).to(self.data.device)
+        return self.data[i].to(torch.float64).view(n, *self.shape)

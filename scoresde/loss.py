@@ -1,0 +1,190 @@
+"""Score matching: objectives, their weights, and the laws that the times of a batch are drawn from.
+
+Denoising score matching (Vincent 2011; Ho et al. 2020, eq. 14; Song et al. 2021, eq. 7), written for the noise:
+
+    dsm = weight(t) |eps(alpha x_0 + sigma z, t) - z|^2.
+
+Its minimum over all functions is the exact noise predictor. For Gaussian data with variances v it is not zero but
+weight(t) sum alpha^2 v / C with C = alpha^2 v + sigma^2: the part of z that x_t does not tell.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .model import ScoreModel
+from .noise import Noise, iid
+from .sde import LinearSDE, Score
+from .shapes import as_time, count, number
+
+
+class Weight(ABC):
+    """A weight of the squared error of eps: (sde, t) -> the shape of t."""
+
+    @abstractmethod
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Simple(Weight):
+    """1 (Ho et al. 2020, eq. 14)."""
+
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class Likelihood(Weight):
+    """g^2/sigma^2, that is g^2 on the error of the score: its integral bounds 2 KL (Song et al. 2021b, theorem 1)."""
+
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return sde.g2(t) / sde.var(t)
+
+
+@dataclass(frozen=True)
+class SNR(Weight):
+    """min(SNR, gamma)/SNR with SNR = alpha^2/sigma^2 (Hang et al. 2023). gamma = inf is `Simple`; as gamma -> 0 it is
+    proportional to 1/SNR, the plain squared error of x_0.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.gamma != math.inf:
+            number("gamma", self.gamma, above=0)
+
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return (self.gamma * (-2 * sde.log_snr(t)).exp()).clamp_max(1.0)
+
+
+@dataclass(frozen=True)
+class Karras(Weight):
+    """1 + (sigma/alpha)^2/sigma_data^2: unit weight on a `model.Karras` network's output (Karras et al. 2022)."""
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        number("sigma_data", self.sigma_data, above=0)
+
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return 1 + (-2 * sde.log_snr(t)).exp() / self.sigma_data**2
+
+
+class Times(ABC):
+    """A law of t on [t_min, T], by its quantile function, so that every law can be stratified."""
+
+    @abstractmethod
+    def quantile(self, sde: LinearSDE, u: Tensor) -> Tensor:
+        """The t below which a fraction u of the draws falls (or above which; the laws are used with u uniform)."""
+
+    @abstractmethod
+    def density(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        """The probability density in t."""
+
+    def draw(
+        self,
+        sde: LinearSDE,
+        n: int,
+        generator: torch.Generator | None = None,
+        *,
+        stratified: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """n times, (n,) in float64. Stratified: one in each n-th of the law, in random order; each follows the law."""
+        u = torch.rand(count("n", n), generator=generator, dtype=torch.float64)
+        if stratified:
+            u = (torch.randperm(n, generator=generator) + u) / n
+        return self.quantile(sde, u).to(device)
+
+
+@dataclass(frozen=True)
+class Uniform(Times):
+    """Uniform in t."""
+
+    def quantile(self, sde: LinearSDE, u: Tensor) -> Tensor:
+        return sde.t_min + (sde.T - sde.t_min) * u
+
+    def density(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return torch.full_like(t, 1 / (sde.T - sde.t_min))
+
+
+@dataclass(frozen=True)
+class UniformLogSNR(Times):
+    """Uniform in lambda. Since g^2/sigma^2 = -2 dlambda/dt for every linear SDE, this is the importance sampling of the
+    likelihood weight (Song et al. 2021b, section 4; Kingma et al. 2021).
+    """
+
+    def quantile(self, sde: LinearSDE, u: Tensor) -> Tensor:
+        high, low = sde.log_snr(sde.t_min), sde.log_snr(sde.T)
+        return sde.time(high + (low - high) * u).clamp(sde.t_min, sde.T)
+
+    def density(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return sde.g2(t) / sde.var(t) / 2 / (sde.log_snr(sde.t_min) - sde.log_snr(sde.T))
+
+
+@dataclass(frozen=True)
+class LogNormal(Times):
+    """log(sigma/alpha) ~ N(mean, std^2), cut off at t_min and T (Karras et al. 2022, table 1)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        number("mean", self.mean)
+        number("std", self.std, above=0)
+
+    def _cdf(self, sde: LinearSDE, t: Tensor | float) -> Tensor:
+        return torch.special.ndtr((-sde.log_snr(t) - self.mean) / self.std)
+
+    def quantile(self, sde: LinearSDE, u: Tensor) -> Tensor:
+        low, high = self._cdf(sde, sde.t_min), self._cdf(sde, sde.T)
+        z = torch.special.ndtri(low + (high - low) * u)
+        return sde.time(-(self.mean + self.std * z)).clamp(sde.t_min, sde.T)
+
+    def density(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        z = (-sde.log_snr(t) - self.mean) / self.std
+        mass = self._cdf(sde, sde.T) - self._cdf(sde, sde.t_min)
+        return (-(z**2) / 2).exp() / (2 * math.pi) ** 0.5 / self.std * sde.g2(t) / sde.var(t) / 2 / mass
+
+
+@dataclass(frozen=True)
+class Unbiased(Weight):
+    """weight/density: with t drawn from `times`, the mean loss is int weight(t) loss(t) dt whatever the law."""
+
+    weight: Weight
+    times: Times
+
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return self.weight(sde, t) / self.times.density(sde, t)
+
+
+def dsm(
+    model: ScoreModel, x_0: Tensor, t: Tensor, weight: Weight = Simple(), noise: Noise = iid(), **cond: Any
+) -> Tensor:
+    """weight(t) |eps(x_t, t) - z|^2 summed over dimensions: x_0 (B, *D), t (B,) -> (B,).
+
+    The caller draws t. Raises ValueError if t does not have shape (B,).
+    """
+    if t.shape != (len(x_0),):
+        raise ValueError(f"t must have shape ({len(x_0)},), one time for each sample, got {tuple(t.shape)}")
+    x_t, z = model.sde.perturb(x_0, t, noise)
+    error = (model.eps(x_t, t, **cond) - z).square().flatten(1).sum(1)
+    return weight(model.sde, t).to(error) * error
+
+
+def ssm(score: Score, x_t: Tensor, t: Tensor, noise: Noise = iid()) -> Tensor:
+    """Sliced score matching with reduced variance: v^T (d score/dx) v + |score|^2/2 (Song et al. 2019, eq. 8), (B,).
+
+    It needs samples of x_t and no marginals, so it trains scores of non-linear SDEs from `simulate`. Its minimum is the
+    score of p_t. x_t is (B, *D), t () or (B,).
+    """
+    with torch.enable_grad():
+        x_t, t = x_t.detach().requires_grad_(), as_time(t)
+        v = noise(x_t, t, t)
+        s = score(x_t, t)
+        (grad,) = torch.autograd.grad((s * v).sum(), x_t, create_graph=True)
+    return (grad * v).flatten(1).sum(1) + s.square().flatten(1).sum(1) / 2

@@ -1,0 +1,176 @@
+"""Any network, read as a score.
+
+A network F sees c_in x and a clock value, and every parametrisation in the literature is one line that turns what it
+says into the noise in x = alpha x_0 + sigma z:
+
+    eps(x, t) = a x + b F(c_in x, clock(t)),    score = -eps / sigma.
+
+The network computes in its own dtype (or autocast's); the state keeps its own.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .sde import LinearSDE, Score
+from .shapes import as_time, like, number
+
+Line = tuple[Tensor | float, Tensor | float, Tensor | float]
+
+
+class Parametrisation(ABC):
+    """What the network predicts: (alpha, sigma) -> (a, b, c_in), each a number or of the shape of alpha."""
+
+    @abstractmethod
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line: ...
+
+
+@dataclass(frozen=True)
+class Epsilon(Parametrisation):
+    """F = z, the noise (Ho et al. 2020)."""
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line:
+        return 0.0, 1.0, 1.0
+
+
+@dataclass(frozen=True)
+class Data(Parametrisation):
+    """F = x_0."""
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line:
+        return 1 / sigma, -alpha / sigma, 1.0
+
+
+@dataclass(frozen=True)
+class Velocity(Parametrisation):
+    """F = v = alpha z - sigma x_0 (Salimans & Ho 2022, section 4)."""
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line:
+        return sigma / (alpha**2 + sigma**2), alpha / (alpha**2 + sigma**2), 1.0
+
+
+@dataclass(frozen=True)
+class ScoreValue(Parametrisation):
+    """F = score."""
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line:
+        return 0.0, -sigma, 1.0
+
+
+@dataclass(frozen=True)
+class Karras(Parametrisation):
+    """F has input and target of unit variance at every noise level (Karras et al. 2022, eq. 7 and table 1), for data of
+    standard deviation `sigma_data`; written for any alpha.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        number("sigma_data", self.sigma_data, above=0)
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line:
+        total = (alpha * self.sigma_data) ** 2 + sigma**2
+        return sigma / total, -alpha * self.sigma_data / total.sqrt(), 1 / total.sqrt()
+
+
+class Clock(ABC):
+    """The number by which the network is told the noise level: (sde, t) -> the shape of t."""
+
+    @abstractmethod
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LogSNR(Clock):
+    """scale * lambda_t. EDM's c_noise = log(sigma)/4 is scale=-0.25."""
+
+    scale: float = 1.0
+
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return self.scale * sde.log_snr(t)
+
+
+@dataclass(frozen=True)
+class Steps(Clock):
+    """(n - 1) t / T: the step index of a discrete chain of n steps, as DDPM networks expect with n=1000.
+
+    `shift` is added: a chain whose knots are i/n and whose first step has index 0 is `Steps(n + 1, shift=-1)`.
+    """
+
+    n: int = 1000
+    shift: float = 0.0
+
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return (self.n - 1) * t / sde.T + self.shift
+
+
+class ScoreModel(nn.Module):
+    """Reads `net` as the score of the marginals of `sde`.
+
+    net: an nn.Module with `forward(x, c, **cond)`, x of shape (B, *D), c of shape (B,), returning x's shape.
+    predicts: what the network's output means; clock: how it is told the time.
+
+    Raises ValueError if an argument has the wrong type, or if the network returns another shape than x's.
+    """
+
+    def __init__(
+        self, net: nn.Module, sde: LinearSDE, predicts: Parametrisation = Epsilon(), clock: Clock = LogSNR()
+    ) -> None:
+        super().__init__()
+        for name, value, kind in (("net", net, nn.Module), ("sde", sde, LinearSDE)):
+            if not isinstance(value, kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+        for name, fn in (("predicts", predicts), ("clock", clock)):
+            if isinstance(fn, type) or not callable(fn):
+                raise ValueError(f"{name} must be a value such as Epsilon() or LogSNR(), got {fn!r}")
+        self.net, self.sde, self.predicts, self.clock = net, sde, predicts, clock
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype)
+
+    def eps(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        """The predicted noise, a x + b F(c_in x, clock(t)): (B, *D), () or (B,) -> (B, *D)."""
+        t, dtype = as_time(t), self._dtype(x)
+        a, b, c_in = self.predicts(self.sde.alpha(t), self.sde.sigma(t))
+        clock = torch.ones(len(x), dtype=dtype, device=x.device) * self.clock(self.sde, t).to(dtype)
+        out = self.net((like(c_in, x) * x).to(dtype), clock, **cond)
+        if out.shape != x.shape:
+            raise ValueError(f"net must return the shape of x, {tuple(x.shape)}, got {tuple(out.shape)}")
+        return like(a, x) * x + like(b, x) * out.to(x.dtype)
+
+    def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        """The score, -eps / sigma."""
+        return -self.eps(x, t, **cond) / like(self.sde.sigma(t), x)
+
+
+def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:
+    """The score of `source`'s marginals as that of `target`'s: p_t of both are one density at equal log-SNR, scaled.
+
+    With lambda_u(source) = lambda_t(target) and c = alpha_u / alpha_t: score_target(x, t) = c score_source(c x, u).
+
+    Raises ValueError where the target is noisier than the source ever is, or (times on the CPU) less noisy than it
+    is at t=0: the network was never asked there.
+    """
+    most, least = (float(source.log_snr(t)) for t in (0.0, source.T))
+    wanted = float(target.log_snr(target.T))
+    if wanted < least - 1e-6:
+        raise ValueError(
+            f"target reaches log-SNR {wanted:.4g} at T, beyond the source's {least:.4g}: lower the noise of {target} "
+            f"to sigma/alpha <= {torch.tensor(-least).exp():.6g}"
+        )
+
+    def moved(x: Tensor, t: Tensor) -> Tensor:
+        t = as_time(t)
+        lam = target.log_snr(t)
+        if not lam.is_cuda and (lam > most + 1e-6).any():
+            raise ValueError(
+                f"t must be a time with log-SNR at most {most:.4g}, that of {source} at t=0, got {lam.max():.4g}"
+            )
+        u = source.time(lam)
+        c = like(source.alpha(u) / target.alpha(t), x)
+        return c * score(c * x, u)
+
+    return moved

@@ -1,0 +1,70 @@
+"""What the networks share: how the noise level and an optional class reach every block."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..shapes import count
+
+
+class Network(nn.Module):
+    """A network that remembers the arguments it was made from, so that a checkpoint can make it again.
+
+    A subclass calls `super().__init__(name=value, ...)` with the arguments of its own constructor, all of them JSON.
+    """
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+
+class Embedding(nn.Module):
+    """The noise level c (B,) and the class label (B,) as one vector: (B, dim).
+
+    c is embedded by cosines and sines of 16 angular frequencies from 1/16 to 8 per unit of c: a clock value of a few
+    units, as log-SNR is, is resolved, and the network stays smooth in it. `classes` is the number of labels; the index
+    `classes` itself stands for no label, which is also what label=None means.
+
+    Raises ValueError if a label is given to a network without classes, or has the wrong shape.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, classes: int = 0) -> None:
+        super().__init__()
+        self.classes = count("classes", classes, least=0)
+        self.register_buffer("frequencies", torch.linspace(math.log(1 / 16), math.log(8), 16).exp(), persistent=False)
+        self.level = nn.Sequential(nn.Linear(32, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.label = nn.Embedding(classes + 1, dim) if classes else None
+
+    def forward(self, c: Tensor, label: Tensor | None) -> Tensor:
+        phase = c[:, None] * self.frequencies.to(c.dtype)
+        v = self.level(torch.cat([phase.cos(), phase.sin()], 1))
+        if self.label is None:
+            if label is not None:
+                raise ValueError("label was given to a network without classes: make it with classes=n")
+            return nn.functional.silu(v)
+        if label is None:
+            label = torch.full((len(c),), self.classes, device=c.device)
+        if label.shape != c.shape:
+            raise ValueError(f"label must have shape {tuple(c.shape)}, got {tuple(label.shape)}")
+        return nn.functional.silu(v + self.label(label))
+
+
+def drop_labels(label: Tensor, p: float, classes: int, generator: torch.Generator | None = None) -> Tensor:
+    """label with a share p of its entries replaced by `classes`, no label (Ho & Salimans 2022, Algorithm 1).
+
+    A network trained so gives the conditional and the unconditional score, which classifier-free guidance mixes.
+    """
+    keep = torch.rand(label.shape, generator=generator).to(label.device) >= p
+    return torch.where(keep, label, torch.full_like(label, classes))
+
+
+def zeroed(layer: nn.Linear | nn.Conv2d) -> Any:
+    """The layer with weights and bias 0: a residual block that ends in it starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,125 @@
+"""A U-Net for images of any size and number of channels.
+
+Every level halves the image by averaging (rounding sizes up) and doubles it by repeating pixels, cut to the size that
+the level had on the way down: no size needs padding by the caller. (Ronneberger et al. 2015; with residual blocks,
+noise embedding and attention as in Ho et al. 2020 and Dhariwal & Nichol 2021.)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..shapes import count
+from .embed import Embedding, Network, zeroed
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    """Groups of at least 4 channels, at most 32 groups."""
+    groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class Block(nn.Module):
+    """skip(x) + conv silu norm (conv silu norm x + W v)."""
+
+    def __init__(self, before: int, after: int, dim: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm(before), nn.Conv2d(before, after, 3, padding=1)
+        self.told = nn.Linear(dim, after)
+        self.norm2, self.conv2 = norm(after), zeroed(nn.Conv2d(after, after, 3, padding=1))
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor, v: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.told(v)[:, :, None, None]
+        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention between pixels, in heads of 32 channels (or one of all, if 32 does not divide them)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = channels // 32 if channels % 32 == 0 else 1
+        self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, u = rearrange(self.qkv(self.norm(x)), "b (n h c) y x -> n b h (y x) c", n=3, h=self.heads)
+        y = F.scaled_dot_product_attention(q, k, u)
+        return x + self.out(rearrange(y, "b h (y x) c -> b (h c) y x", y=x.shape[2]))
+
+
+class Stage(nn.Module):
+    """A block, and attention after it if asked for."""
+
+    def __init__(self, before: int, after: int, dim: int, attention: bool) -> None:
+        super().__init__()
+        self.block = Block(before, after, dim)
+        self.attention = Attention(after) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.attention(self.block(x, v))
+
+
+class UNet(Network):
+    """A U-Net: `blocks` residual blocks a level on each side, and two at the bottom.
+
+    shape: (channels, height, width) of one image; the network takes images of other sizes as well.
+    width: channels at full resolution; multipliers: the channels of each level in units of width, one level an entry;
+    blocks: blocks a level; attention: the number of levels, counted from the bottom, with attention;
+    classes: the number of class labels, 0 for none.
+    Called as net(x, c, label=None): (B, C, H, W), (B,), (B,) -> (B, C, H, W).
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        width: int = 16,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2,
+        attention: int = 1,
+        classes: int = 0,
+    ) -> None:
+        super().__init__(
+            shape=list(shape),
+            width=width,
+            multipliers=list(multipliers),
+            blocks=blocks,
+            attention=attention,
+            classes=classes,
+        )
+        if len(shape) != 3:
+            raise ValueError(f"shape must be (channels, height, width), got {tuple(shape)}")
+        if not multipliers:
+            raise ValueError("multipliers must name at least one level, got none")
+        count("width", width), count("blocks", blocks), count("attention", attention, least=0)
+        widths = [width * count("multipliers", m) for m in multipliers]
+        self.classes, self.blocks, dim = classes, blocks, 4 * width
+        self.embed = Embedding(dim, classes)
+        self.enter = nn.Conv2d(shape[0], width, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for i, after in enumerate(widths):
+            above, below = widths[i - 1] if i else width, widths[min(i + 1, len(widths) - 1)]
+            attend = i >= len(widths) - attention
+            self.down.extend(Stage(n, after, dim, attend) for n in [above] + [after] * (blocks - 1))
+            up = [Stage(n, after, dim, attend) for n in [below + after] + [2 * after] * (blocks - 1)]
+            self.up = nn.ModuleList([*up, *self.up])
+        self.bottom = nn.ModuleList(Stage(widths[-1], widths[-1], dim, attend) for attend in (attention > 0, False))
+        self.leave = nn.Sequential(norm(widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], shape[0], 3, padding=1)))
+
+    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
+        v, h, skips = self.embed(c, label), self.enter(x), []
+        for i, stage in enumerate(self.down):
+            h = F.avg_pool2d(h, 2, ceil_mode=True) if i and i % self.blocks == 0 else h
+            h = stage(h, v)
+            skips.append(h)
+        for stage in self.bottom:
+            h = stage(h, v)
+        for stage in self.up:
+            skip = skips.pop()
+            h = F.interpolate(h, size=skip.shape[-2:]) if h.shape[-2:] != skip.shape[-2:] else h
+            h = stage(torch.cat([h, skip], 1), v)
+        return self.leave(h)

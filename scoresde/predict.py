@@ -1,0 +1,120 @@
+"""Predictors: steps that carry x from t to s < t."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .noise import Noise
+from .ode import Heun, Method
+from .sample import Step
+from .sde import Reverse
+from .shapes import number
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Step):
+    """x_s = x + (s - t) drift(x, t) + g_p(t) sqrt(t - s) z, on any process, linear or not. Strong and weak order 1."""
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        mean = x + (s - t) * p.drift(x, t)
+        return mean + p.diffusion(t) * (t - s).sqrt() * noise(x, t, s) if p.eta else mean
+
+
+@dataclass(frozen=True)
+class ReverseDiffusion(Step):
+    """The reverse SDE discretised as the forward chain is (Song et al. 2021, eq. 46).
+
+    With x_t | x_s ~ N(a x_s, v I): x_s = (2 - a) x + (1 + eta^2)/2 v score + eta sqrt(v) z.
+    """
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        a, v = p.sde.transition(t, s)
+        mean = (2 - a) * x + (1 + p.eta**2) / 2 * v * p.score(x, t)
+        return mean + p.eta * v.sqrt() * noise(x, t, s) if p.eta else mean
+
+
+@dataclass(frozen=True)
+class Ancestral(Step):
+    """A draw of x_s | x_t, x_0 with x_0 replaced by E[x_0 | x_t]: DDPM and SMLD at eta=1, DDIM at eta=0.
+
+    With u = eta^2 var_s (1 - exp(2 (lambda_t - lambda_s))):
+
+        x_s = alpha_s x_0 + sqrt(var_s - u) eps + sqrt(w) z,    x_0 = (x - sigma_t eps)/alpha_t.
+
+    (Ho et al. 2020, Algorithm 2; Song, Meng & Ermon 2021, eq. 12; Song et al. 2021, eq. 47 for VE.) The variance w is
+    interpolated in its logarithm between Ho et al.'s fixed-small u at v=0 and fixed-large eta^2 (var of x_t | x_s) at
+    v=1. The hop to var_s = 0 adds no noise. Raises ValueError unless 0 <= v <= 1 and, when used, eta <= 1.
+    """
+
+    v: float = 0.0
+
+    def __post_init__(self) -> None:
+        number("v", self.v, least=0, most=1)
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        number("eta", p.eta, most=1)
+        sde = p.sde
+        small = -(p.eta**2) * sde.var(s) * torch.expm1(2 * (sde.log_snr(t) - sde.log_snr(s)))
+        ratio = sde.alpha(s) / sde.alpha(t)
+        mean = ratio * x + ((sde.var(s) - small).sqrt() - ratio * sde.sigma(t)) * p.eps(x, t)
+        if not p.eta or sde.var(s) == 0:
+            return mean
+        large = p.eta**2 * sde.transition(t, s)[1]
+        return mean + (small ** (1 - self.v) * large**self.v).sqrt() * noise(x, t, s)
+
+
+@dataclass(frozen=True)
+class Flow(Step):
+    """Any ODE solver on the probability flow, dx/dt = f x - g^2/2 score.
+
+    Raises ValueError when used with eta != 0, and where the solver asks for the score at sigma = 0, which is singular:
+    end the grid at t > 0 and take `p.denoise` for the last hop.
+    """
+
+    method: Method = Heun()
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        if p.eta:
+            raise ValueError(f"an ODE step needs the probability flow, eta=0, got eta={p.eta:g}")
+
+        def drift(u: Tensor, y: Tensor) -> Tensor:
+            if not u.is_cuda and (p.sde.var(u) == 0).any():
+                raise ValueError(f"the score is singular where sigma = 0: end the grid before t = {float(u.min()):g}")
+            return p.drift(y, u)
+
+        return self.method(drift, x, t, s)
+
+
+@dataclass(frozen=True)
+class Churn(Step):
+    """Forget a little, then let `step` pay for it (Karras et al. 2022, Algorithm 2).
+
+    Where low <= sigma/alpha <= high, x is first carried back to the time u with sigma/alpha larger by the factor
+    1 + gamma (never beyond T), by the forward transition; `step` then goes from u to s. gamma is per step: Karras et
+    al. use min(S_churn/n, sqrt(2) - 1). With gamma = 0 it is `step` itself.
+    """
+
+    step: Step = Flow()
+    gamma: float = 0.1
+    low: float = 0.0
+    high: float = 1e300
+
+    def __post_init__(self) -> None:
+        number("gamma", self.gamma, least=0)
+        number("high", self.high, least=number("low", self.low, least=0))
+        if not self.step.moves:
+            raise ValueError(f"step must be a predictor, got {self.step}")
+
+    def start(self) -> "Churn":
+        """The same, with `step` started."""
+        return Churn(self.step.start(), self.gamma, self.low, self.high)
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        lam = p.sde.log_snr(t)
+        if self.gamma and self.low <= float((-lam).exp()) <= self.high:
+            u = p.sde.time(lam - torch.log1p(torch.tensor(self.gamma, dtype=torch.float64))).clamp(t, p.T)
+            if u > t:
+                a, v = p.sde.transition(u, t)
+                x, t = a * x + v.sqrt() * noise(x, t, u), u
+        return self.step(p, x, t, s, noise)

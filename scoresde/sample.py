@@ -1,0 +1,72 @@
+"""A sampler is a process, a decreasing grid of times, and a sequence of steps; this is the loop.
+
+Predictors carry x from t to s, correctors stay where x is. DDPM is a predictor alone, annealed Langevin dynamics a
+corrector alone, the predictor-corrector sampler of Song et al. (2021) both. The step calls the score, the loop never
+does, and randomness comes in as `noise`.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .noise import Noise, iid
+from .sde import Reverse
+from .shapes import state, times
+
+
+class Step(ABC):
+    """Carries x from time t to time s along a `Reverse` process.
+
+    x is (B, *D), t and s are 0-dim float64 on the CPU, so that reading them never waits for a device. A corrector sets
+    `moves = False`: it is called at the time where x is, and leaves it there.
+    """
+
+    moves: ClassVar[bool] = True
+
+    def start(self) -> "Step":
+        """The step as it stands before the first interval; a method with memory returns a fresh copy."""
+        return self
+
+    @abstractmethod
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor: ...
+
+
+def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = iid()) -> Iterator[Tensor]:
+    """Yield x at ts[0], then after each interval of ts. x is (B, *D) at time ts[0]; without gradients.
+
+    With no predictor there is nothing that carries x between the times, and each time of ts is visited once: with
+    `Langevin` that is annealed Langevin dynamics (Song & Ermon 2019, Algorithm 1).
+
+    Raises ValueError before any work if p is no Reverse, x or ts is not as stated, there is no step, or more than one
+    step moves.
+    """
+    if not isinstance(p, Reverse):
+        raise ValueError(f"p must be a Reverse process, as sde.reverse(score) returns, got {type(p).__name__}")
+    for step in steps:
+        if not isinstance(step, Step):
+            raise ValueError(f"steps must be Step values such as Ancestral(), got {step!r}")
+    movers = [step for step in steps if step.moves]
+    if not steps or len(movers) > 1:
+        raise ValueError(f"steps must hold at least one step and at most one predictor, got {steps}")
+    return _run(p, state("x", x), times("ts", ts, p.T), steps, noise)
+
+
+@torch.no_grad()
+def _run(p: Reverse, x: Tensor, ts: Tensor, steps: tuple[Step, ...], noise: Noise) -> Iterator[Tensor]:
+    steps = tuple(step.start() for step in steps)
+    yield x
+    for t, s in pairwise(ts) if any(step.moves for step in steps) else zip(ts, ts, strict=True):
+        for step in steps:
+            x = step(p, x, t, s, noise)
+            t = s if step.moves else t
+        yield x
+
+
+def sample(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = iid()) -> Tensor:
+    """x at the last time: the end of `trajectory`, which see."""
+    return deque(trajectory(p, x, ts, *steps, noise=noise), maxlen=1).pop()

@@ -1,0 +1,88 @@
+"""The one broadcasting helper, and the argument checks that every module shares.
+
+States are `(B, *D)` for any D; times and the coefficients computed from them are `()` or `(B,)`. A 0-dim tensor does
+not promote a state's dtype and needs no transfer to its device; a `(B,)` coefficient is cast to the state's.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def like(c: Tensor | float, x: Tensor) -> Tensor | float:
+    """View a coefficient of shape () or (B,) so that it multiplies a state x of shape (B, *D).
+
+    Raises ValueError if c has another shape.
+    """
+    if not isinstance(c, Tensor) or c.ndim == 0:
+        return c
+    if c.ndim != 1 or len(c) != len(x):
+        raise ValueError(
+            f"t must have shape () or ({len(x)},) for a state of shape {tuple(x.shape)}, got {tuple(c.shape)}"
+        )
+    return c.to(x).view(-1, *(1,) * (x.ndim - 1))
+
+
+def as_time(t: Tensor | float) -> Tensor:
+    """t as a floating-point tensor; a Python number becomes 0-dim float64."""
+    if isinstance(t, Tensor) and t.is_floating_point():
+        return t
+    return torch.as_tensor(t, dtype=torch.float64)
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> float:
+    """Return value as a float; raise ValueError naming it unless it is finite and inside the open or closed bounds."""
+    ok = isinstance(value, (int, float)) and math.isfinite(value)
+    if not (ok and above < value < below and least <= value <= most):
+        low = f" > {above:g}" * (above > -math.inf) + f" >= {least:g}" * (least > -math.inf)
+        high = f" < {below:g}" * (below < math.inf) + f" <= {most:g}" * (most < math.inf)
+        both = f"{low} and{high}" if low and high else low + high
+        raise ValueError(f"{name} must be a finite number{both}, got {value!r}")
+    return float(value)
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """Return value as an int; raise ValueError naming it unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+    return value
+
+
+def state(name: str, x: Any) -> Tensor:
+    """Return x; raise ValueError unless it is a non-empty floating-point tensor of shape (B, *D) with finite values."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
+        what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be a non-empty floating-point tensor of shape (B, *D), got {what}")
+    finite = x.detach().flatten(1).isfinite().all(1)
+    if not finite.all():
+        raise ValueError(f"{name} must be finite, but sample {int((~finite).nonzero()[0])} is not")
+    return x
+
+
+def times(name: str, ts: Any, T: float, *, increasing: bool = False) -> Tensor:
+    """Return ts on the CPU in float64; raise ValueError unless it is a strictly monotone 1-D tensor inside [0, T]."""
+    if not isinstance(ts, Tensor) or not ts.is_floating_point() or ts.ndim != 1 or len(ts) < 2:
+        what = f"{ts.dtype} of shape {tuple(ts.shape)}" if isinstance(ts, Tensor) else type(ts).__name__
+        raise ValueError(f"{name} must be a 1-D floating-point tensor of at least 2 times, got {what}")
+    ts = ts.detach().to("cpu", torch.float64)
+    order = ts.diff() if increasing else -ts.diff()
+    if not (order > 0).all():
+        k = int((~(order > 0)).nonzero()[0])
+        word = "increase" if increasing else "decrease"
+        raise ValueError(
+            f"{name} must strictly {word}, but {name}[{k}] = {ts[k]:.6g} and {name}[{k + 1}] = {ts[k + 1]:.6g}"
+        )
+    low, high = sorted((float(ts[0]), float(ts[-1])))
+    if low < 0 or high > T * (1 + 1e-6):
+        raise ValueError(f"{name} must lie in [0, T] = [0, {T:g}], got {low:.6g} to {high:.6g}")
+    return ts
