@@ -145,12 +145,13 @@ class GaussianMixture(Law):
             self.diagonal, self.factors, self.extra = v.view(K, -1), m.new_zeros(K, self.d, 0), m.new_zeros(K, 0)
         else:
             U, low = (torch.as_tensor(a, dtype=torch.float64) for a in (factors, floor))
-            if v.ndim != 2 or U.shape != (K, self.d, v.shape[1]) or low.shape != (K,) or not (low > 0).all():
+            positive = low.shape == (K,) and bool(((low > 0) & low.isfinite()).all())
+            if v.ndim != 2 or U.shape != (K, self.d, v.shape[1]) or not positive:
                 raise ValueError(
                     f"factors must be ({K}, {self.d}, r), variances ({K}, r) and floor ({K},) > 0, "
                     f"got {tuple(U.shape)}, {tuple(v.shape)}, {tuple(low.shape)}"
                 )
-            if (U.mT @ U - torch.eye(U.shape[2])).abs().max() > 1e-6:
+            if not (U.mT @ U - torch.eye(U.shape[2]).to(U)).abs().max() <= 1e-6:
                 raise ValueError("factors must have orthonormal columns for every component")
             self.diagonal, self.factors, self.extra = low.view(K, 1), U, v
 

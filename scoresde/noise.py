@@ -5,7 +5,8 @@ Every random step, prior and perturbation of the library takes one, so that the 
 depends on: one generator (`iid`), the seed of each sample alone (`per_sample`), or a Brownian path (`Path`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -52,10 +53,10 @@ class per_sample:
     BUFFER = 1 << 24  # values held by the whole buffer at most, unless one step needs more
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self.seeds = [int(seed) for seed in seeds]
-        for i, seed in enumerate(self.seeds):
-            if not 0 <= seed < 2**32:
+        for i, seed in enumerate(seeds):
+            if not (0 <= seed < 2**32 and seed == int(seed)):
                 raise ValueError(f"seeds must be whole numbers from 0 to 2**32 - 1, got seeds[{i}] = {seed}")
+        self.seeds = [int(seed) for seed in seeds]
         self.generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         self.row: tuple[torch.Size, torch.dtype] | None = None
         self.buffer = torch.empty(0, 0, 0)
@@ -89,6 +90,16 @@ class per_sample:
         self.used = 0
 
 
+def seeds(seed: int, n: int, start: int = 0) -> list[int]:
+    """The seeds of samples start, ..., start + n - 1 of the collection `seed`, for `per_sample`: no two are equal.
+
+    They are start + i + seed * 2654435769 modulo 2**32, so collections with different small seeds lie far apart.
+    """
+    if not 0 <= seed < 2**32 or n < 0 or start < 0 or start + n > 2**32:
+        raise ValueError(f"seed, n and start must be whole numbers inside 0..2**32, got {seed}, {n} and {start}")
+    return [(start + i + seed * 2654435769) % 2**32 for i in range(n)]
+
+
 class Path:
     """One Brownian path W on [t0, t1], the same at every step size: z = (W(t) - W(s)) / sqrt|t - s|.
 
@@ -97,8 +108,8 @@ class Path:
     `torchsde.BrownianInterval` with a fixed dyadic tree, in units of the whole interval.
 
     shape: that of the state, (B, *D). tol: the resolution of times, as a part of t1 - t0. Raises ValueError when asked
-    for times outside [t0, t1] or for an interval below the resolution: an empty one, as a corrector asks for, is no
-    increment of the path.
+    for another shape, for times outside [t0, t1] or for an interval below the resolution: an empty one, as a corrector
+    asks for, is no increment of the path.
     """
 
     def __init__(
@@ -118,6 +129,8 @@ class Path:
         )
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        if x.shape != self.W.shape:
+            raise ValueError(f"this Path has shape {tuple(self.W.shape)}, but the state has {tuple(x.shape)}")
         low, high = ((float(u) - self.t0) / (self.t1 - self.t0) for u in sorted((t, s), key=float))
         if low < -self.tol or high > 1 + self.tol:
             raise ValueError(f"a Path on [{self.t0:g}, {self.t1:g}] has no increment from {float(s):g} to {float(t):g}")
@@ -127,3 +140,13 @@ class Path:
                 f"a Path has no increment over the empty interval at t = {float(t):g}: correctors need their own noise"
             )
         return (self.W(low, high) / (high - low) ** 0.5).to(x)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's global generator starts from seed; outside it is as before. Layers draw their first weights from
+    it and take no generator.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

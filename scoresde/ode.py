@@ -93,7 +93,7 @@ class Dopri5:
         for _ in range(self.max_steps):
             active = now != end
             if not active.any():
-                return y
+                break
             last = (end - now).abs() <= h.abs()
             h = torch.where(last, end - now, h)
             z, k = self._stages(f, y, k1, now, h)
@@ -109,8 +109,11 @@ class Dopri5:
             now = torch.where(accept, torch.where(last, end, now + h), now)
             h = h * (0.9 * ratio.clamp_min(1e-10) ** -0.2).clamp(0.2, 5.0)
             h = torch.where(now == end, 0.0, h)
-        i = int((now != end).nonzero()[0])
-        raise RuntimeError(f"{self} did not reach t = {float(end[i]):g}: sample {i} is at t = {float(now[i]):.6g}")
+        late = (now != end).nonzero()
+        if len(late):
+            i = int(late[0])
+            raise RuntimeError(f"{self} did not reach t = {float(end[i]):g}: sample {i} is at t = {float(now[i]):.6g}")
+        return y
 
     @staticmethod
     def _stages(f: Field, y: Tensor, k1: Tensor, t: Tensor, h: Tensor) -> tuple[Tensor, list[Tensor]]:

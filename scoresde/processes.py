@@ -56,7 +56,8 @@ class VP(LinearSDE):
 
     def _when(self, B: Tensor) -> Tensor:
         """The inverse of B, in the form of the quadratic's root that does not cancel."""
-        return 2 * B / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * B).sqrt())
+        root = (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * B).sqrt()
+        return 2 * B / (self.beta_min + root).clamp_min(torch.finfo(B.dtype).tiny)  # 0 at B=0 also if beta_min=0
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ class Tabulated(LinearSDE):
 
     def var(self, t: Tensor) -> Tensor:
         """1 - alpha^2."""
-        return -torch.expm1(2 * self.log_alpha(t))
+        return 0 - torch.expm1(2 * self.log_alpha(t))  # at t=0 this is 0, and its negation -0
 
     def f(self, t: Tensor) -> Tensor:
         """N (log alpha_{i+1} - log alpha_i) on [i/N, (i+1)/N)."""

@@ -55,8 +55,9 @@ class SDE(ABC):
     def simulate(self, x: Tensor, ts: Tensor, *, steps: int = 1000, seed: int = 0, **options: Any) -> Tensor:
         """Paths from x at time ts[0] through the times ts, which may increase or decrease -> (len(ts), B, *D).
 
-        Solved by `torchsde.sdeint` with `steps` equal steps over the whole range; `options` are its own (`method`,
-        `adaptive`, `rtol`, `bm`, ...). `seed` fixes the Brownian path. Raises ValueError if ts is not monotone.
+        Solved by `torchsde.sdeint` from each time to the next, in equal steps no longer than the whole range / `steps`;
+        `options` are its own (`method`, `adaptive`, `rtol`, `bm`, ...). `seed` fixes the Brownian path. Raises
+        ValueError if ts is not monotone.
         """
         return simulate(self.drift, self.diffusion, x, ts, steps, seed, options)
 

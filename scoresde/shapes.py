@@ -44,10 +44,9 @@ def number(
     """Return value as a float; raise ValueError naming it unless it is finite and inside the open or closed bounds."""
     ok = isinstance(value, (int, float)) and math.isfinite(value)
     if not (ok and above < value < below and least <= value <= most):
-        low = f" > {above:g}" * (above > -math.inf) + f" >= {least:g}" * (least > -math.inf)
-        high = f" < {below:g}" * (below < math.inf) + f" <= {most:g}" * (most < math.inf)
-        both = f"{low} and{high}" if low and high else low + high
-        raise ValueError(f"{name} must be a finite number{both}, got {value!r}")
+        bounds = ((">", above), (">=", least), ("<", below), ("<=", most))
+        said = " and".join(f" {sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
+        raise ValueError(f"{name} must be a finite number{said}, got {value!r}")
     return float(value)
 
 

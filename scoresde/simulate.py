@@ -1,5 +1,6 @@
 """Paths of any SDE through torchsde, in either direction of time."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,10 +61,10 @@ def simulate(
     """Integrate dx = drift(x, t) dt + diffusion(t) dw from x at ts[0]; see `SDE.simulate`."""
     x, ts = state("x", x), ts.detach().to("cpu", torch.float64)
     count("steps", steps)
+    if ts.ndim != 1 or len(ts) < 2 or not ((ts.diff() > 0).all() or (ts.diff() < 0).all()):
+        raise ValueError(f"ts must be at least 2 strictly increasing or strictly decreasing times, got {ts.tolist()}")
     sign = 1.0 if ts[-1] > ts[0] else -1.0
     u = sign * (ts - ts[0])
-    if ts.ndim != 1 or len(ts) < 2 or not (u.diff() > 0).all():
-        raise ValueError(f"ts must be at least 2 strictly increasing or strictly decreasing times, got {ts.tolist()}")
     method, dt = options.pop("method", "euler"), float(u[-1]) / steps
     kind = "stratonovich" if method in STRATONOVICH else "ito"
     if options.get("bm") is None:
@@ -78,5 +79,9 @@ def simulate(
             levy_area_approximation=LEVY.get(method, "none"),
         )
     sde = _Forward(drift, diffusion, ts[0], sign, x.shape, kind)
-    ys = torchsde.sdeint(sde, x.flatten(1), u, method=method, dt=dt, **options)
-    return ys.view(len(ts), *x.shape)
+    ys = [x.flatten(1)]
+    for ends in zip(u[:-1], u[1:], strict=True):  # one at a time: torchsde interpolates linearly inside a range
+        length = float(ends[1] - ends[0])
+        h = length / max(1, math.ceil(length / dt - 1e-6))
+        ys.append(torchsde.sdeint(sde, ys[-1], torch.stack(ends), method=method, dt=h, **options)[-1])
+    return torch.stack(ys).view(len(ts), *x.shape)
