@@ -1,0 +1,87 @@
+"""How far samples are from data.
+
+The Frechet distance is that between the Gaussians with the features' means and covariances (Dowson & Landau 1982;
+Heusel et al. 2017). A distance in the features of one classifier says nothing beside that of another: always give the
+value that real data get beside it. These are not Inception features, so it is not an FID.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .noise import seeded
+from .shapes import count, state
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2)) of features a (n, d) and b (m, d), in float64.
+
+    Raises ValueError unless both have at least 2 rows and the same d.
+    """
+    for name, x in (("a", a), ("b", b)):
+        if state(name, x).ndim != 2 or len(x) < 2 or x.shape[1] != a.shape[1]:
+            raise ValueError(f"{name} must be (n, {a.shape[1]}) with n > 1, got {tuple(x.shape)}")
+    (m_a, C_a), (m_b, C_b) = ((x.mean(0), torch.cov(x.T).view(len(x.T), -1)) for x in (a.double(), b.double()))
+    values, vectors = torch.linalg.eigh(C_a)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ C_b @ root).clamp_min(0).sqrt().sum()
+    return float((m_a - m_b).square().sum() + C_a.trace() + C_b.trace() - 2 * cross)
+
+
+class Classifier(nn.Module):
+    """A small convolutional classifier of images. Its last hidden layer of 64 units, scaled to mean 0 and variance 1
+    over the images that it was fitted to, serves as features.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(count("channels", channels), 32, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(1024, 64),
+            nn.SiLU(),
+        )
+        self.head = nn.Linear(64, count("classes", classes))
+        self.mean, self.std = torch.zeros(64), torch.ones(64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (B, classes)."""
+        return self.head(self.body(x))
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """The last hidden layer, scaled, (B, 64)."""
+        return (torch.cat([self.body(part) for part in x.split(512)]) - self.mean) / self.std
+
+    @torch.no_grad()
+    def accuracy(self, x: Tensor, y: Tensor) -> float:
+        """The share of images x that are given their labels y."""
+        return float((torch.cat([self(part).argmax(1) for part in x.split(512)]) == y).double().mean())
+
+    @classmethod
+    def fit(cls, x: Tensor, y: Tensor, seed: int = 0, epochs: int = 8, batch: int = 64) -> "Classifier":
+        """Trained by cross-entropy on images x (n, C, H, W) with labels y (n,); the same seed gives the same one."""
+        g = torch.Generator().manual_seed(seed)
+        with seeded(seed), torch.enable_grad():
+            net = cls(x.shape[1], int(y.max()) + 1).to(x.device)
+            optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+            for _ in range(epochs):
+                for rows in torch.randperm(len(x), generator=g).split(batch):
+                    optimizer.zero_grad()
+                    F.cross_entropy(net(x[rows]), y[rows]).backward()
+                    optimizer.step()
+        raw = net.features(x)
+        net.mean, net.std = raw.mean(0), raw.std(0)
+        return net.eval().requires_grad_(False)
+
+
+def nearest(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+    """The root mean square distance per dimension of each x (B, *D) to its nearest neighbour in data, and its index."""
+    d, i = torch.cdist(x.flatten(1), data.flatten(1)).min(1)
+    return d / x[0].numel() ** 0.5, i

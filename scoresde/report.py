@@ -1,0 +1,177 @@
+"""A report as Markdown and as one HTML file that needs nothing beside it, and the pictures in it."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoint import write
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 58rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .35rem .8rem; border-bottom: 1px solid #ddd; }
+th { text-align: left; border-bottom: 2px solid #888; } td { font-variant-numeric: tabular-nums; }
+pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; } img { max-width: 100%; }
+figure { margin: 1.5rem 0; } figcaption { color: #555; font-size: .9rem; }
+"""
+
+
+@dataclass
+class Report:
+    """Headings, paragraphs, tables, pictures and commands in order; `write` makes report.md and report.html of them."""
+
+    title: str
+    blocks: list[tuple[str, Any]] = field(default_factory=list)
+
+    def heading(self, text: str) -> None:
+        """A heading."""
+        self.blocks.append(("heading", text))
+
+    def text(self, text: str) -> None:
+        """A paragraph, plain text."""
+        self.blocks.append(("text", text))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of strings."""
+        self.blocks.append(("table", (columns, rows)))
+
+    def picture(self, file: str, caption: str) -> None:
+        """A PNG that lies in the report's folder."""
+        self.blocks.append(("picture", (file, caption)))
+
+    def commands(self, text: str) -> None:
+        """Lines for a shell."""
+        self.blocks.append(("commands", text))
+
+    def write(self, folder: Path) -> None:
+        """Write both files."""
+        write(folder / "report.md", self.markdown().encode())
+        write(folder / "report.html", self.html(folder).encode())
+
+    def markdown(self) -> str:
+        """The report as Markdown; pictures are links."""
+        parts = [f"# {self.title}"]
+        for kind, value in self.blocks:
+            match kind, value:
+                case "heading", text:
+                    parts.append(f"## {text}")
+                case "text", text:
+                    parts.append(text)
+                case "commands", text:
+                    parts.append(f"```\n{text}\n```")
+                case "picture", (file, caption):
+                    parts.append(f"![{caption}]({file})")
+                case "table", (columns, rows):
+                    lines = [columns, ["---"] * len(columns), *rows]
+                    parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        return "\n\n".join(parts) + "\n"
+
+    def html(self, folder: Path) -> str:
+        """The report as HTML, with the pictures inside."""
+        title = html.escape(self.title)
+        parts = [f"<h1>{title}</h1>"]
+        for kind, value in self.blocks:
+            match kind, value:
+                case "heading", text:
+                    parts.append(f"<h2>{html.escape(text)}</h2>")
+                case "text", text:
+                    parts.append(f"<p>{html.escape(text)}</p>")
+                case "commands", text:
+                    parts.append(f"<pre>{html.escape(text)}</pre>")
+                case "picture", (file, caption):
+                    data, caption = base64.b64encode((folder / file).read_bytes()).decode(), html.escape(caption)
+                    image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+                    parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+                case "table", (columns, rows):
+                    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+                    body = "".join(
+                        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows
+                    )
+                    parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width"><title>{title}</title><style>{STYLE}</style></head>\n'
+            "<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        )
+
+
+def tile(x: Tensor, columns: int) -> np.ndarray:
+    """Images x (n, 1 or 3, H, W) on [-1, 1], in rows of `columns`, one pixel apart: (height, width, 3) on [0, 1]."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"x must be images of shape (n, 1 or 3, H, W), got {tuple(x.shape)}")
+    x = ((x.float().cpu() + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
+    n, _, h, w = x.shape
+    rows = -(-n // columns)
+    sheet = torch.ones(rows * (h + 1) - 1, columns * (w + 1) - 1, 3)
+    for k, image in enumerate(x):
+        i, j = k // columns * (h + 1), k % columns * (w + 1)
+        sheet[i : i + h, j : j + w] = image.permute(1, 2, 0)
+    return sheet.numpy()
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """As a PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    write(file, content.getvalue())
+
+
+def grid_picture(x: Tensor, file: Path, title: str = "", columns: int = 16) -> None:
+    """Samples as a picture: images side by side, points of the plane as a scatter plot."""
+    if x.ndim == 2 and x.shape[1] == 2:
+        figure, axes = plt.subplots(figsize=(5, 5))
+        axes.scatter(x[:, 0].float().cpu(), x[:, 1].float().cpu(), s=4, alpha=0.5)
+        axes.set_aspect("equal")
+    else:
+        sheet = tile(x, columns)
+        figure, axes = plt.subplots(figsize=(8, 8 * sheet.shape[0] / sheet.shape[1]))
+        axes.imshow(sheet, interpolation="nearest")
+        axes.axis("off")
+    axes.set_title(title)
+    save_figure(figure, file)
+
+
+def side_by_side(parts: Sequence[tuple[str, Tensor]], file: Path, columns: int = 10) -> None:
+    """Sheets of images, each under its title, two in a row."""
+    rows = -(-len(parts) // 2)
+    sheets = [tile(x, columns) for _, x in parts]
+    height = 4.4 * rows * sheets[0].shape[0] / sheets[0].shape[1] + 0.3 * rows
+    figure, axes = plt.subplots(rows, 2, figsize=(9, height), squeeze=False)
+    for a in axes.flat:
+        a.axis("off")
+    for a, sheet, (title, _) in zip(axes.flat, sheets, parts, strict=False):
+        a.imshow(sheet, interpolation="nearest")
+        a.set_title(title, fontsize=11)
+    figure.tight_layout()
+    save_figure(figure, file)
+
+
+def path_picture(paths: Sequence[tuple[str, Tensor, Sequence[str]]], file: Path) -> None:
+    """One row for each (title, x (k, C, H, W), labels): a sample on its way from noise to data.
+
+    Every picture is scaled to its own range, since noise is larger than data.
+    """
+    k = max(len(x) for _, x, _ in paths)
+    figure, axes = plt.subplots(len(paths), k, figsize=(1.05 * k, 1.45 * len(paths)), squeeze=False)
+    for row, (title, x, labels) in zip(axes, paths, strict=True):
+        for a in row:
+            a.axis("off")
+        for a, image, label in zip(row, x, labels, strict=False):
+            a.imshow(tile(image[None] / max(1.0, float(image.abs().max())), 1), interpolation="nearest")
+            a.set_title(label, fontsize=8)
+        row[0].text(-0.1, 0.5, title, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+    save_figure(figure, file)
