@@ -177,6 +177,8 @@ def bits_per_dim(
     method: Method = Dopri5(),
     divergence: Trace = Exact(),
     noise: Noise = iid(),
+    log_prior: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Bits per dimension of discrete samples x (B, *D) under uniform dequantisation: -> (B,). See `log_prob`."""
-    return data.bits_per_dim(log_prob(p, data.dequantize(x, noise), ts, method, divergence), x[0].numel())
+    nats = log_prob(p, data.dequantize(x, noise), ts, method, divergence, log_prior)
+    return data.bits_per_dim(nats, x[0].numel())

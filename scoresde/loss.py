@@ -52,6 +52,7 @@ class SNR(Weight):
     """
 
     gamma: float = 5.0
+    """The SNR above which the weight of x_0 stops growing."""
 
     def __post_init__(self) -> None:
         if self.gamma != math.inf:
@@ -66,6 +67,7 @@ class Karras(Weight):
     """1 + (sigma/alpha)^2/sigma_data^2: unit weight on a `model.Karras` network's output (Karras et al. 2022)."""
 
     sigma_data: float = 0.5
+    """The standard deviation of the data."""
 
     def __post_init__(self) -> None:
         number("sigma_data", self.sigma_data, above=0)
@@ -131,7 +133,9 @@ class LogNormal(Times):
     """log(sigma/alpha) ~ N(mean, std^2), cut off at t_min and T (Karras et al. 2022, table 1)."""
 
     mean: float = -1.2
+    """Mean of log(sigma/alpha)."""
     std: float = 1.2
+    """Its standard deviation."""
 
     def __post_init__(self) -> None:
         number("mean", self.mean)
@@ -169,8 +173,8 @@ def dsm(
 
     The caller draws t. Raises ValueError if t does not have shape (B,).
     """
-    if t.shape != (len(x_0),):
-        raise ValueError(f"t must have shape ({len(x_0)},), one time for each sample, got {tuple(t.shape)}")
+    if as_time(t).shape != (len(x_0),):
+        raise ValueError(f"t must have shape ({len(x_0)},), one time for each sample, got {tuple(as_time(t).shape)}")
     x_t, z = model.sde.perturb(x_0, t, noise)
     error = (model.eps(x_t, t, **cond) - z).square().flatten(1).sum(1)
     return weight(model.sde, t).to(error) * error

@@ -134,6 +134,7 @@ class ScoreModel(nn.Module):
     def eps(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """The predicted noise, a x + b F(c_in x, clock(t)): (B, *D), () or (B,) -> (B, *D)."""
         t, dtype = as_time(t), self._dtype(x)
+        like(t, x)  # t of another shape raises here, where some parametrisations would broadcast it
         a, b, c_in = self.predicts(self.sde.alpha(t), self.sde.sigma(t))
         clock = torch.ones(len(x), dtype=dtype, device=x.device) * self.clock(self.sde, t).to(dtype)
         out = self.net((like(c_in, x) * x).to(dtype), clock, **cond)

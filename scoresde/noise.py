@@ -101,7 +101,8 @@ def seeds(seed: int, n: int, start: int = 0) -> list[int]:
 
 
 class Path:
-    """One Brownian path W on [t0, t1], the same at every step size: z = (W(t) - W(s)) / sqrt|t - s|.
+    """One Brownian path W on [t0, t1], the same at every step size: z = (W(t) - W(s)) / sqrt(t - s) for t > s,
+    and the same for the step from s to t.
 
     Increments over the halves of an interval add up to the increment over the whole, whatever is asked first, so two
     discretisations that are given the same Path approximate the same solution (strong convergence). It is

@@ -7,7 +7,7 @@ the adaptive one.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 class Method(Protocol):
-    """Carries y from time t to time s along dy/dt = f(t, y)."""
+    """Carries y from time t to time s along dy/dt = f(t, y). `ends = True` says that it asks for f at s itself."""
 
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor: ...
 
@@ -35,6 +35,8 @@ class Euler:
 class Heun:
     """The explicit trapezoidal rule, y_s = y + h/2 (f(t, y) + f(s, y + h f(t, y))). Order 2, two calls."""
 
+    ends: ClassVar[bool] = True
+
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
         h, k = s - t, f(t, y)
         return y + h / 2 * (k + f(s, y + h * k))
@@ -43,6 +45,8 @@ class Heun:
 @dataclass(frozen=True)
 class RK4:
     """The classical Runge-Kutta method (Kutta 1901). Order 4, four calls."""
+
+    ends: ClassVar[bool] = True
 
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
         h, m = s - t, (s + t) / 2
@@ -77,9 +81,13 @@ class Dopri5:
     f is not finite, or if `max_steps` do not suffice.
     """
 
+    ends: ClassVar[bool] = True
     rtol: float = 1e-5
+    """Relative tolerance."""
     atol: float = 1e-5
+    """Absolute tolerance."""
     max_steps: int = 10_000
+    """Steps after which to give up."""
 
     def __post_init__(self) -> None:
         number("rtol", self.rtol, least=0)

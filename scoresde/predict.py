@@ -7,9 +7,15 @@ from torch import Tensor
 
 from .noise import Noise
 from .ode import Heun, Method
-from .sample import Step
+from .sample import Step, needs_noise
 from .sde import Reverse
 from .shapes import number
+
+
+def needs_flow(p: Reverse) -> None:
+    """Raise ValueError unless p is a probability flow."""
+    if p.eta:
+        raise ValueError(f"an ODE step needs the probability flow, eta=0, got eta={p.eta:g}")
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,17 @@ class Ancestral(Step):
     """
 
     v: float = 0.0
+    """The variance of the noise, between fixed-small (0) and fixed-large (1)."""
 
     def __post_init__(self) -> None:
         number("v", self.v, least=0, most=1)
 
-    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def check(self, p: Reverse, ts: Tensor) -> None:
+        """eta is at most 1."""
         number("eta", p.eta, most=1)
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        self.check(p, s)
         sde = p.sde
         small = -(p.eta**2) * sde.var(s) * torch.expm1(2 * (sde.log_snr(t) - sde.log_snr(s)))
         ratio = sde.alpha(s) / sde.alpha(t)
@@ -74,13 +85,22 @@ class Flow(Step):
 
     method: Method = Heun()
 
+    def __post_init__(self) -> None:
+        if isinstance(self.method, type) or not callable(self.method):
+            raise ValueError(f"method must be a solver such as Heun(), got {self.method!r}")
+
+    def check(self, p: Reverse, ts: Tensor) -> None:
+        """eta is 0, and sigma > 0 at the end if the solver asks for the score there."""
+        needs_flow(p)
+        if getattr(self.method, "ends", False):
+            needs_noise(p, ts[-1])
+
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        if p.eta:
-            raise ValueError(f"an ODE step needs the probability flow, eta=0, got eta={p.eta:g}")
+        needs_flow(p)
 
         def drift(u: Tensor, y: Tensor) -> Tensor:
-            if not u.is_cuda and (p.sde.var(u) == 0).any():
-                raise ValueError(f"the score is singular where sigma = 0: end the grid before t = {float(u.min()):g}")
+            if not u.is_cuda:
+                needs_noise(p, u)
             return p.drift(y, u)
 
         return self.method(drift, x, t, s)
@@ -92,7 +112,8 @@ class Churn(Step):
 
     Where low <= sigma/alpha <= high, x is first carried back to the time u with sigma/alpha larger by the factor
     1 + gamma (never beyond T), by the forward transition; `step` then goes from u to s. gamma is per step: Karras et
-    al. use min(S_churn/n, sqrt(2) - 1). With gamma = 0 it is `step` itself.
+    al. use min(S_churn/n, sqrt(2) - 1). With gamma = 0 it is `step` itself; else it draws noise on the probability flow
+    too, as theirs does.
     """
 
     step: Step = Flow()
@@ -103,8 +124,12 @@ class Churn(Step):
     def __post_init__(self) -> None:
         number("gamma", self.gamma, least=0)
         number("high", self.high, least=number("low", self.low, least=0))
-        if not self.step.moves:
-            raise ValueError(f"step must be a predictor, got {self.step}")
+        if not isinstance(self.step, Step) or not self.step.moves:
+            raise ValueError(f"step must be a predictor such as Flow(), got {self.step!r}")
+
+    def check(self, p: Reverse, ts: Tensor) -> None:
+        """As `step` has it."""
+        self.step.check(p, ts)
 
     def start(self) -> "Churn":
         """The same, with `step` started."""

@@ -19,7 +19,9 @@ class VP(LinearSDE):
     """
 
     beta_min: float = 0.1
+    """beta at t = 0."""
     beta_max: float = 20.0
+    """beta at t = 1."""
 
     def __post_init__(self) -> None:
         number("beta_min", self.beta_min, least=0)
@@ -87,7 +89,9 @@ class VE(LinearSDE):
     """
 
     sigma_min: float = 0.01
+    """sigma at t = 0."""
     sigma_max: float = 50.0
+    """sigma at t = 1; about the largest distance between two samples of the data (Song & Ermon 2020)."""
     t_min = 0.0
 
     def __post_init__(self) -> None:
@@ -127,7 +131,9 @@ class Cosine(LinearSDE):
     """
 
     s: float = 0.008
+    """The offset that keeps beta from vanishing near t = 0."""
     T: float = 0.9946
+    """The time of the prior, below 1."""
 
     def __post_init__(self) -> None:
         number("s", self.s, above=0)
@@ -170,6 +176,7 @@ class RectifiedFlow(LinearSDE):
     """
 
     T: float = 0.999
+    """The time of the prior, below 1."""
 
     def __post_init__(self) -> None:
         number("T", self.T, above=0, below=1)
@@ -201,7 +208,9 @@ class EDM(LinearSDE):
     """dx = sqrt(2t) dw, so alpha = 1 and sigma = t, for t up to T (Karras et al. 2022, table 1, last column)."""
 
     T: float = 80.0
+    """The largest noise level."""
     t_min: float = 0.002
+    """The smallest noise level."""
 
     def __post_init__(self) -> None:
         number("t_min", self.t_min, above=0)

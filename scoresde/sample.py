@@ -32,8 +32,17 @@ class Step(ABC):
         """The step as it stands before the first interval; a method with memory returns a fresh copy."""
         return self
 
+    def check(self, p: Reverse, ts: Tensor) -> None:  # noqa: B027  (most steps can do everything)
+        """Raise ValueError if the step cannot be taken on p at the times ts, those that it will be called at."""
+
     @abstractmethod
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor: ...
+
+
+def needs_noise(p: Reverse, ts: Tensor) -> None:
+    """Raise ValueError where sigma = 0 at one of the times ts: the score is singular there."""
+    if (p.sde.var(ts) == 0).any():
+        raise ValueError(f"the score is singular where sigma = 0: end the grid before t = {float(ts.min()):g}")
 
 
 def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = iid()) -> Iterator[Tensor]:
@@ -42,8 +51,8 @@ def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = i
     With no predictor there is nothing that carries x between the times, and each time of ts is visited once: with
     `Langevin` that is annealed Langevin dynamics (Song & Ermon 2019, Algorithm 1).
 
-    Raises ValueError before any work if p is no Reverse, x or ts is not as stated, there is no step, or more than one
-    step moves.
+    Raises ValueError before any work if p is no Reverse, x or ts is not as stated, there is no step, more than one
+    step moves, or a step cannot do what is asked.
     """
     if not isinstance(p, Reverse):
         raise ValueError(f"p must be a Reverse process, as sde.reverse(score) returns, got {type(p).__name__}")
@@ -53,7 +62,15 @@ def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = i
     movers = [step for step in steps if step.moves]
     if not steps or len(movers) > 1:
         raise ValueError(f"steps must hold at least one step and at most one predictor, got {steps}")
-    return _run(p, state("x", x), times("ts", ts, p.T), steps, noise)
+    x, ts = state("x", x), times("ts", ts, p.T)
+    if movers:
+        at = steps.index(movers[0])
+        for i, step in enumerate(steps):
+            step.check(p, ts if i == at else ts[:-1] if i < at else ts[1:])
+    else:
+        for step in steps:
+            step.check(p, ts)
+    return _run(p, x, ts, steps, noise)
 
 
 @torch.no_grad()

@@ -69,6 +69,8 @@ class SDE(ABC):
 
         def __getattr__(self, name: str) -> Any:
             if name in MARGINAL:
+                if isinstance(vars(self).get("sde"), LinearSDE):
+                    raise AttributeError(f"{type(self).__name__} has no `{name}`: ask its `sde` for it")
                 raise AttributeError(
                     f"{type(self).__name__} has no `{name}`: the marginals x_t | x_0 of an SDE whose drift is not "
                     "linear in x have no closed form. Use `simulate`, or subclass LinearSDE if the drift is f(t) x."

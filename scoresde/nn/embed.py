@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..shapes import count
+from ..shapes import count, number
 
 
 class Network(nn.Module):
@@ -57,7 +57,9 @@ def drop_labels(label: Tensor, p: float, classes: int, generator: torch.Generato
     """label with a share p of its entries replaced by `classes`, no label (Ho & Salimans 2022, Algorithm 1).
 
     A network trained so gives the conditional and the unconditional score, which classifier-free guidance mixes.
+    Raises ValueError unless 0 <= p <= 1.
     """
+    number("p", p, least=0, most=1)
     keep = torch.rand(label.shape, generator=generator).to(label.device) >= p
     return torch.where(keep, label, torch.full_like(label, classes))
 

@@ -93,6 +93,8 @@ class UNet(Network):
         )
         if len(shape) != 3:
             raise ValueError(f"shape must be (channels, height, width), got {tuple(shape)}")
+        for n in shape:
+            count("shape", n)
         if not multipliers:
             raise ValueError("multipliers must name at least one level, got none")
         count("width", width), count("blocks", blocks), count("attention", attention, least=0)

@@ -1,0 +1,253 @@
+"""A network read as a score: which dtype computes, what the network is told, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from scoresde import (
+    EDM,
+    VE,
+    VP,
+    Ancestral,
+    Cosine,
+    Data,
+    Epsilon,
+    EulerMaruyama,
+    Flow,
+    Karras,
+    LogSNR,
+    RectifiedFlow,
+    ScoreModel,
+    ScoreValue,
+    Steps,
+    SubVP,
+    Tabulated,
+    Velocity,
+    exact,
+    grid,
+    sample,
+    transport,
+)
+from scoresde.nn import MLP
+
+F64 = torch.float64
+SDES = [VP(), SubVP(), VE(0.05, 20.0), Cosine(), RectifiedFlow(), EDM(T=30.0)]
+every_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+PREDICTS = [Epsilon(), Data(), Velocity(), ScoreValue(), Karras(0.6)]
+every_parametrisation = pytest.mark.parametrize("predicts", PREDICTS, ids=repr)
+
+
+class Net(nn.Module):
+    """tanh(W x) + sin c, which remembers what it was called with."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.W = nn.Linear(3, 3, dtype=dtype)
+        nn.init.normal_(self.W.weight, generator=torch.Generator().manual_seed(1))
+
+    def forward(self, x, c, **cond):
+        self.seen = x, c, cond
+        return torch.tanh(self.W(x)) + c.sin()[:, None]
+
+
+def normal(*shape, seed=3):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+# dtypes
+
+
+@every_parametrisation
+@pytest.mark.parametrize("inside", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outside", [torch.float64, torch.float32])
+def test_network_and_state_keep_their_dtypes(predicts, inside, outside):
+    """The network is asked in the dtype of its parameters; score and eps come in the state's dtype.
+
+    Only the network's answer is rounded: a x + b F(c_in x, c), with F alone in the lower precision.
+    """
+    sde, net, x, t = VP(0.1, 5.0), Net(inside), normal(4, 3).to(outside), torch.tensor(0.4, dtype=F64)
+    model = ScoreModel(net, sde, predicts)
+    e = model.eps(x, t)
+    assert e.dtype == model(x, t).dtype == outside
+    assert net.seen[0].dtype == net.seen[1].dtype == inside and net.seen[1].shape == (4,)
+    a, b, c_in = predicts(sde.alpha(t), sde.sigma(t))
+    F = net((c_in * x).to(inside), sde.log_snr(t).to(inside).expand(4)).to(F64)
+    rtol = 1e-12 if outside == F64 else 1e-5
+    torch.testing.assert_close(e.to(F64), a * x.to(F64) + b * F, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(model(x, t) * sde.sigma(t), -e, rtol=10 * rtol, atol=rtol)
+
+
+def test_a_network_without_parameters_computes_in_the_state():
+    """With no floating-point parameter to follow, the network is asked in x's dtype."""
+
+    class Bare(nn.Module):
+        def forward(self, x, c):
+            self.seen = x.dtype, c.dtype
+            return x
+
+    for dtype in (torch.float32, F64):
+        model = ScoreModel(Bare(), VP())
+        assert model(torch.zeros(2, 3, dtype=dtype), 0.5).dtype == dtype
+        assert model.net.seen == (dtype, dtype)
+
+
+@pytest.mark.parametrize("outside", [torch.float64, torch.float32])
+def test_autocast(outside):
+    """Under autocast the layers compute in bfloat16, the state keeps its dtype, and the score is near float32's."""
+    sde, x, t = VP(0.1, 5.0), normal(6, 3).to(outside), torch.tensor(0.4, dtype=F64)
+    model, inside = ScoreModel(Net(), sde, Velocity()), []
+    model.net.W.register_forward_hook(lambda module, args, out: inside.append(out.dtype))
+    plain = model.eps(x, t)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = model.eps(x, t)
+        y = sample(sde.reverse(model), x, grid.uniform(sde, 3, 0.1), Ancestral())
+    assert inside[0] == torch.float32 and set(inside[1:]) == {torch.bfloat16}
+    assert cast.dtype == y.dtype == outside
+    assert 0 < (cast - plain).abs().max() < 0.05
+
+
+@every_parametrisation
+def test_times_of_both_shapes_agree(predicts):
+    """t of shape () is t of shape (B,) filled with it, and a row's answer is that of its own time."""
+    sde, x = VP(0.1, 5.0), normal(4, 3)
+    model, ts = ScoreModel(Net(F64), sde, predicts), torch.tensor([0.1, 0.4, 0.4, 0.9], dtype=F64)
+    each = torch.cat([model(x[i : i + 1], ts[i]) for i in range(4)])
+    torch.testing.assert_close(model(x, ts), each, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model(x, torch.full((4,), 0.4, dtype=F64)), model(x, 0.4), rtol=1e-12, atol=1e-12)
+
+
+# what the network is told
+
+
+@every_sde
+def test_clocks(sde):
+    """LogSNR(k) is k log(alpha/sigma), EDM's log(sigma)/4 at k = -1/4; Steps(n, shift) is (n-1) t/T + shift."""
+    t = sde.T * torch.tensor([0.1, 0.5, 1.0], dtype=F64)
+    for clock, want in [
+        (LogSNR(), (sde.alpha(t) / sde.sigma(t)).log()),
+        (LogSNR(-0.25), (sde.sigma(t) / sde.alpha(t)).log() / 4),
+        (Steps(), 999 * t / sde.T),
+        (Steps(51, shift=-1.0), 50 * t / sde.T - 1),
+    ]:
+        torch.testing.assert_close(clock(sde, t), want, rtol=1e-12, atol=1e-12)
+        model = ScoreModel(Net(F64), sde, clock=clock)
+        model(normal(3, 3), t)
+        torch.testing.assert_close(model.net.seen[1], want, rtol=1e-12, atol=1e-12)
+
+
+def test_clock_of_a_discrete_chain():
+    """On the knots i/n of a table, Steps(n + 1, shift=-1) counts 0, 1, ..., n - 1 as a DDPM network expects."""
+    sde = Tabulated(torch.linspace(1e-4, 0.02, 40, dtype=F64))
+    knots = torch.arange(1, 41, dtype=F64) / 40
+    torch.testing.assert_close(Steps(41, shift=-1.0)(sde, knots), torch.arange(40, dtype=F64), rtol=0, atol=1e-12)
+
+
+def test_conditions_reach_the_network():
+    """Keyword arguments of eps and of the score arrive at the network's forward as they are."""
+    model, label = ScoreModel(Net(), VP()), torch.tensor([1, 2])
+    for call in (model.eps, model):
+        call(torch.zeros(2, 3), 0.5, label=label, mask=None)
+        assert model.net.seen[2]["label"] is label and model.net.seen[2]["mask"] is None
+
+
+# any callable is a score
+
+
+def test_any_callable_is_a_score():
+    """A model, its bound method, a closure over it with guidance, and an exact law are sampled by the same call."""
+    sde, x = VP(), normal(5, 3)
+    model, law = ScoreModel(Net(F64), sde, Velocity()), exact.Gaussian(torch.zeros(3), 1.0).diffuse(sde)
+    run = lambda score: sample(sde.reverse(score, 0.0), x, grid.uniform(sde, 5, 0.1), EulerMaruyama())  # noqa: E731
+    assert torch.equal(run(model), run(model.forward))
+    assert torch.equal(run(model), run(lambda x, t: model(x, t, label=None)))
+    mixed = lambda w: lambda x, t: w * model(x, t) + (1 - w) * law(x, t)  # noqa: E731
+    torch.testing.assert_close(run(mixed(1.0)), run(model), rtol=1e-12, atol=0)
+    torch.testing.assert_close(run(mixed(0.0)), run(law), rtol=1e-12, atol=0)
+    # for data N(0, I) the marginals of VP are N(0, I), and the drift of the flow is 0
+    torch.testing.assert_close(run(law), x, rtol=1e-12, atol=1e-12)
+
+
+# transport
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(VP(), VE(0.05, 20.0)), (EDM(T=80.0), Cosine(T=0.98)), (RectifiedFlow(), VP(0.1, 12.0))],
+    ids=lambda sde: type(sde).__name__,
+)
+def test_transport_there_and_back(source, target):
+    """A model's score, taken to another SDE and back, is the model's, at every time that both of them have."""
+    model, x = ScoreModel(Net(F64), source, Karras(0.6)), normal(7, 3)
+    low = max(float(target.log_snr(target.T)), float(source.log_snr(source.T))) + 1e-6
+    high = min(float(source.log_snr(0.05 * source.T)), float(target.log_snr(0.0)) - 1e-6)
+    t = source.time(torch.linspace(low, high, 7, dtype=F64))
+    there = transport(model, source, target)
+    u, c = target.time(source.log_snr(t)), (target.alpha(target.time(source.log_snr(t))) / source.alpha(t))[:, None]
+    torch.testing.assert_close(c * there(c * x, u), model(x, t), rtol=1e-8, atol=1e-8)
+
+
+def test_transport_carries_the_flow():
+    """The probability flow of a transported model is the model's, scaled: one ODE in two sets of coordinates."""
+    source, target = VP(0.1, 8.0), VE(0.05, 20.0)
+    model, x = ScoreModel(Net(F64), source, Velocity()), normal(4, 3)
+    lam = torch.linspace(float(source.log_snr(1.0)), 1.5, 200, dtype=F64)
+    u = target.time(lam)
+    wide = VE(0.05, float(target.sigma(u[0])))
+    a = sample(source.reverse(model, 0.0), x, source.time(lam).clamp_max(1.0), Flow())
+    scaled = x / source.alpha(1.0)
+    moved = transport(model, source, wide)
+    b = sample(wide.reverse(moved, 0.0), scaled, wide.time(lam).clamp_max(1.0), Flow())
+    torch.testing.assert_close(b, a / source.alpha(source.time(lam[-1])), rtol=1e-3, atol=1e-3)
+
+
+# what is refused
+
+
+@pytest.mark.parametrize("change", ["narrow", "flat", "more"])
+def test_wrong_output_shapes(change):
+    """A network that returns another shape than x's is an error with both shapes, and no broadcast."""
+
+    class Wrong(nn.Module):
+        def forward(self, x, c):
+            return {"narrow": x[:, :1], "flat": x.flatten(), "more": torch.cat([x, x])}[change]
+
+    with pytest.raises(ValueError, match=r"net must return the shape of x, \(2, 3\)"):
+        ScoreModel(Wrong(), VP())(torch.zeros(2, 3), 0.5)
+
+
+@pytest.mark.parametrize("t", [torch.full((3,), 0.5), torch.full((1,), 0.5), torch.full((2, 1), 0.5)], ids=str)
+def test_wrong_shapes_of_t(t):
+    """Two samples have one time or two: any other number is refused, by the score and by eps."""
+    model = ScoreModel(Net(), VP())
+    for call in (model, model.eps):
+        with pytest.raises(ValueError, match="t must have shape"):
+            call(torch.zeros(2, 3), t)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"net": lambda x, c: x}, "net"),
+        ({"net": None}, "net"),
+        ({"net": MLP}, "net"),
+        ({"sde": VP}, "sde"),
+        ({"sde": "vp"}, "sde"),
+        ({"predicts": Epsilon}, "predicts"),
+        ({"predicts": "epsilon"}, "predicts"),
+        ({"clock": LogSNR}, "clock"),
+        ({"clock": 1000}, "clock"),
+    ],
+)
+def test_wrong_arguments(change, match):
+    """Each argument of another type is named; a class in place of its value is the usual slip."""
+    with pytest.raises(ValueError, match=f"{match} must be"):
+        ScoreModel(**({"net": Net(), "sde": VP()} | change))
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, None, "1"])
+def test_sigma_data_is_positive(value):
+    """The data of a Karras network have a standard deviation."""
+    with pytest.raises(ValueError, match="sigma_data"):
+        Karras(value)

@@ -1,0 +1,218 @@
+"""The networks: any size in, the same size out; rows apart; told of noise level and class; every weight used."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scoresde.nn import MLP, UNet, drop_labels
+
+
+def awake(net, seed=0):
+    """The network with every layer that starts at zero drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    for w in net.parameters():
+        if not w.any():
+            w.data.normal_(std=0.2, generator=generator)
+    return net
+
+
+def small(kind, classes=0):
+    if kind == "mlp":
+        return MLP((2, 4, 4), width=16, depth=2, classes=classes)
+    return UNet((2, 4, 4), width=8, multipliers=(1, 2), blocks=1, attention=1, classes=classes)
+
+
+def batch(n=5, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 2, 4, 4, generator=generator), torch.randn(n, generator=generator)
+
+
+kinds = pytest.mark.parametrize("kind", ["mlp", "unet"])
+
+
+# shapes
+
+
+@given(
+    size=st.sampled_from([(8, 8), (28, 28), (7, 5), (1, 1), (33, 17), (2, 9), (1, 6)]),
+    channels=st.sampled_from([1, 3, 4]),
+    levels=st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=3),
+    blocks=st.integers(1, 2),
+    attention=st.integers(0, 3),
+    width=st.sampled_from([1, 4, 6, 10]),
+)
+def test_unet_returns_its_input_shape(size, channels, levels, blocks, attention, width):
+    """Any height, width, channels, levels, blocks and attention, at any width: the output has x's shape and dtype."""
+    net = awake(UNet((channels, *size), width, levels, blocks, attention, classes=3))
+    x = torch.randn(2, channels, *size)
+    y = net(x, torch.randn(2), torch.tensor([0, 3]))
+    assert y.shape == x.shape and y.dtype == x.dtype and y.std() > 0
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 20), st.integers(1, 3))
+def test_mlp_returns_its_input_shape(shape, width, depth):
+    """Vectors, series, images and volumes of any size."""
+    x = torch.randn(3, *shape)
+    y = awake(MLP(shape, width, depth))(x, torch.randn(3))
+    assert y.shape == x.shape and y.dtype == x.dtype and y.any()
+
+
+def test_unet_takes_other_sizes_than_its_own():
+    """A U-Net is made for channels, not for a height and width: one network reads images of several sizes."""
+    net = awake(UNet((1, 8, 8), width=4, blocks=1))
+    for size in [(8, 8), (5, 12), (1, 1)]:
+        assert net(torch.randn(2, 1, *size), torch.zeros(2)).shape == (2, 1, *size)
+
+
+@kinds
+def test_other_dtypes(kind):
+    """In float64 the network gives what it gives in float32, to rounding of float32."""
+    net, (x, c) = awake(small(kind)), batch()
+    single = net(x, c)
+    double = net.double()(x.double(), c.double())
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4)
+
+
+# how they start
+
+
+@kinds
+def test_starts_at_zero(kind):
+    """At initialisation the output is exactly 0: a ScoreModel starts from the best answer that knows nothing."""
+    x, c = batch()
+    y = small(kind, classes=3)(x, c, torch.tensor([0, 1, 2, 3, 0]))
+    assert torch.equal(y, torch.zeros_like(x))
+
+
+@kinds
+def test_training_leaves_zero(kind):
+    """The zero start is no trap: after three steps of Adam the output depends on x, on c, and on the label."""
+    net, (x, c) = small(kind, classes=3), batch()
+    label = torch.tensor([0, 1, 2, 3, 0])
+    optimiser, target = torch.optim.Adam(net.parameters(), 0.05), torch.randn_like(x)
+    for _ in range(3):
+        optimiser.zero_grad()
+        (net(x, c, label) - target).square().mean().backward()
+        optimiser.step()
+    y = net(x, c, label)
+    for other in [(-x, c, label), (x, c + 1, label), (x, c, (label + 1) % 4)]:
+        assert ((net(*other) - y).abs().flatten(1).amax(1) > 1e-5).all()
+
+
+@kinds
+def test_every_parameter_learns(kind):
+    """With the zero layers awake, the gradient reaches every parameter, and every row of the class table in use."""
+    net, (x, c) = awake(small(kind, classes=3)), batch()
+    net(x, c, torch.tensor([0, 1, 2, 3, 0])).square().sum().backward()
+    for name, w in net.named_parameters():
+        assert w.grad is not None and w.grad.abs().max() > 1e-9, name
+    assert (net.embed.label.weight.grad.abs().amax(1) > 0).all()
+
+
+# rows, noise level, class
+
+
+@kinds
+def test_rows_are_independent(kind):
+    """Row i is a function of x_i, c_i and label_i alone: other rows may be anything, or be missing."""
+    net, (x, c) = awake(small(kind, classes=3)), batch(6)
+    label = torch.tensor([0, 1, 2, 3, 0, 1])
+    y = net(x, c, label)
+    for i in range(6):
+        alone = net(x[i : i + 1], c[i : i + 1], label[i : i + 1])
+        torch.testing.assert_close(alone[0], y[i], rtol=1e-5, atol=1e-5)
+    other, told, named = 100 * torch.randn_like(x), c + 3, (label + 1) % 4
+    other[2], told[2], named[2] = x[2], c[2], label[2]
+    torch.testing.assert_close(net(other, told, named)[2], y[2], rtol=1e-5, atol=1e-5)
+    x = x.requires_grad_()
+    (grad,) = torch.autograd.grad(net(x, c, label)[2].sum(), x)
+    assert grad[2].any() and not grad[[0, 1, 3, 4, 5]].any()
+
+
+@kinds
+def test_noise_level_and_class_are_told(kind):
+    """A change of c or of the class changes the output of every row; label=None is the index `classes`, no label."""
+    net, (x, c) = awake(small(kind, classes=3)), batch()
+    answers = [net(x, c, torch.full((5,), k)) for k in range(4)]
+    for k in range(4):
+        for j in range(k):
+            assert ((answers[k] - answers[j]).abs().flatten(1).amax(1) > 1e-4).all()
+    assert torch.equal(net(x, c), answers[3])
+    for other in (c + 0.1, c + 1, c + 20, -c):  # -c: an embedding by cosines alone would be even in log-SNR
+        assert ((net(x, other) - answers[3]).abs().flatten(1).amax(1) > 1e-5).all()
+
+
+@kinds
+def test_smooth_in_the_noise_level(kind):
+    """A step of 1e-3 in c moves the output by about a thousandth of what a step of 1 does: no step index is hashed."""
+    net, (x, c) = awake(small(kind)).double(), batch()
+    x, c = x.double(), c.double()
+    far, near, nearer = ((net(x, c + h) - net(x, c)).norm() for h in (1.0, 1e-3, 1e-4))
+    assert near < 0.02 * far
+    torch.testing.assert_close(near / nearer, torch.tensor(10.0, dtype=torch.float64), rtol=0.02, atol=0)
+
+
+# dropped labels
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
+def test_share_of_dropped_labels(p):
+    """A share p of the labels becomes `classes`, within 4.5 standard errors; the others stay, whatever their value."""
+    n, classes = 20_000, 10
+    label = torch.arange(n) % classes
+    dropped = drop_labels(label, p, classes, torch.Generator().manual_seed(3))
+    gone = dropped == classes
+    assert abs(float(gone.double().mean()) - p) <= 4.5 * (p * (1 - p) / n) ** 0.5
+    assert torch.equal(dropped[~gone], label[~gone]) and dropped.dtype == label.dtype
+    assert torch.equal(label, torch.arange(n) % classes)
+    for k in range(classes):
+        share = float(gone[label == k].double().mean())
+        assert abs(share - p) <= 4.5 * (p * (1 - p) / (n / classes)) ** 0.5
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: MLP((0,)), "shape"),
+        (lambda: MLP((2.5,)), "shape"),
+        (lambda: MLP((2,), width=0), "width"),
+        (lambda: MLP((2,), depth=0), "depth"),
+        (lambda: MLP((2,), width=8.0), "width"),
+        (lambda: MLP((2,), classes=-1), "classes"),
+        (lambda: UNet((8, 8)), "shape"),
+        (lambda: UNet((1, 8, 8, 8)), "shape"),
+        (lambda: UNet((0, 8, 8)), "shape"),
+        (lambda: UNet((1, 8, 0)), "shape"),
+        (lambda: UNet((1, 8, 8), width=0), "width"),
+        (lambda: UNet((1, 8, 8), multipliers=()), "multipliers"),
+        (lambda: UNet((1, 8, 8), multipliers=(1, 0)), "multipliers"),
+        (lambda: UNet((1, 8, 8), multipliers=(1, 1.5)), "multipliers"),
+        (lambda: UNet((1, 8, 8), blocks=0), "blocks"),
+        (lambda: UNet((1, 8, 8), attention=-1), "attention"),
+        (lambda: UNet((1, 8, 8), classes=-1), "classes"),
+        (lambda: UNet((1, 8, 8), classes=2.0), "classes"),
+        (lambda: drop_labels(torch.zeros(3, dtype=torch.long), 1.5, 10), "p must"),
+        (lambda: drop_labels(torch.zeros(3, dtype=torch.long), -0.1, 10), "p must"),
+        (lambda: drop_labels(torch.zeros(3, dtype=torch.long), float("nan"), 10), "p must"),
+    ],
+)
+def test_bad_sizes(make, match):
+    """Sizes that are no whole numbers of at least 1, and shares outside [0, 1], are named."""
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+@kinds
+def test_bad_labels(kind):
+    """A label for a network without classes, or one label for a whole batch, is refused, not ignored or broadcast."""
+    x, c = batch()
+    with pytest.raises(ValueError, match="without classes"):
+        small(kind)(x, c, torch.zeros(5, dtype=torch.long))
+    for label in (torch.tensor(1), torch.tensor([1]), torch.zeros(5, 1, dtype=torch.long)):
+        with pytest.raises(ValueError, match="label must have shape"):
+            small(kind, classes=3)(x, c, label)
