@@ -1,6 +1,8 @@
 """Continuous-time score-based models: which process, which times, which steps."""
 
-from . import exact, grid, loss, nn, ode
+from . import chain, exact, grid, loss, nn, ode
+from .ancestral import AnalyticDPM, Ancestral, LearnedVariance
+from .chain import Chain, TabulatedVE
 from .correct import NCSN, SNR, Constant, Langevin, StepSize
 from .count import Counted
 from .likelihood import Exact, Hutchinson, Quantized, bits_per_dim, log_prob
@@ -19,7 +21,7 @@ from .model import (
     transport,
 )
 from .noise import Noise, Path, iid, per_sample
-from .predict import Ancestral, Churn, EulerMaruyama, Flow, ReverseDiffusion
+from .predict import Churn, EulerMaruyama, Flow, ReverseDiffusion
 from .processes import EDM, VE, VP, Cosine, RectifiedFlow, SubVP, Tabulated
 from .sample import Step, sample, trajectory
 from .sde import SDE, LinearSDE, Reverse, Score

@@ -48,7 +48,7 @@ def _subclass(base: type, name: Any) -> type:
         cls = found.pop()
         known[cls.__name__] = cls
         found += cls.__subclasses__()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(
             f"class must be a known {base.__name__} ({', '.join(sorted(known))}), got {name!r}: import the module that "
             "defines it first"
@@ -116,7 +116,8 @@ def save(folder: str | Path, checkpoint: Checkpoint, state: dict[str, Tensor] | 
     files = {"weights": model.state_dict(), **({"state": state} if state else {})}
     listed = {}
     for name, tensors in files.items():
-        content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        copies = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        content = safetensors.torch.save(copies)  # which refuses tensors that share memory, as tied weights do
         digest = hashlib.sha256(content).hexdigest()
         listed[name] = {"file": f"{name}-{digest[:12]}.safetensors", "sha256": digest}
         write(folder / listed[name]["file"], content)
@@ -135,9 +136,10 @@ def save(folder: str | Path, checkpoint: Checkpoint, state: dict[str, Tensor] | 
     }
     write(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
     keep = {entry["file"] for entry in listed.values()}
-    for old in [*folder.glob("weights-*.safetensors"), *folder.glob("state-*.safetensors")]:
-        if old.name not in keep:
-            old.unlink()
+    for pattern in ("weights-*.safetensors", "state-*.safetensors", ".*.part"):  # a part: of a process that was killed
+        for old in folder.glob(pattern):
+            if old.name not in keep:
+                old.unlink(missing_ok=True)
 
 
 def exists(folder: str | Path) -> bool:

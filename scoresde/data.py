@@ -110,7 +110,9 @@ class Ring(Toy):
     """`modes` Gaussians of standard deviation `std` evenly on the unit circle."""
 
     modes: int = 8
+    """How many."""
     std: float = 0.05
+    """Their standard deviation."""
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n points, (n, 2)."""
@@ -124,6 +126,7 @@ class Moons(Toy):
     """Two interleaved half circles of unit radius, with Gaussian noise of standard deviation `std`."""
 
     std: float = 0.1
+    """Of the noise."""
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n points, (n, 2), centred."""
@@ -137,6 +140,7 @@ class SwissRoll(Toy):
     """A spiral of one and a half turns inside the unit disc, with Gaussian noise of standard deviation `std`."""
 
     std: float = 0.03
+    """Of the noise."""
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n points, (n, 2)."""
@@ -200,8 +204,8 @@ class Array(Source):
                 key = self.key or (read.files[0] if len(read.files) == 1 else "")
                 if key not in read.files:
                     raise ValueError(f"key must be one of {', '.join(read.files)}, got {self.key!r}")
-                return read[key]
-        except (ValueError, OSError, EOFError) as error:
+                return np.asarray(read[key])  # bytes, if it is no .npy inside
+        except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
             raise ValueError(f"{self.path} cannot be read as a plain array: {error}") from error
 
 
@@ -236,8 +240,10 @@ class Images(Source):
         for file in files:
             try:
                 with Image.open(file) as opened:
+                    if opened.mode.startswith(("I", "F")):
+                        raise ValueError("it has more than 8 bits a channel; give it as an array")
                     image = opened.convert("L" if self.grey else "RGB")
-            except OSError as error:
+            except Exception as error:  # every decoder has its own kinds for a damaged file
                 raise ValueError(f"{file} cannot be read as an image: {error}") from error
             if self.size:
                 image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.LANCZOS)

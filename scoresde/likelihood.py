@@ -161,6 +161,21 @@ class Quantized:
         u = torch.special.ndtr(noise(x, t, t))
         return self.check(x) + self.width * (u - 0.5)
 
+    def log_bin(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """The discretised decoder: log of the mass that N(mean, std^2) gives to each bin of x, in nats, elementwise.
+        The first and the last bin reach to infinity (Ho et al. 2020, eq. 13).
+
+        log(Phi(b) - Phi(a)) is taken from log Phi on the side where it is small, so far tails keep their digits.
+        std has the shape of x, or (); it is computed in float64.
+        """
+        x, mean, std = (a.to(torch.float64) for a in (self.check(x), mean, std))
+        top, bottom = x > self.high - self.width / 2, x < self.low + self.width / 2
+        b = torch.where(top, math.inf, (x + self.width / 2 - mean) / std)
+        a = torch.where(bottom, -math.inf, (x - self.width / 2 - mean) / std)
+        flip = a > 0
+        low, high = (torch.special.log_ndtr(torch.where(flip, -u, v)) for u, v in ((b, a), (a, b)))
+        return high + torch.log(-torch.expm1(low - high))
+
     def bits_per_dim(self, log_p: Tensor, d: int) -> Tensor:
         """-log p / (d log 2) - log2 h for log-densities in nats of dequantised samples of d dimensions.
 

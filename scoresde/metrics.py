@@ -33,6 +33,9 @@ class Classifier(nn.Module):
     over the images that it was fitted to, serves as features.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -48,7 +51,8 @@ class Classifier(nn.Module):
             nn.SiLU(),
         )
         self.head = nn.Linear(64, count("classes", classes))
-        self.mean, self.std = torch.zeros(64), torch.ones(64)
+        self.register_buffer("mean", torch.zeros(64))
+        self.register_buffer("std", torch.ones(64))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, classes)."""
@@ -82,6 +86,11 @@ class Classifier(nn.Module):
 
 
 def nearest(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-    """The root mean square distance per dimension of each x (B, *D) to its nearest neighbour in data, and its index."""
-    d, i = torch.cdist(x.flatten(1), data.flatten(1)).min(1)
+    """The root mean square distance per dimension of each x (B, *D) to its nearest neighbour in data (n, *D), and its
+    index; exactly 0 for a copy. Raises ValueError if they have not one D.
+    """
+    if state("x", x).shape[1:] != state("data", data).shape[1:]:
+        raise ValueError(f"data must hold samples of shape {tuple(x.shape[1:])}, got {tuple(data.shape[1:])}")
+    exact = "donot_use_mm_for_euclid_dist"  # |x|^2 + |y|^2 - 2xy cancels where it matters
+    d, i = torch.cdist(x.flatten(1), data.flatten(1), compute_mode=exact).min(1)
     return d / x[0].numel() ** 0.5, i

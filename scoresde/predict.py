@@ -1,4 +1,4 @@
-"""Predictors: steps that carry x from t to s < t."""
+"""Predictors: steps that carry x from t to s < t. `ancestral` holds those that draw from the chain's posterior."""
 
 from dataclasses import dataclass
 
@@ -38,41 +38,6 @@ class ReverseDiffusion(Step):
         a, v = p.sde.transition(t, s)
         mean = (2 - a) * x + (1 + p.eta**2) / 2 * v * p.score(x, t)
         return mean + p.eta * v.sqrt() * noise(x, t, s) if p.eta else mean
-
-
-@dataclass(frozen=True)
-class Ancestral(Step):
-    """A draw of x_s | x_t, x_0 with x_0 replaced by E[x_0 | x_t]: DDPM and SMLD at eta=1, DDIM at eta=0.
-
-    With u = eta^2 var_s (1 - exp(2 (lambda_t - lambda_s))):
-
-        x_s = alpha_s x_0 + sqrt(var_s - u) eps + sqrt(w) z,    x_0 = (x - sigma_t eps)/alpha_t.
-
-    (Ho et al. 2020, Algorithm 2; Song, Meng & Ermon 2021, eq. 12; Song et al. 2021, eq. 47 for VE.) The variance w is
-    interpolated in its logarithm between Ho et al.'s fixed-small u at v=0 and fixed-large eta^2 (var of x_t | x_s) at
-    v=1. The hop to var_s = 0 adds no noise. Raises ValueError unless 0 <= v <= 1 and, when used, eta <= 1.
-    """
-
-    v: float = 0.0
-    """The variance of the noise, between fixed-small (0) and fixed-large (1)."""
-
-    def __post_init__(self) -> None:
-        number("v", self.v, least=0, most=1)
-
-    def check(self, p: Reverse, ts: Tensor) -> None:
-        """eta is at most 1."""
-        number("eta", p.eta, most=1)
-
-    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        self.check(p, s)
-        sde = p.sde
-        small = -(p.eta**2) * sde.var(s) * torch.expm1(2 * (sde.log_snr(t) - sde.log_snr(s)))
-        ratio = sde.alpha(s) / sde.alpha(t)
-        mean = ratio * x + ((sde.var(s) - small).sqrt() - ratio * sde.sigma(t)) * p.eps(x, t)
-        if not p.eta or sde.var(s) == 0:
-            return mean
-        large = p.eta**2 * sde.transition(t, s)[1]
-        return mean + (small ** (1 - self.v) * large**self.v).sqrt() * noise(x, t, s)
 
 
 @dataclass(frozen=True)

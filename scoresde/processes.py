@@ -264,6 +264,11 @@ class Tabulated(LinearSDE):
         """The first knot, 1/N."""
         return 1 / len(self.betas)
 
+    def grid(self) -> Tensor:
+        """The times of the knots, N/N, ..., 1/N, 0."""
+        n = len(self.betas)
+        return torch.arange(n, -1, -1, dtype=torch.float64) / n
+
     def _slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The interval that t is in, and the change of log alpha over it."""
         i = (t.detach() * len(self.betas)).floor().clamp(0, len(self.betas) - 1).long()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import write
+from .shapes import count
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -76,7 +77,7 @@ class Report:
                     parts.append(f"![{caption}]({file})")
                 case "table", (columns, rows):
                     lines = [columns, ["---"] * len(columns), *rows]
-                    parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+                    parts.append("\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines))
         return "\n\n".join(parts) + "\n"
 
     def html(self, folder: Path) -> str:
@@ -108,10 +109,16 @@ class Report:
         )
 
 
+def _cell(text: str) -> str:
+    """Text for a cell of a Markdown table, which ends at a bar or a line's end."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
 def tile(x: Tensor, columns: int) -> np.ndarray:
     """Images x (n, 1 or 3, H, W) on [-1, 1], in rows of `columns`, one pixel apart: (height, width, 3) on [0, 1]."""
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
         raise ValueError(f"x must be images of shape (n, 1 or 3, H, W), got {tuple(x.shape)}")
+    count("columns", columns)
     x = ((x.float().cpu() + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
     n, _, h, w = x.shape
     rows = -(-n // columns)

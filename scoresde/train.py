@@ -25,7 +25,7 @@ from .loss import Karras, LogNormal, Times, Weight, dsm
 from .model import ScoreModel
 from .nn import drop_labels
 from .noise import iid
-from .progress import bar
+from .progress import bar, unbroken
 from .shapes import count, number
 
 
@@ -133,6 +133,12 @@ class _Run:
             flat |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
         return flat
 
+    def check(self) -> None:
+        """Raise RuntimeError if a weight is not finite: such a state must not replace a good one."""
+        for part in (self.model, self.average):
+            if not all(p.isfinite().all() for p in part.parameters()):
+                raise RuntimeError(f"the weights are not finite after step {self.step}: lower lr, or look at the data")
+
     def restore(self, step: int, average: ScoreModel, flat: dict[str, Tensor]) -> None:
         """The inverse of `tensors`."""
         self.step = step
@@ -161,11 +167,13 @@ def train(
     """Train model on data.train, where its parameters are, and return a copy with the averaged weights.
 
     folder: where checkpoints go, every `save_every` seconds and when the training ends or is interrupted; the loss goes
-    to TensorBoard there if that is installed. resume: go on from the checkpoint in folder, which must have been made
-    with the same settings. source: recorded in the checkpoint. on_step: called with the step and its loss.
+    to TensorBoard there if that is installed. source: recorded in the checkpoint. resume: go on from the checkpoint in
+    folder, which must have been made with the same settings, process and source. on_step: called with the step and its
+    loss.
 
     Raises ValueError before work starts if the settings, the data and the model do not fit together or if folder holds
-    a checkpoint that is not to be resumed; RuntimeError, after the last good checkpoint, if the loss is not finite.
+    a checkpoint that is not to be resumed; RuntimeError, leaving the last good checkpoint, if the loss or a weight is
+    not finite.
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     if settings.batch % world:
@@ -180,12 +188,13 @@ def train(
     average = copy.deepcopy(model).eval().requires_grad_(False)
     run = _Run(model.train(), average, optimizer)
     if resume:
-        _resume(run, settings, folder)
+        _resume(run, settings, source, folder)
     loss_of: nn.Module = _Loss(model) if world == 1 else DistributedDataParallel(_Loss(model))
     batches, logger = _Batches(len(data.train), settings), _logger(folder if rank == 0 else None)
     saved = monotonic()
 
     def checkpoint() -> None:
+        run.check()
         if folder is not None and rank == 0:
             notes = {"step": run.step, "settings": describe(settings)}
             save(folder, Checkpoint(run.average, data.shape, data.quantized, source, notes), run.tensors())
@@ -207,6 +216,7 @@ def train(
             if monotonic() - saved > save_every:
                 checkpoint()
                 saved = monotonic()
+        checkpoint()
     except KeyboardInterrupt:
         checkpoint()
         raise
@@ -214,7 +224,6 @@ def train(
         shown.close()
         if logger:
             logger.close()
-    checkpoint()
     return run.average
 
 
@@ -244,20 +253,25 @@ def _step(
     run.optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip)
-    run.optimizer.step()
-    rate = settings.ema_rate(step)
-    with torch.no_grad():
+    with unbroken(), torch.no_grad():
+        run.optimizer.step()
+        rate = settings.ema_rate(step)
         for a, b in zip(run.average.parameters(), run.model.parameters(), strict=True):
             a.lerp_(b, rate)
-    run.step = step
+        for kept, now in zip(run.average.buffers(), run.model.buffers(), strict=True):
+            kept.copy_(now)
+        run.step = step
     return loss
 
 
-def _resume(run: _Run, settings: Settings, folder: str | Path | None) -> None:
+def _resume(run: _Run, settings: Settings, source: Source | None, folder: str | Path | None) -> None:
     if folder is None or not exists(folder):
         raise ValueError(f"resume needs a folder with a checkpoint, got {folder!r}")
     found = load(folder, net=copy.deepcopy(run.average.net))
-    was, now = found.notes.get("settings", {}), describe(settings)
+    was, now = dict(found.notes.get("settings", {})), describe(settings)
+    for name in ("sde", "predicts", "clock"):
+        was[name], now[name] = (describe(getattr(model, name)) for model in (found.model, run.model))
+    was["source"], now["source"] = describe(found.source), describe(source)
     for name in now:
         if was.get(name) != now[name]:
             raise ValueError(f"{name} must be as in {folder} to resume, {was.get(name)!r}, got {now[name]!r}")

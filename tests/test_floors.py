@@ -15,8 +15,8 @@ FLOORS = (
     {"sde"},
     {"processes", "grid", "chain", "model", "exact"},
     {"loss", "sample"},
-    {"predict", "correct", "multistep", "likelihood", "elbo", "inverse"},
-    {"nn"},  # for its users only: what is below takes any network
+    {"predict", "ancestral", "correct", "multistep", "likelihood", "inverse"},
+    {"elbo", "nn"},  # nn for its users only: what is below takes any network
     {"data", "metrics"},
     {"checkpoint"},
     {"train", "tune"},

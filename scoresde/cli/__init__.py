@@ -51,8 +51,14 @@ def _fail(message: str, status: int = 2) -> int:
 
 
 def _one_line(box: str) -> str:
-    """The message inside the box that tyro draws around it: what stands before the first rule."""
+    """The message inside the box that tyro draws around it: what stands between the title and the next rule.
+
+    Where the output cannot show lines, rules are dashes, and the title has one below it.
+    """
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    end = next((i for i, line in enumerate(lines) if line.startswith(("─", "╰"))), len(lines))
-    said = " ".join(lines[:end]).replace("__tyro-dummy-inner__.", "")
+    rules = [i for i, line in enumerate(lines) if line and not line.strip("─╰╯-")]
+    begin = 1 if rules[:1] == [0] else 0
+    said = " ".join(lines[begin : next((i for i in rules if i > begin), len(lines))]).replace(
+        "__tyro-dummy-inner__.", ""
+    )
     return f"{said} (--help after any command lists what it takes)"

@@ -100,13 +100,18 @@ def draw(
 ) -> Tensor:
     """Samples start, ..., start + n - 1 of the collection `seed`, (n, *shape) in float32, the same in any chunks.
 
-    denoise: end with the mean of x_0 given x at the last time, one more network call. progress: the title of a bar.
+    denoise: end with the mean of x_0 given x at the last time, one more network call unless sigma is 0 there already.
+    progress: the title of a bar. Raises RuntimeError if a sample is not finite.
     """
     noise = per_sample(seeds(seed, n, start))
     states = trajectory(p, p.sde.prior((n, *shape), noise, torch.float32, device), ts, *steps, noise=noise)
     x = deque(bar(states, desc=progress, total=len(ts), disable=not progress, leave=False), maxlen=1).pop()
-    with torch.no_grad():
-        return p.denoise(x, ts[-1]) if denoise else x
+    if denoise and p.sde.var(ts[-1]) > 0:
+        with torch.no_grad():
+            x = p.denoise(x, ts[-1])
+    if not x.isfinite().all():
+        raise RuntimeError(f"samples are not finite: the score is not, somewhere on the grid {ts[0]:g} to {ts[-1]:g}")
+    return x
 
 
 def as_bytes(a: np.ndarray) -> bytes:
@@ -117,12 +122,12 @@ def as_bytes(a: np.ndarray) -> bytes:
 
 
 def recipe(out: Path, **values: Any) -> None:
-    """Write recipe.json into out, or find it there. Raises ValueError if another one is: its results would be mixed up
-    with these.
+    """Write recipe.json into out, or find it there. Raises ValueError if another one is there with its results, which
+    would be mixed up with these; alone, left by a command that failed before its first result, it is replaced.
     """
     out.mkdir(parents=True, exist_ok=True)
     now, file = {k: describe(v) for k, v in values.items()}, out / "recipe.json"
-    if file.is_file():
+    if file.is_file() and any(f != file and not f.name.startswith(".") and f.stat().st_size for f in out.iterdir()):
         try:
             was = json.loads(file.read_bytes())
         except ValueError as error:

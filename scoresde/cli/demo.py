@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import grid
+from ..ancestral import Ancestral
 from ..checkpoint import exists, write
 from ..correct import SNR, Langevin
 from ..count import Counted
@@ -25,7 +26,7 @@ from ..model import Karras, ScoreModel, transport
 from ..nn import UNet
 from ..noise import iid, per_sample, seeded, seeds
 from ..ode import Dopri5, Heun
-from ..predict import Ancestral, Flow, ReverseDiffusion
+from ..predict import Flow, ReverseDiffusion
 from ..processes import VE, VP
 from ..report import Report, path_picture, side_by_side
 from ..sample import Step, trajectory

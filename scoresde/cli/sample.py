@@ -1,5 +1,6 @@
 """`scoresde sample`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,12 +10,13 @@ import torch
 import tyro
 
 from .. import grid
+from ..ancestral import Ancestral
 from ..checkpoint import Checkpoint, load, write
 from ..correct import NCSN, SNR, Constant, Langevin
 from ..count import Counted
 from ..model import transport
 from ..ode import RK4, Dopri5, Euler, Heun
-from ..predict import Ancestral, EulerMaruyama, Flow, ReverseDiffusion
+from ..predict import EulerMaruyama, Flow, ReverseDiffusion
 from ..processes import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from ..progress import bar
 from ..report import grid_picture
@@ -70,9 +72,8 @@ class Sample(Command):
         found = load(self.model, device=device)
         score = Counted(self._score(found, device))
         p, steps = self._process(found, score), self._steps()
-        ts = getattr(grid, self.spacing)(
-            p.sde, self.steps or (1 if isinstance(self.predictor, Dopri5) else 100), self.end
-        )
+        intervals = (1 if isinstance(self.predictor, Dopri5) else 100) if self.steps is None else self.steps
+        ts = getattr(grid, self.spacing)(p.sde, intervals, self.end)
         chosen = {k: v for k, v in vars(self).items() if k not in ("model", "out", "batch", "device")}
         recipe(self.out, weights=found.digest, **chosen)
         done = self.out / "samples.npy"
@@ -89,21 +90,21 @@ class Sample(Command):
                 write(part, as_bytes(x.cpu().numpy()))
             parts.append(part)
         x = torch.from_numpy(np.concatenate([np.load(part, allow_pickle=False) for part in parts]))
-        write(done, as_bytes(x.numpy()))
-        for part in self.out.glob("part-*.npy"):
-            part.unlink()
         if (x.ndim == 4 and x.shape[1] in (1, 3)) or x.shape[1:] == (2,):
             grid_picture(x[: 256 if x.ndim == 4 else 20_000], self.out / "samples.png")
+        write(done, as_bytes(x.numpy()))  # last, since it says that all is there
+        for part in self.out.glob("part-*.npy"):
+            part.unlink()
         print(f"{n} samples in {self.out}: {score.nfe} network calls in {len(parts)} batches")
 
     def _score(self, found: Checkpoint, device: torch.device) -> Score:
         classes = getattr(found.model.net, "classes", 0)
         if self.label is None:
             return found.model
+        if not classes:
+            raise ValueError(f"label must not be given, since the network has no classes, got {self.label}")
         if not 0 <= self.label < classes:
-            raise ValueError(
-                f"label must be one of the network's {classes} classes, 0 to {classes - 1}, got {self.label}"
-            )
+            raise ValueError(f"label must be one of the network's classes, 0 to {classes - 1}, got {self.label}")
         label = torch.tensor(self.label, device=device)
         return lambda x, t: found.model(x, t, label=label.expand(len(x)))
 
@@ -111,6 +112,9 @@ class Sample(Command):
         own: LinearSDE = found.model.sde
         sde = self.sde or own
         eta = (0.0 if isinstance(self.predictor, ODE) else 1.0) if self.eta is None else self.eta
+        most = 0.0 if isinstance(self.predictor, ODE) else 1.0 if isinstance(self.predictor, Ancestral) else math.inf
+        if eta > most:
+            raise ValueError(f"eta must be at most {most:g} for this predictor, got {eta:g}")
         return sde.reverse(score if sde == own else transport(score, own, sde), eta)
 
     def _steps(self) -> tuple[Step, ...]:

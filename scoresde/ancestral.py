@@ -1,0 +1,186 @@
+"""Ancestral sampling: the reverse kernels of discrete chains, as steps.
+
+All of them draw x_s from q(x_s | x_t, x_0) with x_0 replaced by E[x_0 | x_t]; they differ in the variance. With
+u = eta^2 var_s (1 - exp(2 (lambda_t - lambda_s))), at eta=1 the variance of x_s | x_t, x_0,
+
+    x_s = alpha_s x_0 + sqrt(var_s - u) eps + sqrt(w) z,    x_0 = (x - sigma_t eps)/alpha_t.
+
+DDPM and SMLD are eta=1, DDIM is eta=0 (Ho et al. 2020, Algorithm 2; Song, Meng & Ermon 2021, eq. 12; Song et al. 2021,
+eq. 47 for VE).
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .noise import Noise, iid
+from .sample import Step
+from .sde import Reverse
+from .shapes import like, number
+
+
+class Posterior(Step):
+    """The mean of the module's formula; a subclass says the variance w. The hop to var_s = 0 adds no noise."""
+
+    def check(self, p: Reverse, ts: Tensor) -> None:
+        """eta is at most 1: the variance cannot be larger than that of x_s | x_0."""
+        number("eta", p.eta, most=1)
+
+    @abstractmethod
+    def variance(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """w, of the shape of t or of x, where eta > 0 and var_s > 0. t and s are () or (B,), of one shape."""
+
+    def small(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:
+        """u, Ho et al.'s fixed-small variance."""
+        return -(p.eta**2) * p.sde.var(s) * torch.expm1(2 * (p.sde.log_snr(t) - p.sde.log_snr(s)))
+
+    def large(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:
+        """eta^2 times the variance of x_t | x_s, Ho et al.'s fixed-large one."""
+        return p.eta**2 * p.sde.transition(t, s)[1]
+
+    def slope(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:
+        """The derivative of the mean by eps: sqrt(var_s - u) - alpha_s/alpha_t sigma_t."""
+        sde = p.sde
+        return (sde.var(s) - self.small(p, t, s)).sqrt() - sde.alpha(s) / sde.alpha(t) * sde.sigma(t)
+
+    def mean(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The mean of x_s, at the price of one network call."""
+        return like(p.sde.alpha(s) / p.sde.alpha(t), x) * x + like(self.slope(p, t, s), x) * p.eps(x, t)
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        self.check(p, s)
+        mean = self.mean(p, x, t, s)
+        if not p.eta or p.sde.var(s) == 0:
+            return mean
+        return mean + self.variance(p, x, t, s).sqrt() * noise(x, t, s)
+
+
+@dataclass(frozen=True)
+class Ancestral(Posterior):
+    """DDPM, SMLD and DDIM: w is interpolated in its logarithm between Ho et al.'s two choices.
+
+    At eta=1, fixed-small is the right variance for data at one point and fixed-large that for data from N(0, I) (Ho et
+    al. 2020, section 3.2). Raises ValueError unless 0 <= v <= 1 and, when used, eta <= 1.
+    """
+
+    v: float = 0.0
+    """The variance of the noise, between fixed-small (0) and fixed-large (1)."""
+
+    def __post_init__(self) -> None:
+        number("v", self.v, least=0, most=1)
+
+    def variance(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """u^(1 - v) large^v."""
+        return self.small(p, t, s) ** (1 - self.v) * self.large(p, t, s) ** self.v
+
+
+@dataclass(frozen=True, eq=False)
+class AnalyticDPM(Posterior):
+    """The variance of largest likelihood, w = u + slope^2 (1 - E|eps(x_t, t)|^2/d) (Bao et al. 2022, theorem 1).
+
+    E[z | x_t] = eps, so 1 - E|eps|^2/d is the mean over x_t and dimensions of the variance of z | x_t, which the mean
+    of x_s carries on with `slope`. ts: (N,) times, decreasing; second_moment: (N,) values of E|eps|^2/d there. `fit`
+    measures them. Raises ValueError where the step starts from another time than those, or unless 0 <= second_moment.
+    """
+
+    ts: Tensor
+    second_moment: Tensor
+
+    def __post_init__(self) -> None:
+        if self.ts.shape != self.second_moment.shape or self.ts.ndim != 1:
+            shapes = f"{tuple(self.ts.shape)} and {tuple(self.second_moment.shape)}"
+            raise ValueError(f"ts and second_moment must have one shape (N,), got {shapes}")
+        if not (self.second_moment >= 0).all():
+            raise ValueError("second_moment must be a table of numbers >= 0")
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, p: Reverse, x_0: Tensor, ts: Tensor, noise: Noise = iid()) -> "AnalyticDPM":
+        """From data x_0 (n, *D), noised anew at each time of the grid ts but the last: len(ts) - 1 network calls."""
+        values = [p.eps(p.sde.perturb(x_0, t, noise)[0], t).square().mean() for t in ts[:-1]]
+        return cls(ts[:-1], torch.stack(values).to("cpu", torch.float64))
+
+    def variance(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """u + slope^2 (1 - E|eps|^2/d), the bracket cut at 0."""
+        off, i = (self.ts - t.cpu()[..., None]).abs().min(-1)
+        if (off > 1e-9 * p.T).any():
+            raise ValueError(f"t must be a time that the variances were fitted at, got {t.tolist()}")
+        spread = (1 - self.second_moment[i]).clamp_min(0).to(t.device)
+        return self.small(p, t, s) + self.slope(p, t, s) ** 2 * spread
+
+
+@dataclass(frozen=True)
+class LearnedVariance(Posterior):
+    """The variance by a network, elementwise: w = u^(1 - v) large^v with v(x, t) in [0, 1] (Nichol & Dhariwal 2021,
+    eq. 15, whose network says 2v - 1).
+
+    both: (x, t) -> (score, v), each (B, *D), such as `TwoHeads.both`. It is called once a step, in place of p.score.
+    """
+
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+    def variance(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """u^(1 - v) large^v, at the price of one network call."""
+        return self._variance(p, self.both(x, t)[1], t, s)
+
+    def _variance(self, p: Reverse, v: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        low, high = (like(w.log(), v) for w in (self.small(p, t, s), self.large(p, t, s)))
+        return torch.exp(low + (high - low) * v)
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        self.check(p, s)
+        score, v = self.both(x, t)
+        mean = self.mean(Reverse(p.sde, lambda *_: score, p.eta), x, t, s)
+        if not p.eta or p.sde.var(s) == 0:
+            return mean
+        return mean + self._variance(p, v, t, s).sqrt() * noise(x, t, s)
+
+
+@dataclass(frozen=True)
+class ConsistentAnnealed(Step):
+    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021, Algorithm 2), for any linear SDE.
+
+    A Langevin step that leaves exactly the noise of the next level: in x~ = x/alpha and sigma~ = sigma/alpha,
+
+        x~_s = x~ + h sigma~_t^2 score~ + sqrt(sigma~_s^2 - (1 - h)^2 sigma~_t^2) z.
+
+    The noise that the score sees is shrunk by 1 - h, and fresh noise makes up the level. h is the paper's eta; unless
+    given it is `ratio` times the smallest that a step allows, 1 - sigma~_s/sigma~_t, which is DDIM, cut at 1, which
+    draws all noise anew. Raises ValueError if h is too small for a step, where the root would be of a negative number.
+    """
+
+    h: float | None = None
+    """The paper's eta, between 0 and 1; chosen at each step unless given."""
+    ratio: float = 2.0
+    """If h is not given: how many times the smallest h that the step allows."""
+
+    def __post_init__(self) -> None:
+        if self.h is not None:
+            number("h", self.h, above=0, most=1)
+        number("ratio", self.ratio, least=1)
+
+    def _h(self, p: Reverse, ts: Tensor) -> Tensor:
+        least = -torch.expm1((-p.sde.log_snr(ts)).diff())
+        if self.h is None:
+            return (self.ratio * least).clamp_max(1.0)
+        if (least > self.h * (1 + 1e-12)).any():
+            raise ValueError(
+                f"h must be at least 1 - sigma_s/sigma_t, here up to {float(least.max()):.4g}, got {self.h:g}"
+            )
+        return torch.full_like(least, self.h)
+
+    def check(self, p: Reverse, ts: Tensor) -> None:
+        """eta is 1, and h large enough for every step."""
+        if p.eta != 1:
+            raise ValueError(f"consistent annealed sampling has its own noise: it needs eta=1, got eta={p.eta:g}")
+        self._h(p, ts)
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        h, sde = self._h(p, torch.stack([t, s]))[0], p.sde
+        ratio = sde.alpha(s) / sde.alpha(t)
+        mean = ratio * (x - h * sde.sigma(t) * p.eps(x, t))
+        w = (sde.var(s) - ((1 - h) * ratio) ** 2 * sde.var(t)).clamp_min(0)
+        return mean + w.sqrt() * noise(x, t, s) if w > 0 else mean

@@ -1,0 +1,607 @@
+"""The command line is the library: the same numbers, the true counts, and one line where something is wrong."""
+
+import ast
+import inspect
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from scoresde import (
+    NCSN,
+    SNR,
+    VE,
+    VP,
+    Ancestral,
+    EulerMaruyama,
+    Exact,
+    Flow,
+    Hutchinson,
+    Langevin,
+    ReverseDiffusion,
+    grid,
+    log_prob,
+    ode,
+    per_sample,
+    sample,
+    transport,
+)
+from scoresde.checkpoint import load
+from scoresde.cli import common, main
+from scoresde.cli import likelihood as likelihood_module
+from scoresde.cli import sample as sample_module
+from scoresde.cli.demo import Demo
+from scoresde.cli.likelihood import Likelihood
+from scoresde.cli.sample import Sample
+from scoresde.cli.train import Train
+from scoresde.data import Array, Checkerboard, Images, Moons, Ring, SwissRoll
+from scoresde.nn import MLP
+from scoresde.noise import seeds
+from scoresde.train import Settings
+
+SMALL = ("--steps", "60", "--warmup", "10", "net:mlp", "--net.width", "16", "--net.depth", "1")
+
+
+def trained(folder, *args):
+    assert main(["train", *args, *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory):
+    """A small network on a toy in the plane."""
+    return trained(tmp_path_factory.mktemp("ring") / "model", "data:ring", "--data.n", "150")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A network with classes."""
+    return trained(tmp_path_factory.mktemp("digits") / "model", "data:digits", "--conditional")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A network on ten images of 6x6 pixels and 5 grey levels, three of them held out."""
+    folder = tmp_path_factory.mktemp("images")
+    np.save(folder / "x.npy", np.random.RandomState(0).randint(0, 5, (10, 6, 6)).astype(np.uint8))
+    options = ("--data.path", str(folder / "x.npy"), "--data.levels", "5", "--data.held-out", "0.3")
+    return trained(folder / "model", "data:array", *options)
+
+
+def contents(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+# help
+
+
+def documented(cls):
+    """The fields of a class and of its bases, each with the string below it."""
+    found = {}
+    for c in reversed(cls.__mro__[:-1]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(c))).body
+        for field, below in zip(tree.body, [*tree.body[1:], None]):
+            if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation):
+                said = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                found[field.target.id] = below.value.value if said else found.get(field.target.id)
+    return found
+
+
+def squeezed(text):
+    return re.sub(r"[\s│]", "", text)
+
+
+def helped(capsys, *args):
+    assert main([*args, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert not err
+    return squeezed(out)
+
+
+@pytest.mark.parametrize("cls", [Demo, Train, Sample, Likelihood], ids=lambda cls: cls.__name__)
+def test_help_of_commands(capsys, cls):
+    """--help exits with 0 and tells what the command does, and the meaning of each option in the words of the code."""
+    said = helped(capsys, cls.__name__.lower())
+    assert squeezed(inspect.getdoc(cls).split("\n\n")[0]) in said
+    fields = (documented(Settings) if cls is Train else {}) | documented(cls)
+    assert len(fields) >= 4 and all(fields.values())
+    for name, meaning in fields.items():
+        assert squeezed(meaning) in said or name == "settings", name
+        if not (cls is Train and name in ("data", "sde", "net", "weight", "times", "settings")):
+            assert f"--{name.replace('_', '-')}" in said or name in ("model", "data", "predictor", "corrector", "sde")
+
+
+@pytest.mark.parametrize(
+    ("cls", "args"),
+    [
+        *((cls, ("data:" + name, *more)) for cls, name, more in [
+            (Ring, "ring", ()), (Moons, "moons", ()), (SwissRoll, "swiss-roll", ()), (Checkerboard, "checkerboard", ()),
+            (Array, "array", ()), (Images, "images", ()), (common.UNet, "ring", ("net:u-net",)),
+            (common.MLP, "ring", ("net:mlp",)),
+        ]),
+    ],
+)  # fmt: skip
+def test_help_of_choices(capsys, cls, args):
+    """The help of a choice of data or of network has the meaning of each of its options."""
+    said, part = helped(capsys, "train", *args), "net" if "net" in args[-1] else "data"
+    for name, meaning in documented(cls).items():
+        assert meaning and squeezed(meaning) in said and f"--{part}.{name.replace('_', '-')}" in said
+
+
+def test_help_of_all(capsys):
+    """Help without a command names every command."""
+    said = helped(capsys)
+    assert all(name in said for name in ("demo", "train", "sample", "likelihood"))
+
+
+# one line where something is wrong
+
+BAD = {
+    "nothing": ("", "Expected one of"),
+    "unknown command": ("tune", "tune"),
+    "demo, no steps": ("demo --steps 0 --out OUT", "steps must"),
+    "demo, no device": ("demo --device cuda:99 --out OUT", "device must"),
+    "demo, unknown option": ("demo --stepz 5", "--stepz"),
+    "train, no data": ("train --out OUT", "data:ring"),
+    "train, unknown data": ("train data:cats", "data:cats"),
+    "train, unknown network": ("train data:ring net:unet --out OUT", "net:unet"),
+    "train, missing value": ("train data:ring --out", "--out"),
+    "train, no number": ("train data:ring --steps many --out OUT", "--steps"),
+    "train, negative": ("train data:ring --steps -3 --out OUT", "steps must"),
+    "train, nan": ("train data:ring --lr nan --out OUT", "lr must"),
+    "train, bad process": ("train data:ring sde:vp --sde.beta-min 30 --out OUT", "beta_max must"),
+    "train, missing array": ("train data:array --data.path NONE --out OUT", "path must"),
+    "train, missing folder": ("train data:images --data.folder NONE --out OUT", "folder must"),
+    "train, few points": ("train data:ring --data.n 3 --out OUT", "n must"),
+    "train, no labels": ("train data:ring --conditional --out OUT", "conditional"),
+    "train, wrong network": ("train data:ring net:u-net --out OUT", "shape must"),
+    "train, no device": ("train data:ring --device nowhere --out OUT", "device must"),
+    "sample, no model": ("sample", "PATH"),
+    "sample, missing": ("sample NONE --out OUT", "checkpoint must"),
+    "sample, negative": ("sample RING --n -1 --out OUT", "n must"),
+    "sample, no batch": ("sample RING --batch 0 --out OUT", "batch must"),
+    "sample, no steps": ("sample RING --steps 0 --out OUT", "n must"),
+    "sample, late end": ("sample RING --end 2 --out OUT", "end must"),
+    "sample, spacing": ("sample RING --spacing random --out OUT", "--spacing"),
+    "sample, singular end": ("sample RING --spacing log_snr --end 0 --out OUT", "end must"),
+    "sample, nothing to do": ("sample RING predictor:none --out OUT", "predictor and corrector must not both be none"),
+    "sample, noisy ODE": ("sample RING predictor:heun --eta 1 --out OUT", "eta must"),
+    "sample, eta": ("sample RING --eta 1.5 --out OUT", "eta must"),
+    "sample, negative eta": ("sample RING --eta -1 --out OUT", "eta must"),
+    "sample, too noisy": ("sample RING sde:ve --sde.sigma-max 500 --out OUT", "target reaches"),
+    "sample, no classes": ("sample RING --label 0 --out OUT", "label must"),
+    "sample, label too high": ("sample DIGITS --label 10 --out OUT", "label must"),
+    "sample, label too low": ("sample DIGITS --label -1 --out OUT", "label must"),
+    "sample, no device": ("sample RING --device cuda:99 --out OUT", "device must"),
+    "likelihood, missing": ("likelihood NONE --out OUT", "checkpoint must"),
+    "likelihood, negative": ("likelihood RING --n -1 --out OUT", "n must"),
+    "likelihood, no batch": ("likelihood RING --batch 0 --out OUT", "batch must"),
+    "likelihood, tolerance": ("likelihood RING --tolerance 0 --out OUT", "tolerance must"),
+    "likelihood, other shape": ("likelihood RING data:digits --out OUT", "data must have the model's shape"),
+    "likelihood, split": ("likelihood RING --split test --out OUT", "--split"),
+    "likelihood, no device": ("likelihood RING --device cuda:99 --out OUT", "device must"),
+}
+
+
+def one_line(capsys, status=2):
+    """The only line that was said, on standard error."""
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("scoresde: ") and err.endswith("\n")
+    assert len(err.splitlines()) == 1 and not re.search("\r|Traceback|---|─", err)
+    return err
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(capsys, tmp_path, ring, digits, case):
+    """One line on standard error that names what is wrong, status 2, and no file changed, where results are or not."""
+    line, said = BAD[case]
+    places = {"OUT": tmp_path, "NONE": tmp_path / "none", "RING": ring, "DIGITS": digits}
+    args = [str(places.get(word, word)) for word in line.split()]
+    for name in ("recipe.json", "samples.npy", "likelihood.jsonl", "results.json", "report.html", "model"):
+        (tmp_path / name).write_text("{}")
+    before = contents(tmp_path)
+    assert main(args) == 2
+    assert said in one_line(capsys)
+    assert contents(tmp_path) == before
+    assert not any("OUT" == word for word in line.split()) or main([*args[:-1], str(tmp_path / "new")]) == 2
+    assert not contents(tmp_path / "new")
+
+
+def test_other_options_in_the_same_folder(capsys, tmp_path, ring):
+    """Results of another seed, number, sampler or checkpoint are not mixed with those of a folder, which stays."""
+    done = ["sample", str(ring), "--n", "3", "--steps", "2", "--out", str(tmp_path)]
+    assert main(done) == 0
+    before = contents(tmp_path)
+    capsys.readouterr()
+    for more, key in (
+        (["--seed", "1"], "seed"),
+        (["--n", "4"], "n"),
+        (["--steps", "3"], "steps"),
+        (["predictor:heun"], "predictor"),
+        (["--no-denoise"], "denoise"),
+    ):
+        assert main([*done, *more]) == 2
+        assert f"out holds results with {key} = " in one_line(capsys)
+    assert main(["likelihood", str(ring), "--out", str(tmp_path)]) == 2
+    assert "out holds results with " in one_line(capsys)
+    assert contents(tmp_path) == before
+    assert main(done) == 0 and contents(tmp_path) == before
+
+
+def test_a_command_that_failed_does_not_claim_its_folder(capsys, tmp_path, ring):
+    """After a command that gave no result, the corrected one can have the same --out."""
+    args = ["sample", str(ring), "--n", "2", "--steps", "3", "--out", str(tmp_path)]
+    assert main([*args, "predictor:heun", "--end", "0", "--no-denoise"]) == 2
+    capsys.readouterr()
+    assert main([*args, "predictor:heun"]) == 0
+    assert np.load(tmp_path / "samples.npy").shape == (2, 2)
+
+
+def test_samples_are_finite(capsys, tmp_path, ring):
+    """A grid may end at sigma = 0, where x is x_0 already; steps that diverge are an error and not a file of nan."""
+    args = ["sample", str(ring), "--n", "2", "--steps", "3", "--end", "0"]
+    assert main([*args, "--out", str(tmp_path / "a")]) == 0
+    assert main([*args, "--no-denoise", "--out", str(tmp_path / "b")]) == 0
+    a, b = (np.load(tmp_path / name / "samples.npy") for name in "ab")
+    assert np.isfinite(a).all() and np.array_equal(a, b)
+    capsys.readouterr()
+    huge = ["predictor:none", "corrector:constant", "--corrector.e", "1e30", "--out", str(tmp_path / "c")]
+    assert main([*args[:-2], *huge]) == 2
+    assert "scoresde: samples are not finite" in capsys.readouterr().err
+    assert not (tmp_path / "c" / "samples.npy").exists()
+
+
+def test_damaged_recipe(capsys, tmp_path, ring):
+    """A recipe that cannot be read is named, and nothing is written over it."""
+    (tmp_path / "recipe.json").write_text('{"n": ')
+    (tmp_path / "samples.npy").write_text("kept")
+    assert main(["sample", str(ring), "--out", str(tmp_path)]) == 2
+    assert "recipe.json is damaged" in one_line(capsys)
+    assert (tmp_path / "samples.npy").read_text() == "kept"
+
+
+def test_one_line_of_a_process(ring):
+    """As a program too, in UTF-8 and in ASCII: the same line on standard error, and the status is 2."""
+    said = set()
+    for encoding in ("utf-8", "ascii"):
+        env = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "scoresde", "train", "data:ring", "--lr", "fast"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+        said.add(done.stderr)
+    assert len(said) == 1 and said.pop().startswith("scoresde: Error parsing --lr: ")
+
+
+# sample
+
+
+def flow(p):
+    return lambda score: p.reverse(score, 0.0)
+
+
+P, V = VP(), VE(0.01, 20.0)
+KINDS = {
+    "ddpm": ("--steps 7", P.reverse, grid.uniform(P, 7), [Ancestral()]),
+    "ddim": ("--steps 7 --eta 0 --spacing quadratic", flow(P), grid.quadratic(P, 7), [Ancestral()]),
+    "large": (
+        "--steps 6 predictor:ancestral --predictor.v 1 --end 0.01",
+        P.reverse,
+        grid.uniform(P, 6, 0.01),
+        [Ancestral(1.0)],
+    ),
+    "euler-maruyama": ("--steps 7 predictor:euler-maruyama", P.reverse, grid.uniform(P, 7), [EulerMaruyama()]),
+    "predictor-corrector": (
+        "--steps 5 --corrections 2 predictor:reverse-diffusion corrector:snr --corrector.r 0.1",
+        P.reverse,
+        grid.uniform(P, 5),
+        [Langevin(SNR(0.1), 2), ReverseDiffusion()],
+    ),
+    "langevin": (
+        "--steps 4 --corrections 3 predictor:none corrector:ncsn sde:ve --sde.sigma-max 20",
+        V.reverse,
+        grid.uniform(V, 4),
+        [Langevin(NCSN(), 3)],
+    ),
+    "heun": ("--steps 6 --spacing karras predictor:heun", flow(P), grid.karras(P, 6), [Flow(ode.Heun())]),
+    "rk4": ("--steps 4 --spacing log_snr predictor:rk4", flow(P), grid.log_snr(P, 4), [Flow(ode.RK4())]),
+    "dopri5": ("predictor:dopri5", flow(P), grid.uniform(P, 1), [Flow(ode.Dopri5())]),
+}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The number of calls of the network itself, one list entry a call."""
+    made, real = [], MLP.forward
+
+    def forward(self, x, *args, **kwargs):
+        made.append(len(x))
+        return real(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(MLP, "forward", forward)
+    return made
+
+
+def drawn(out, *args):
+    assert main(["sample", *map(str, args), "--out", str(out)]) == 0
+    return torch.from_numpy(np.load(out / "samples.npy"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sample_is_the_library(capsys, tmp_path, ring, calls, kind):
+    """The samples are those of the six-line loop on the same choices; they do not depend on --batch, but on --seed; and
+    the number of network calls that is told is the number made.
+    """
+    args, reverse, ts, steps = KINDS[kind]
+    n = 23
+    x = drawn(tmp_path / "a", ring, "--n", n, "--seed", 5, *args.split())
+    told = [int(re.search(r"(\d+) network calls in 1 batches", capsys.readouterr().out)[1])]
+    assert told == [len(calls)] and set(calls) == {n}
+    model = load(ring).model
+    p = reverse(model)
+    p = p if p.sde == model.sde else reverse(transport(model, model.sde, p.sde))
+    noise = per_sample(seeds(5, n))
+    want = sample(p, p.sde.prior((n, 2), noise, torch.float32), ts, *steps, noise=noise)
+    with torch.no_grad():
+        torch.testing.assert_close(x, p.denoise(want, ts[-1]), rtol=1e-5, atol=1e-5)
+    calls.clear()
+    chunks = drawn(tmp_path / "b", ring, "--n", n, "--seed", 5, "--batch", 7, *args.split())
+    torch.testing.assert_close(chunks, x, rtol=1e-4, atol=1e-5)
+    assert int(re.search(r"(\d+) network calls in 4 batches", capsys.readouterr().out)[1]) == len(calls)
+    raw = drawn(tmp_path / "c", ring, "--n", n, "--seed", 5, "--no-denoise", *args.split())
+    torch.testing.assert_close(raw, want, rtol=1e-5, atol=1e-5)
+    other = drawn(tmp_path / "d", ring, "--n", n, "--seed", 6, *args.split())
+    assert (other - x).abs().max() > 0.1
+    assert sorted(f.name for f in (tmp_path / "b").iterdir()) == ["recipe.json", "samples.npy", "samples.png"]
+
+
+def test_more_samples_begin_with_the_same(tmp_path, ring):
+    """Sample i is the same however many are drawn."""
+    few, many = (drawn(tmp_path / str(n), ring, "--n", n, "--steps", 5) for n in (4, 11))
+    torch.testing.assert_close(many[:4], few, rtol=1e-4, atol=1e-5)
+
+
+def test_labels(tmp_path, digits):
+    """--label samples the score that is told that label; without it, the score that is told none."""
+    model = load(digits).model
+    for name, args, label in (("none", (), None), ("three", ("--label", 3), 3), ("four", ("--label", 4), 4)):
+        noise = per_sample(seeds(0, 5))
+        told = {} if label is None else {"label": torch.full((5,), label)}
+        p = VP().reverse(lambda x, t, told=told: model(x, t, **told))
+        ts = grid.uniform(VP(), 5)
+        x = sample(p, VP().prior((5, 1, 8, 8), noise, torch.float32), ts, Ancestral(), noise=noise)
+        with torch.no_grad():
+            want = p.denoise(x, ts[-1])
+        got = drawn(tmp_path / name, digits, "--n", 5, "--steps", 5, *args)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(got, torch.from_numpy(np.load(tmp_path / "three" / "samples.npy")))
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 5])
+def test_interrupted_sampling(capsys, monkeypatch, tmp_path, ring, calls, after):
+    """Stopped after any part, or before the last file, and called again: the same file, and no part drawn twice."""
+    args = ("--n", 20, "--steps", 3, "--batch", 6)
+    want = drawn(tmp_path / "whole", ring, *args)
+    with monkeypatch.context() as patch:
+        real, written = sample_module.write, []
+
+        def write(path, content):
+            if len(written) == after:
+                raise KeyboardInterrupt
+            written.append(path.name)
+            real(path, content)
+
+        patch.setattr(sample_module, "write", write)
+        patch.setattr(sample_module, "grid_picture", lambda x, file: write(file, b"a picture"))
+        out = tmp_path / "broken"
+        capsys.readouterr()
+        assert main(["sample", str(ring), *map(str, args), "--out", str(out)]) == 130
+        assert (
+            "scoresde: interrupted; the same command with the same --out goes on from here\n" in capsys.readouterr().err
+        )
+    calls.clear()
+    assert torch.equal(drawn(out, ring, *args), want)
+    left = 4 - min(after, 4)
+    assert int(re.search(r"(\d+) network calls in 4 batches", capsys.readouterr().out)[1]) == len(calls) == 4 * left
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_interrupted_sampling_with_other_batches(monkeypatch, tmp_path, ring):
+    """Parts of another --batch do no harm: they are drawn again."""
+    args = ("--n", 20, "--steps", 3)
+    want = drawn(tmp_path / "whole", ring, *args)
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_module, "grid_picture", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["sample", str(ring), *map(str, args), "--batch", "6", "--out", str(tmp_path / "b")]) == 130
+    torch.testing.assert_close(drawn(tmp_path / "b", ring, *args, "--batch", 8), want, rtol=1e-4, atol=1e-5)
+    assert len(list((tmp_path / "b").iterdir())) == 3
+
+
+# likelihood
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "likelihood.jsonl").read_text().splitlines()]
+
+
+def measured(out, *args):
+    assert main(["likelihood", *map(str, args), "--out", str(out)]) == 0
+    found = rows(out)
+    assert sorted(row["index"] for row in found) == list(range(len(found)))
+    return {row["index"]: row for row in found}
+
+
+def column(found, key):
+    return torch.tensor([found[i][key] for i in range(len(found))])
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_likelihood_is_the_library(capsys, tmp_path, ring, calls, exact):
+    """Each line is log p of its sample in nats and per dimension, as `log_prob` gives it; the line that is printed is
+    their mean with its standard error, and the number of network calls made; --batch changes no value.
+    """
+    x = Ring(n=150).load().held_out
+    more = ["--exact"] if exact else []
+    found = measured(tmp_path / "a", ring, "--seed", 3, *more)
+    said = capsys.readouterr().out
+    told = int(re.search(r"(\d+) network calls now", said)[1])
+    assert told == len(calls)
+    assert len(found) == 30
+    trace = Exact() if exact else Hutchinson(per_sample(seeds(3, 60)[::2]))
+    nats = log_prob(VP().reverse(load(ring).model, 0.0), x, method=ode.Dopri5(1e-4, 1e-4), divergence=trace)
+    torch.testing.assert_close(column(found, "nats"), nats, rtol=1e-4, atol=1e-4)
+    per_dim = -column(found, "nats").double() / 2
+    torch.testing.assert_close(column(found, "nats_per_dim").double(), per_dim, rtol=1e-6, atol=0)
+    error = float(per_dim.std()) / math.sqrt(30)
+    assert said.startswith(f"{float(per_dim.mean()):.4f} +- {error:.4f} nats/dim over 30 samples (held-out)")
+    chunks = measured(tmp_path / "b", ring, "--seed", 3, "--batch", 7, *more)
+    torch.testing.assert_close(column(chunks, "nats"), column(found, "nats"), rtol=1e-4, atol=1e-4)
+    capsys.readouterr()
+    other = measured(tmp_path / "c", ring, "--seed", 4, "--n", 10, *more)
+    assert torch.allclose(column(other, "nats"), nats[:10], rtol=1e-4, atol=1e-4) == exact  # the seed moves the probe
+    train = measured(tmp_path / "d", ring, "--split", "train", "--n", 2)
+    assert abs(train[0]["nats"] - found[0]["nats"]) > 1e-3
+    given = measured(tmp_path / "e", ring, "--seed", 3, *more, "data:ring", "--data.n", 150)
+    torch.testing.assert_close(column(given, "nats"), column(found, "nats"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.31, 0.5, 0.77, 0.99])
+def test_likelihood_goes_on(capsys, tmp_path, ring, keep):
+    """From a file cut anywhere, also inside a line, it goes on: each index once, the same values, the same mean."""
+    whole = measured(tmp_path / "whole", ring, "--batch", 8)
+    mean = capsys.readouterr().out.split(" nats/dim")[0]
+    out = tmp_path / "cut"
+    measured(out, ring, "--batch", 8, "--n", 1)
+    text = (tmp_path / "whole" / "likelihood.jsonl").read_bytes()
+    (out / "likelihood.jsonl").write_bytes(text[: round(keep * len(text))])
+    capsys.readouterr()
+    again = measured(out, ring, "--batch", 8)
+    assert capsys.readouterr().out.split(" nats/dim")[0] == mean
+    torch.testing.assert_close(column(again, "nats"), column(whole, "nats"), rtol=1e-4, atol=1e-4)
+    kept = [json.loads(line) for line in text[: round(keep * len(text))].splitlines() if line.endswith(b"}")]
+    assert rows(out)[: len(kept)] == kept
+
+
+def test_interrupted_likelihood(capsys, monkeypatch, tmp_path, ring):
+    """What was measured before an interrupt stays, and is not measured again."""
+    real, solved = Likelihood._values, []
+
+    def values(self, found, score, x, index, *args):
+        if len(solved) == 2:
+            raise KeyboardInterrupt
+        solved.append(index)
+        return real(self, found, score, x, index, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Likelihood, "_values", values)
+        assert main(["likelihood", str(ring), "--batch", "8", "--out", str(tmp_path)]) == 130
+    before = rows(tmp_path)
+    assert [row["index"] for row in before] == list(range(16))
+    solved.clear()
+    solved += [None] * 3
+    monkeypatch.setattr(Likelihood, "_values", values)
+    found = measured(tmp_path, ring, "--batch", 8)
+    assert sum(solved[3:], []) == list(range(16, 30)) and len(found) == 30
+    assert rows(tmp_path)[:16] == before
+
+
+def test_likelihood_of_more_samples(capsys, tmp_path, ring):
+    """A larger --n measures only what is new; a smaller one reports on the first."""
+    measured(tmp_path, ring, "--n", 5)
+    capsys.readouterr()
+    found = measured(tmp_path, ring, "--n", 9)
+    assert len(found) == 9 and " over 9 samples" in capsys.readouterr().out
+    before = contents(tmp_path)
+    measured(tmp_path, ring, "--n", 5)
+    said = capsys.readouterr().out
+    mean = float(column(found, "nats_per_dim")[:5].double().mean())
+    assert said.startswith(f"{mean:.4f}") and " over 5 samples" in said and "; 0 network calls now" in said
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        (["--seed", "1"], "seed"),
+        (["--split", "train"], "split"),
+        (["--exact"], "exact"),
+        (["--tolerance", "1e-3"], "tolerance"),
+        (["data:moons"], "data"),
+    ],
+)
+def test_likelihood_with_other_options(capsys, tmp_path, ring, more, key):
+    """Values of other options are not mixed in."""
+    measured(tmp_path, ring, "--n", 2)
+    before = contents(tmp_path)
+    capsys.readouterr()
+    assert main(["likelihood", str(ring), "--n", "3", *more, "--out", str(tmp_path)]) == 2
+    assert f"out holds results with {key} = " in one_line(capsys)
+    assert contents(tmp_path) == before
+
+
+# data of one's own
+
+
+def test_images_from_end_to_end(capsys, tmp_path, images):
+    """Ten images of grey levels are trained on, sampled and measured: samples have their shape and are shown, and
+    bits/dim are those of the library on the three that were held out, dequantised and probed by streams of their own.
+    """
+    x = drawn(tmp_path / "x", images, "--n", 5, "--steps", 5)
+    assert x.shape == (5, 1, 6, 6) and (tmp_path / "x" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    found = measured(tmp_path / "l", images)
+    said = capsys.readouterr().out
+    loaded = load(images)
+    held = loaded.source.load().held_out
+    assert len(found) == len(held) == 3 and loaded.quantized.levels == 5
+    every = seeds(0, 6)
+    want = likelihood_module.bits_per_dim(
+        VP().reverse(loaded.model, 0.0),
+        held,
+        loaded.quantized,
+        method=ode.Dopri5(1e-4, 1e-4),
+        divergence=Hutchinson(per_sample(every[::2])),
+        noise=per_sample(every[1::2]),
+    )
+    bits = column(found, "bits_per_dim")
+    torch.testing.assert_close(bits, want, rtol=1e-4, atol=1e-4)
+    assert said.startswith(f"{float(bits.double().mean()):.4f} +- ") and "bits/dim over 3 samples (held-out)" in said
+
+
+def test_training_goes_on_from_the_shell(monkeypatch, tmp_path, ring):
+    """A training that is interrupted and called again ends with the weights of one that was not."""
+    real, out = Settings.ema_rate, tmp_path / "cut"
+
+    def interrupted(self, step):
+        if step == 30:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Settings, "ema_rate", interrupted)
+        assert main(["train", "data:ring", "--data.n", "150", *SMALL, "--out", str(out)]) == 130
+    assert load(out).notes["step"] == 30
+    trained(out, "data:ring", "--data.n", "150")
+    assert load(out).digest == load(ring).digest
+
+
+def test_training_with_other_options(capsys, tmp_path, ring):
+    """A folder's training is not continued on other data, with another process or another seed; it stays as it is."""
+    before = contents(ring)
+    for args in (
+        ("data:ring", "--data.n", "151"),
+        ("data:moons",),
+        ("data:ring", "--data.n", "150", "sde:ve"),
+        ("data:ring", "--data.n", "150", "--seed", "1"),
+        ("data:ring", "--data.n", "150", "times:uniform"),
+    ):
+        assert main(["train", *args, *SMALL, "--out", str(ring)]) == 2
+        assert re.search("(weight|source|sde|seed|times) must be as in", one_line(capsys))
+    assert contents(ring) == before
