@@ -5,6 +5,7 @@ from .ancestral import AnalyticDPM, Ancestral, LearnedVariance
 from .chain import Chain, TabulatedVE
 from .correct import NCSN, SNR, Constant, Langevin, StepSize
 from .count import Counted
+from .elbo import Bound, continuous_elbo, elbo
 from .likelihood import Exact, Hutchinson, Quantized, bits_per_dim, log_prob
 from .loss import dsm, ssm
 from .model import (
