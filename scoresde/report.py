@@ -23,7 +23,8 @@ from matplotlib.figure import Figure  # noqa: E402
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 58rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .35rem .8rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid #ddd; }
 th { text-align: left; border-bottom: 2px solid #888; } td { font-variant-numeric: tabular-nums; }
 pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; } img { max-width: 100%; }
 figure { margin: 1.5rem 0; } figcaption { color: #555; font-size: .9rem; }

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "scoresde"
 
 FLOORS = (
-    {"shapes", "count", "progress"},
+    {"shapes", "count", "progress", "provenance"},
     {"ode", "noise", "simulate"},
     {"sde"},
     {"processes", "grid", "chain", "model", "exact"},

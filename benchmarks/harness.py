@@ -1,0 +1,58 @@
+"""What the benchmarks share: timing two things in one run, and a result file that says how it was made."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoresde.provenance import provenance
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds(call: Callable[[], Any], device: str) -> float:
+    """CPU time of one call, or the time on the GPU."""
+    if device == "cpu":
+        start = time.process_time()
+        call()
+        return time.process_time() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], repeats: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Seconds of each call, `repeats` times in turn after one round that does not count."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].append(seconds(call, device))
+    return times
+
+
+def ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
+    """The median of slow/fast, pair by pair."""
+    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
+
+
+def save(name: str, device: str, packages: tuple[str, ...], rows: list[dict[str, Any]]) -> Path:
+    """Write results/NAME-DEVICE.json, which says how it was made."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}-{device}.json"
+    file.write_text(json.dumps({**provenance(device, packages), "rows": rows}, indent=2) + "\n")
+    return file
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0])] + [[str(v) for v in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,65 @@
+"""What the README says runs, and its numbers are those of the result files."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_code_runs(code):
+    """Every block of Python in the README runs as it stands."""
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(example, capsys):
+    """Every example runs and says something."""
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+def test_commands_parse():
+    """Every `scoresde` command in the README is one that the command line understands, up to the files it names."""
+    commands = re.findall(r"^scoresde (train|sample|likelihood)(.*)$", README, re.M)
+    assert len(commands) >= 4
+    for name, rest in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "scoresde", name, *rest.split(), "--help"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, (name, rest, done.stderr)
+
+
+def numbers(name):
+    """The cells of README's table under the line that names a file."""
+    part = README.split(f"(`{name}`)", 1)[1].split("\n\n", 2)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in part[1].splitlines()]
+
+
+@pytest.mark.parametrize("name", ["benchmarks/results/train-cpu.json", "benchmarks/results/noise-cpu.json"])
+def test_benchmark_tables(name):
+    """A benchmark's table in the README holds the rows of its result file."""
+    rows = json.loads((ROOT / name).read_text())["rows"]
+    head, _, *body = numbers(name)
+    assert head == list(rows[0])
+    assert body == [[str(v) for v in row.values()] for row in rows]
+
+
+def test_demo_table():
+    """So does the demo's."""
+    results = json.loads((ROOT / "examples/demo-results.json").read_text())
+    _, _, *body = numbers("examples/demo-results.json")
+    expected = [[name, str(r["nfe"]), f"{r['frechet']:.2f}"] for name, r in results["samplers"].items()]
+    expected.append(["359 training digits", "", f"{results['frechet_of_training_digits']:.2f}"])
+    assert body == expected
+    for b in results["bits_per_dim"].values():
+        assert f"{b['mean']:.3f} +- {b['error']:.3f}" in README
