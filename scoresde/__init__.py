@@ -1,9 +1,9 @@
 """Continuous-time score-based models: which process, which times, which steps."""
 
 from . import chain, exact, grid, loss, nn, ode
-from .ancestral import AnalyticDPM, Ancestral, LearnedVariance
+from .ancestral import AnalyticDPM, Ancestral, ConsistentAnnealed, LearnedVariance
 from .chain import Chain, TabulatedVE
-from .correct import NCSN, SNR, Constant, Langevin, StepSize
+from .correct import MALA, NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .count import Counted
 from .elbo import Bound, continuous_elbo, elbo
 from .likelihood import Exact, Hutchinson, Quantized, bits_per_dim, log_prob
@@ -11,6 +11,7 @@ from .loss import dsm, ssm
 from .model import (
     Clock,
     Data,
+    EnergyModel,
     Epsilon,
     Karras,
     LogSNR,
@@ -18,7 +19,9 @@ from .model import (
     ScoreModel,
     ScoreValue,
     Steps,
+    TwoHeads,
     Velocity,
+    clamped,
     transport,
 )
 from .noise import Noise, Path, iid, per_sample

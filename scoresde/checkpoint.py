@@ -124,6 +124,7 @@ def save(folder: str | Path, checkpoint: Checkpoint, state: dict[str, Tensor] | 
     manifest = {
         "format": f"{package}-checkpoint",
         "version": VERSION,
+        "model": type(model).__name__,
         "net": {"class": type(model.net).__name__, "config": getattr(model.net, "config", None)},
         "sde": describe(model.sde),
         "predicts": describe(model.predicts),
@@ -192,7 +193,8 @@ def load(folder: str | Path, net: nn.Module | None = None, device: torch.device 
     try:
         made = net or _network(manifest["net"])
         sde, predicts = build(LinearSDE, manifest["sde"]), build(Parametrisation, manifest["predicts"])
-        model = ScoreModel(made, sde, predicts, build(Clock, manifest["clock"]))
+        kind = _subclass(ScoreModel, manifest["model"])
+        model = kind(made, sde, predicts, build(Clock, manifest["clock"]))
         model.load_state_dict(tensors)
         quantized, source = (
             build(base, manifest[key]) if manifest[key] else None

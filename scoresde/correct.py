@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from .noise import Noise
@@ -105,3 +106,70 @@ class Langevin(Step):
             e = self.step_size(p, t, score, z)
             x = x + like(e, x) * score + like((2 * e).sqrt(), x) * z
         return x
+
+
+@dataclass(frozen=True)
+class MALA(Step):
+    """n steps of the Metropolis-adjusted Langevin algorithm at time t: exact for p_t, whatever the step size.
+
+    y = x + e score(x) + sqrt(2 e) z is accepted with probability min(1, p_t(y) q(x | y) / (p_t(x) q(y | x))), q the
+    density of the proposal (Besag 1994; Roberts & Tweedie 1996); otherwise x stays. Each sample decides for itself, by
+    one more draw of its noise.
+
+    p.score must have `log_prob(x, t)`, up to a constant, as exact laws and `EnergyModel` have; the two are asked n + 1
+    times each. step_size must not depend on x and z, so `SNR` raises ValueError, as does a score without log_prob.
+    """
+
+    step_size: StepSize = NCSN()
+    n: int = 1
+    moves: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        count("n", self.n)
+        if not isinstance(self.step_size, StepSize) or isinstance(self.step_size, SNR):
+            raise ValueError(f"step_size must be a rule that does not look at x, got {self.step_size!r}")
+
+    def check(self, p: Reverse, ts: Tensor) -> None:
+        """The score has a log_prob, eta > 0, and sigma > 0 at every time."""
+        if not hasattr(p.score, "log_prob"):
+            raise ValueError(f"score must have log_prob(x, t), as an energy has, got {type(p.score).__name__}")
+        Langevin(self.step_size).check(p, ts)
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        self.check(p, t)
+        log_prob = p.score.log_prob  # type: ignore[attr-defined]
+        score, level = p.score(x, t), log_prob(x, t)
+        e = self.step_size(p, t, score, score)
+        for _ in range(self.n):
+            z = noise(x, t, t)
+            y = x + e * score + (2 * e).sqrt() * z
+            score_y, level_y = p.score(y, t), log_prob(y, t)
+            forth, back = z, (x - y - e * score_y) / (2 * e).sqrt()
+            ratio = level_y - level + (forth.square() - back.square()).flatten(1).sum(1) / 2
+            u = torch.special.ndtr(noise(x, t, t).flatten(1)[:, 0])
+            accept = u.log() < ratio
+            row = accept.view(-1, *(1,) * (x.ndim - 1))
+            x, score, level = (
+                torch.where(row, y, x),
+                torch.where(row, score_y, score),
+                torch.where(accept, level_y, level),
+            )
+        return x
+
+
+def ncsnv2_step(ratio: float, n: int) -> float:
+    """The r = epsilon/sigma_L^2 for which n Langevin steps a level keep the variance best in step with the levels.
+
+    With levels sigma_{i-1} = ratio sigma_i and data at a point, steps of e = r sigma_i^2 take the variance at level i,
+    in units of sigma_i^2, from ratio^2 to (1 - r)^(2n) (ratio^2 - b) + b with b = 2r/(1 - (1 - r)^2) > 1. The r in
+    (0, 1) that brings it closest to 1 is returned (Song & Ermon 2020, technique 4), and the rule with it is
+    `NCSN(2 * r * sigma_min**2, sigma_min)`. Raises ValueError unless ratio > 1.
+    """
+    number("ratio", ratio, above=1)
+    count("n", n)
+
+    def variance(r: float) -> float:
+        b = 1 / (1 - r / 2)
+        return (1 - r) ** (2 * n) * (ratio**2 - b) + b
+
+    return float(minimize_scalar(variance, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).x)

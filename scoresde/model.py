@@ -131,20 +131,89 @@ class ScoreModel(nn.Module):
     def _dtype(self, x: Tensor) -> torch.dtype:
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype)
 
-    def eps(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
-        """The predicted noise, a x + b F(c_in x, clock(t)): (B, *D), () or (B,) -> (B, *D)."""
+    def _asked(self, x: Tensor, t: Tensor | float) -> tuple[Line, Tensor, Tensor]:
+        """(a, b, c_in), and what the network is called with: c_in x and the clock, in its dtype."""
         t, dtype = as_time(t), self._dtype(x)
         like(t, x)  # t of another shape raises here, where some parametrisations would broadcast it
-        a, b, c_in = self.predicts(self.sde.alpha(t), self.sde.sigma(t))
+        line = self.predicts(self.sde.alpha(t), self.sde.sigma(t))
         clock = torch.ones(len(x), dtype=dtype, device=x.device) * self.clock(self.sde, t).to(dtype)
-        out = self.net((like(c_in, x) * x).to(dtype), clock, **cond)
+        return line, (like(line[2], x) * x).to(dtype), clock
+
+    def _F(self, u: Tensor, c: Tensor, **cond: Any) -> Tensor:
+        return self.net(u, c, **cond)
+
+    def _eps(self, line: Line, x: Tensor, out: Tensor) -> Tensor:
         if out.shape != x.shape:
             raise ValueError(f"net must return the shape of x, {tuple(x.shape)}, got {tuple(out.shape)}")
-        return like(a, x) * x + like(b, x) * out.to(x.dtype)
+        return like(line[0], x) * x + like(line[1], x) * out.to(x.dtype)
+
+    def eps(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        """The predicted noise, a x + b F(c_in x, clock(t)): (B, *D), () or (B,) -> (B, *D)."""
+        line, u, c = self._asked(x, t)
+        return self._eps(line, x, self._F(u, c, **cond))
 
     def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """The score, -eps / sigma."""
         return -self.eps(x, t, **cond) / like(self.sde.sigma(t), x)
+
+
+class TwoHeads(ScoreModel):
+    """A network that returns twice the channels of x: F, and 2v - 1 for the variance of `LearnedVariance` (Nichol &
+    Dhariwal 2021, section 3.1). As a score it is its first half.
+    """
+
+    def _F(self, u: Tensor, c: Tensor, **cond: Any) -> Tensor:
+        return self.net(u, c, **cond).chunk(2, 1)[0]
+
+    def both(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
+        """(score, v) by one network call, each (B, *D)."""
+        line, u, c = self._asked(x, t)
+        out, v = self.net(u, c, **cond).chunk(2, 1)
+        return -self._eps(line, x, out) / like(self.sde.sigma(as_time(t)), x), (v.to(x.dtype) + 1) / 2
+
+
+class EnergyModel(ScoreModel):
+    """A network that returns one number a sample, read as an energy whose gradient is F: score = -grad E exactly.
+
+        E(x, t) = a/(2 sigma) |x|^2 + b/(sigma c_in) net(c_in x, clock(t)),    log p_t = -E + const(t),
+
+    in every parametrisation (a, b, c_in), so that eps = sigma grad E = a x + b (grad net)(c_in x). (Energies: Hyvarinen
+    2005; Salimans & Ho 2021.) It is trained by the same `dsm`, through the gradient.
+    """
+
+    def _F(self, u: Tensor, c: Tensor, **cond: Any) -> Tensor:
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            u = u if u.requires_grad else u.detach().requires_grad_()
+            return torch.autograd.grad(self._net(u, c, **cond).sum(), u, create_graph=graph)[0]
+
+    def _net(self, u: Tensor, c: Tensor, **cond: Any) -> Tensor:
+        out = self.net(u, c, **cond)
+        if out.shape != c.shape:
+            raise ValueError(f"net must return one number a sample, shape {tuple(c.shape)}, got {tuple(out.shape)}")
+        return out
+
+    def log_prob(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
+        """-E(x, t), the log-density up to a constant that depends on t: (B, *D) -> (B,)."""
+        (a, b, c_in), u, c = self._asked(x, t)
+        sigma, value = self.sde.sigma(as_time(t)), self._net(u, c, **cond).to(x.dtype)
+        quadratic, linear = (torch.as_tensor(k).to(value) for k in (a / (2 * sigma), b / (sigma * c_in)))
+        return -quadratic * x.square().flatten(1).sum(1) - linear * value
+
+
+def clamped(score: Score, sde: LinearSDE, low: float = -1.0, high: float = 1.0) -> Score:
+    """The score whose E[x_0 | x_t] is cut to [low, high] elementwise, as DDPM code does for images when it samples.
+
+    It is a bias wherever it acts. Raises ValueError unless low < high.
+    """
+    number("high", high, above=number("low", low))
+
+    def cut(x: Tensor, t: Tensor) -> Tensor:
+        t = as_time(t)
+        alpha, var = like(sde.alpha(t), x), like(sde.var(t), x)
+        return (alpha * ((x + var * score(x, t)) / alpha).clamp(low, high) - x) / var
+
+    return cut
 
 
 def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:

@@ -144,7 +144,7 @@ def test_demo_reports_what_it_measured(monkeypatch, tmp_path, small):
     text = (tmp_path / "report.md").read_text()
     for name, row in found["samplers"].items():
         cells = [cell.strip() for cell in re.search(rf"^\| {name} \|(.*)\|$", text, re.M)[1].split("|")]
-        assert cells[3] == str(row["nfe"]) and cells[-1] == f"{row['frechet']:.2f}"
+        assert cells[0] == str(row["nfe"]) and cells[-1] == f"{row['frechet']:.2f}"
     for row in found["bits_per_dim"].values():
         assert f"| {row['mean']:.3f} +- {row['error']:.3f} |" in text
 
