@@ -12,6 +12,7 @@ eq. 47 for VE).
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class Posterior(Step):
         """eta is at most 1: the variance cannot be larger than that of x_s | x_0."""
         number("eta", p.eta, most=1)
 
+    def kernel(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, w) of x_s given x_t = x, at the price of one network call."""
+        return self.mean(p, x, t, s), self.variance(p, x, t, s)
+
     @abstractmethod
     def variance(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """w, of the shape of t or of x, where eta > 0 and var_s > 0. t and s are () or (B,), of one shape."""
@@ -41,6 +46,11 @@ class Posterior(Step):
         """eta^2 times the variance of x_t | x_s, Ho et al.'s fixed-large one."""
         return p.eta**2 * p.sde.transition(t, s)[1]
 
+    def between(self, p: Reverse, t: Tensor, s: Tensor, v: Any) -> Tensor:
+        """small^(1 - v) large^v for a number v or v of shape (B, *D)."""
+        low, high = (like(w, v) if isinstance(v, Tensor) else w for w in (self.small(p, t, s), self.large(p, t, s)))
+        return low ** (1 - v) * high**v
+
     def slope(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:
         """The derivative of the mean by eps: sqrt(var_s - u) - alpha_s/alpha_t sigma_t."""
         sde = p.sde
@@ -52,10 +62,8 @@ class Posterior(Step):
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         self.check(p, s)
-        mean = self.mean(p, x, t, s)
-        if not p.eta or p.sde.var(s) == 0:
-            return mean
-        return mean + self.variance(p, x, t, s).sqrt() * noise(x, t, s)
+        mean, w = self.kernel(p, x, t, s)
+        return mean + w.sqrt() * noise(x, t, s) if p.eta and p.sde.var(s) > 0 else mean
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Ancestral(Posterior):
 
     def variance(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """u^(1 - v) large^v."""
-        return self.small(p, t, s) ** (1 - self.v) * self.large(p, t, s) ** self.v
+        return self.between(p, t, s, self.v)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,21 +130,14 @@ class LearnedVariance(Posterior):
 
     both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+    def kernel(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, w), both from the one call."""
+        score, v = self.both(x, t)
+        return self.mean(Reverse(p.sde, lambda *_: score, p.eta), x, t, s), self.between(p, t, s, v)
+
     def variance(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """u^(1 - v) large^v, at the price of one network call."""
-        return self._variance(p, self.both(x, t)[1], t, s)
-
-    def _variance(self, p: Reverse, v: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        low, high = (like(w.log(), v) for w in (self.small(p, t, s), self.large(p, t, s)))
-        return torch.exp(low + (high - low) * v)
-
-    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        self.check(p, s)
-        score, v = self.both(x, t)
-        mean = self.mean(Reverse(p.sde, lambda *_: score, p.eta), x, t, s)
-        if not p.eta or p.sde.var(s) == 0:
-            return mean
-        return mean + self._variance(p, v, t, s).sqrt() * noise(x, t, s)
+        return self.kernel(p, x, t, s)[1]
 
 
 @dataclass(frozen=True)

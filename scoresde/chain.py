@@ -37,7 +37,7 @@ def cosine_betas(n: int = 1000, s: float = 0.008, most: float = 0.999) -> Tensor
 
 
 def geometric_sigmas(n: int = 10, first: float = 0.01, last: float = 1.0) -> Tensor:
-    """NCSN's levels: sigma_1 < ... < sigma_n in geometric progression (Song & Ermon 2019, section 4.2)."""
+    """NCSN's levels: sigma_1 < ... < sigma_n in geometric progression (Song & Ermon 2019, section 4.1)."""
     number("last", last, above=number("first", first, above=0))
     return torch.linspace(math.log(first), math.log(last), count("n", n, least=2), dtype=torch.float64).exp()
 

@@ -30,7 +30,10 @@ MANIFEST, VERSION = "manifest.json", 1
 
 
 def describe(value: Any) -> Any:
-    """A value as JSON: a dataclass becomes {"class": its name, field: ...}, a tensor a list, a path a string."""
+    """A value as JSON: a dataclass becomes {"class": its name, field: ...}, a tensor a list, a path a string.
+
+    Raises ValueError for any other object: it could not be made again.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         return {"class": type(value).__name__, **fields}
@@ -38,7 +41,11 @@ def describe(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, (str, int, float, dict, type(None))):
+        raise ValueError(f"{type(value).__name__} must be a dataclass to be saved, got {value!r}")
+    return value
 
 
 def _subclass(base: type, name: Any) -> type:
@@ -46,6 +53,10 @@ def _subclass(base: type, name: Any) -> type:
     known: dict[str, type] = {}
     while found:
         cls = found.pop()
+        twin = known.setdefault(cls.__name__, cls)
+        if cls.__name__ == name and (twin.__module__, twin.__qualname__) != (cls.__module__, cls.__qualname__):
+            both = f"{twin.__module__}.{twin.__qualname__} and {cls.__module__}.{cls.__qualname__}"
+            raise ValueError(f"class must tell one {base.__name__}, but {name!r} is both {both}: rename one of them")
         known[cls.__name__] = cls
         found += cls.__subclasses__()
     if not isinstance(name, str) or name not in known:
@@ -112,6 +123,8 @@ def save(folder: str | Path, checkpoint: Checkpoint, state: dict[str, Tensor] | 
     `checkpoint.notes` is JSON of your own; it comes back from `load`. Replaces a checkpoint that is there.
     """
     folder, model = Path(folder), checkpoint.model
+    manifest = {**_manifest_of(checkpoint), "notes": checkpoint.notes}
+    json.dumps(manifest)  # what cannot be written must fail before anything is
     folder.mkdir(parents=True, exist_ok=True)
     files = {"weights": model.state_dict(), **({"state": state} if state else {})}
     listed = {}
@@ -121,21 +134,7 @@ def save(folder: str | Path, checkpoint: Checkpoint, state: dict[str, Tensor] | 
         digest = hashlib.sha256(content).hexdigest()
         listed[name] = {"file": f"{name}-{digest[:12]}.safetensors", "sha256": digest}
         write(folder / listed[name]["file"], content)
-    manifest = {
-        "format": f"{package}-checkpoint",
-        "version": VERSION,
-        "model": type(model).__name__,
-        "net": {"class": type(model.net).__name__, "config": getattr(model.net, "config", None)},
-        "sde": describe(model.sde),
-        "predicts": describe(model.predicts),
-        "clock": describe(model.clock),
-        "shape": list(checkpoint.shape),
-        "quantized": describe(checkpoint.quantized),
-        "source": describe(checkpoint.source),
-        "notes": checkpoint.notes,
-        "files": listed,
-    }
-    write(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+    write(folder / MANIFEST, json.dumps({**manifest, "files": listed}, indent=2).encode())
     keep = {entry["file"] for entry in listed.values()}
     for pattern in ("weights-*.safetensors", "state-*.safetensors", ".*.part"):  # a part: of a process that was killed
         for old in folder.glob(pattern):
@@ -143,9 +142,36 @@ def save(folder: str | Path, checkpoint: Checkpoint, state: dict[str, Tensor] | 
                 old.unlink(missing_ok=True)
 
 
+def _manifest_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    model, net = checkpoint.model, checkpoint.model.net
+    described = {"sde": describe(model.sde), "predicts": describe(model.predicts), "clock": describe(model.clock)}
+    for base, name in ((LinearSDE, "sde"), (Parametrisation, "predicts"), (Clock, "clock")):
+        _subclass(base, described[name]["class"])  # raises if `load` could not tell which class it is
+    return {
+        "format": f"{package}-checkpoint",
+        "version": VERSION,
+        "model": type(model).__name__,
+        "net": {"class": type(net).__name__, "config": net.config if isinstance(net, Network) else None},
+        **described,
+        "shape": list(checkpoint.shape),
+        "quantized": describe(checkpoint.quantized),
+        "source": describe(checkpoint.source),
+    }
+
+
+def require_savable(checkpoint: Checkpoint) -> None:
+    """Raise ValueError if `save` would: before a long training rather than at its end."""
+    json.dumps(_manifest_of(checkpoint))
+
+
 def exists(folder: str | Path) -> bool:
     """Whether there is a checkpoint in folder."""
     return (Path(folder) / MANIFEST).is_file()
+
+
+def recorded_net(folder: str | Path) -> Any:
+    """How the manifest in folder describes the network: its class and the arguments that it was made from."""
+    return _manifest(Path(folder)).get("net")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

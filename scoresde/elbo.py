@@ -159,7 +159,8 @@ def _between(chain: Chain, p: Reverse, x_0: Tensor, i: Tensor, kernel: Posterior
     t, s = (chain.t[j].to(x_0.device) if i.ndim else chain.t[j] for j in (i - 1, i - 2))
     x_i, _ = p.sde.perturb(x_0, t, noise)
     mean, var = chain.posterior(x_i, x_0, i)
-    w = torch.as_tensor(like(kernel.variance(p, x_i, t, s), x_0))
+    guess, w = kernel.kernel(p, x_i, t, s)
+    w = w if w.ndim == x_0.ndim else torch.as_tensor(like(w, x_0))
     r = like(var, x_0) / w
-    gap = (mean - kernel.mean(p, x_i, t, s)).square() / w
+    gap = (mean - guess).square() / w
     return ((gap + r - 1 - r.log()).expand_as(x_0) / 2).flatten(1).sum(1)

@@ -158,7 +158,12 @@ class GaussianMixture(Law):
     @classmethod
     def from_covariances(cls, weights: Tensor, means: Tensor, covariances: Tensor) -> "GaussianMixture":
         """From full covariance matrices (K, d, d), by their eigenvalues."""
-        values, vectors = torch.linalg.eigh(torch.as_tensor(covariances, dtype=torch.float64))
+        C = torch.as_tensor(covariances, dtype=torch.float64)
+        if C.ndim != 3 or C.shape[1] != C.shape[2] or not torch.allclose(C, C.mT, rtol=1e-6, atol=0):
+            raise ValueError(
+                f"covariances must be symmetric matrices (K, d, d), got shape {tuple(C.shape)} and one that is not"
+            )
+        values, vectors = torch.linalg.eigh(C)
         if values.min() <= 0:
             raise ValueError(f"covariances must be positive definite, got an eigenvalue {float(values.min()):g}")
         return cls(weights, means, values, vectors, values[:, 0])
@@ -181,6 +186,11 @@ class GaussianMixture(Law):
         log_det = base.log().expand(-1, -1, self.d).sum(-1) - r * base[..., 0].log() + high.log().sum(-1)
         log_p = -0.5 * ((delta * pulled).sum(-1) + log_det + self.d * math.log(2 * math.pi))
         return self.weights.log() + log_p, pulled
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """p(component k | x_0 = x): (B, *D) -> (B, K) in float64. Their mean over samples tells the mode weights."""
+        rows, one = self._rows(x), torch.ones(1, 1, dtype=torch.float64, device=x.device)
+        return self._parts(rows, one, 0 * one)[0].softmax(1)
 
     def _log_prob(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         return self._parts(x, alpha, var)[0].logsumexp(1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .noise import Noise, iid
 from .ode import Dopri5, Method
-from .sde import Reverse
+from .sde import Reverse, Score
 from .shapes import as_time, count, number, state, times
 
 Divergence = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
@@ -80,6 +80,21 @@ class Hutchinson(Trace):
         return divergence
 
 
+def _differentiable(score: Score) -> Score:
+    """The score, which must carry gradients: computed under no_grad, its part of the divergence would be lost."""
+
+    def asked(x: Tensor, t: Tensor) -> Tensor:
+        s = score(x, t)
+        if x.requires_grad and not s.requires_grad:
+            raise ValueError(
+                "score must be differentiable in x, but its result carries no gradient: is it computed under no_grad? "
+                "(A score that is constant in x can add 0 * x.)"
+            )
+        return s
+
+    return asked
+
+
 @torch.no_grad()
 def log_prob(
     p: Reverse,
@@ -109,7 +124,7 @@ def log_prob(
         )
     if abs(float(ts[-1]) - sde.T) > 1e-6 * sde.T:
         raise ValueError(f"ts must end at T = {sde.T:g}, where the prior is, got {float(ts[-1]):g}")
-    trace = divergence.start(x)
+    trace, p = divergence.start(x), Reverse(sde, _differentiable(p.score), 0.0)
 
     def augmented(t: Tensor, y: Tensor) -> Tensor:
         v, div = trace(lambda x: p.drift(x, t), y[:, :-1].view(shape))

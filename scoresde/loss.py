@@ -117,7 +117,8 @@ class Uniform(Times):
 @dataclass(frozen=True)
 class UniformLogSNR(Times):
     """Uniform in lambda. Since g^2/sigma^2 = -2 dlambda/dt for every linear SDE, this is the importance sampling of the
-    likelihood weight (Song et al. 2021b, section 4; Kingma et al. 2021).
+    likelihood weight (Song et al. 2021b, section 4; Kingma et al. 2021): use it with `Simple`, or with
+    `Unbiased(Likelihood(), UniformLogSNR())`, which is the same up to a constant. `Likelihood` alone would count twice.
     """
 
     def quantile(self, sde: LinearSDE, u: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class ReverseDiffusion(Step):
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         a, v = p.sde.transition(t, s)
-        mean = (2 - a) * x + (1 + p.eta**2) / 2 * v * p.score(x, t)
+        mean = (2 - a) * x + (1 + p.eta**2) / 2 * v * p.ask(x, t)
         return mean + p.eta * v.sqrt() * noise(x, t, s) if p.eta else mean
 
 

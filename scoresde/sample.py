@@ -40,8 +40,10 @@ class Step(ABC):
 
 
 def needs_noise(p: Reverse, ts: Tensor) -> None:
-    """Raise ValueError where sigma = 0 at one of the times ts: the score is singular there."""
-    if (p.sde.var(ts) == 0).any():
+    """Raise ValueError where sigma = 0 at one of the times ts: the score is singular there. (A non-linear SDE has no
+    sigma to tell.)
+    """
+    if hasattr(p.sde, "var") and (p.sde.var(ts) == 0).any():
         raise ValueError(f"the score is singular where sigma = 0: end the grid before t = {float(ts.min()):g}")
 
 

@@ -36,7 +36,8 @@ def derivative(fn: Callable[[Tensor], Tensor], t: Tensor | float) -> Tensor:
     """d fn / dt of an elementwise function, by automatic differentiation."""
     with torch.enable_grad():
         t = as_time(t).detach().requires_grad_()
-        return torch.autograd.grad(fn(t).sum(), t)[0]
+        y = fn(t)
+        return torch.autograd.grad(y.sum(), t)[0] if y.requires_grad else torch.zeros_like(t)  # a constant
 
 
 class SDE(ABC):
@@ -194,10 +195,17 @@ class Reverse(SDE):
         """The time of the prior."""
         return self.sde.T
 
+    def ask(self, x: Tensor, t: Tensor) -> Tensor:
+        """score(x, t) in the dtype of x. Raises ValueError unless it has the shape of x: another would broadcast."""
+        s = self.score(x, t)
+        if s.shape != x.shape:
+            raise ValueError(f"score must return the shape of x, {tuple(x.shape)}, got {tuple(s.shape)}")
+        return s.to(x.dtype)
+
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """drift(x, t) - (1 + eta^2)/2 g(t)^2 score(x, t)."""
         g2 = self.sde.diffusion(t).square()
-        return self.sde.drift(x, t) - like((1 + self.eta**2) / 2 * g2, x) * self.score(x, t)
+        return self.sde.drift(x, t) - like((1 + self.eta**2) / 2 * g2, x) * self.ask(x, t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """eta g(t)."""
@@ -205,8 +213,8 @@ class Reverse(SDE):
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """The noise in x_t that the score tells of: -sigma_t score(x, t)."""
-        return -like(self.sde.sigma(t), x) * self.score(x, t)
+        return -like(self.sde.sigma(t), x) * self.ask(x, t)
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t] = (x + sigma_t^2 score(x, t)) / alpha_t (Tweedie's formula)."""
-        return (x + like(self.sde.var(t), x) * self.score(x, t)) / like(self.sde.alpha(t), x)
+        return (x + like(self.sde.var(t), x) * self.ask(x, t)) / like(self.sde.alpha(t), x)

@@ -19,11 +19,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import Checkpoint, describe, exists, load, load_state, save
+from .checkpoint import Checkpoint, describe, exists, load, load_state, recorded_net, require_savable, save
 from .data import Dataset, Source
 from .loss import Karras, LogNormal, Times, Weight, dsm
 from .model import ScoreModel
-from .nn import drop_labels
+from .nn import Network, drop_labels
 from .noise import iid
 from .progress import bar, unbroken
 from .shapes import count, number
@@ -182,7 +182,9 @@ def train(
         raise ValueError("data must have samples to train on, got none")
     if folder is not None and not resume and exists(folder):
         raise ValueError(f"folder must hold no checkpoint unless resume is asked for, got {str(folder)!r}")
-    device = next(model.parameters()).device
+    device = _fitting(model, data)
+    if folder is not None:
+        require_savable(Checkpoint(model, data.shape, data.quantized, source))
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(model.parameters(), settings.lr, betas=(0.9, settings.beta2), fused=fused)
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -227,6 +229,23 @@ def train(
     return run.average
 
 
+def _fitting(model: ScoreModel, data: Dataset) -> torch.device:
+    """The model's device. Raises ValueError unless the model has parameters and takes the data and their labels."""
+    parameters = list(model.parameters())
+    if not parameters:
+        raise ValueError(f"model must have parameters to train, but {type(model.net).__name__} has none")
+    device, classes = parameters[0].device, getattr(model.net, "classes", 0)
+    if 0 < classes < data.classes:
+        raise ValueError(f"net must have a class for each of the {data.classes} labels, got {classes}")
+    t = torch.tensor(model.sde.T, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval().eps(data.train[:1].to(device), t)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"net must take samples of shape {data.shape}: {error}") from error
+    return device
+
+
 def _step(
     run: _Run,
     loss_of: nn.Module,
@@ -267,12 +286,15 @@ def _step(
 def _resume(run: _Run, settings: Settings, source: Source | None, folder: str | Path | None) -> None:
     if folder is None or not exists(folder):
         raise ValueError(f"resume needs a folder with a checkpoint, got {folder!r}")
-    found = load(folder, net=copy.deepcopy(run.average.net))
+    recorded, net = recorded_net(folder), run.average.net
+    if isinstance(net, Network) and recorded != {"class": type(net).__name__, "config": net.config}:
+        raise ValueError(f"net must be as in {folder} to resume, {recorded!r}, got {net.config!r}")
+    found = load(folder, net=copy.deepcopy(net))
     was, now = dict(found.notes.get("settings", {})), describe(settings)
     for name in ("sde", "predicts", "clock"):
         was[name], now[name] = (describe(getattr(model, name)) for model in (found.model, run.model))
     was["source"], now["source"] = describe(found.source), describe(source)
-    for name in now:
+    for name in ("source", *now):  # first, since other data change other settings too
         if was.get(name) != now[name]:
             raise ValueError(f"{name} must be as in {folder} to resume, {was.get(name)!r}, got {now[name]!r}")
     run.restore(found.notes["step"], found.model, load_state(folder))

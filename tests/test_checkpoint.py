@@ -1,6 +1,7 @@
 """A checkpoint gives back what was saved, to the bit, or says what is wrong with it; and it never runs anything."""
 
 import dataclasses
+import gc
 import hashlib
 import inspect
 import json
@@ -518,7 +519,7 @@ def test_crash_at_every_stage(tmp_path):
         assert len(list(folder.iterdir())) == 3  # what the crash left is gone
         if done:
             break
-    assert crashed == next(calls) == 12  # making, open, fsync and replace of three files
+    assert crashed == next(calls) == 13  # the check; making, open, fsync and replace of three files
 
 
 def test_crash_while_old_files_are_removed(tmp_path, monkeypatch):
@@ -549,3 +550,40 @@ def test_write(tmp_path):
     assert file.read_bytes() == old and list(tmp_path.iterdir()) == [file]
     write(file, new)
     assert file.read_bytes() == new and list(tmp_path.iterdir()) == [file]
+
+
+class Plain(LinearSDE):
+    """No dataclass, so nothing says how to make it again."""
+
+    def log_alpha(self, t):
+        return -t
+
+    def var(self, t):
+        return -torch.expm1(-2 * t)
+
+
+def test_what_cannot_be_saved_fails_before_anything_is_written(tmp_path):
+    """An SDE that no manifest can describe is refused by name, and the folder is left as it is."""
+    with pytest.raises(ValueError, match="Plain must be a dataclass"):
+        save(tmp_path / "new", Checkpoint(ScoreModel(networks.MLP((2,), 8, 1), Plain()), (2,)))
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_classes_of_one_name_are_refused():
+    """A class that shares its name with another of the same kind is never taken for it."""
+
+    @dataclasses.dataclass(frozen=True)
+    class VP(LinearSDE):
+        def log_alpha(self, t):
+            return -t
+
+        def var(self, t):
+            return t
+
+    try:
+        with pytest.raises(ValueError, match="is both"):
+            build(LinearSDE, {"class": "VP"})
+    finally:
+        del VP
+        gc.collect()
+    build(LinearSDE, {"class": "VP"})

@@ -168,7 +168,7 @@ BAD = {
     "sample, missing": ("sample NONE --out OUT", "checkpoint must"),
     "sample, negative": ("sample RING --n -1 --out OUT", "n must"),
     "sample, no batch": ("sample RING --batch 0 --out OUT", "batch must"),
-    "sample, no steps": ("sample RING --steps 0 --out OUT", "n must"),
+    "sample, no steps": ("sample RING --steps 0 --out OUT", "steps must"),
     "sample, late end": ("sample RING --end 2 --out OUT", "end must"),
     "sample, spacing": ("sample RING --spacing random --out OUT", "--spacing"),
     "sample, singular end": ("sample RING --spacing log_snr --end 0 --out OUT", "end must"),
@@ -342,7 +342,7 @@ def test_sample_is_the_library(capsys, tmp_path, ring, calls, kind):
     args, reverse, ts, steps = KINDS[kind]
     n = 23
     x = drawn(tmp_path / "a", ring, "--n", n, "--seed", 5, *args.split())
-    told = [int(re.search(r"(\d+) network calls in 1 batches", capsys.readouterr().out)[1])]
+    told = [int(re.search(r"(\d+) network calls now, in 1 of 1 batches", capsys.readouterr().out)[1])]
     assert told == [len(calls)] and set(calls) == {n}
     model = load(ring).model
     p = reverse(model)
@@ -354,7 +354,7 @@ def test_sample_is_the_library(capsys, tmp_path, ring, calls, kind):
     calls.clear()
     chunks = drawn(tmp_path / "b", ring, "--n", n, "--seed", 5, "--batch", 7, *args.split())
     torch.testing.assert_close(chunks, x, rtol=1e-4, atol=1e-5)
-    assert int(re.search(r"(\d+) network calls in 4 batches", capsys.readouterr().out)[1]) == len(calls)
+    assert int(re.search(r"(\d+) network calls now, in \d of 4 batches", capsys.readouterr().out)[1]) == len(calls)
     raw = drawn(tmp_path / "c", ring, "--n", n, "--seed", 5, "--no-denoise", *args.split())
     torch.testing.assert_close(raw, want, rtol=1e-5, atol=1e-5)
     other = drawn(tmp_path / "d", ring, "--n", n, "--seed", 6, *args.split())
@@ -409,7 +409,11 @@ def test_interrupted_sampling(capsys, monkeypatch, tmp_path, ring, calls, after)
     calls.clear()
     assert torch.equal(drawn(out, ring, *args), want)
     left = 4 - min(after, 4)
-    assert int(re.search(r"(\d+) network calls in 4 batches", capsys.readouterr().out)[1]) == len(calls) == 4 * left
+    assert (
+        int(re.search(r"(\d+) network calls now, in \d of 4 batches", capsys.readouterr().out)[1])
+        == len(calls)
+        == 4 * left
+    )
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -456,20 +460,20 @@ def test_likelihood_is_the_library(capsys, tmp_path, ring, calls, exact):
     assert len(found) == 30
     trace = Exact() if exact else Hutchinson(per_sample(seeds(3, 60)[::2]))
     nats = log_prob(VP().reverse(load(ring).model, 0.0), x, method=ode.Dopri5(1e-4, 1e-4), divergence=trace)
-    torch.testing.assert_close(column(found, "nats"), nats, rtol=1e-4, atol=1e-4)
-    per_dim = -column(found, "nats").double() / 2
+    torch.testing.assert_close(column(found, "log_p"), nats, rtol=1e-4, atol=1e-4)
+    per_dim = -column(found, "log_p").double() / 2
     torch.testing.assert_close(column(found, "nats_per_dim").double(), per_dim, rtol=1e-6, atol=0)
     error = float(per_dim.std()) / math.sqrt(30)
     assert said.startswith(f"{float(per_dim.mean()):.4f} +- {error:.4f} nats/dim over 30 samples (held-out)")
     chunks = measured(tmp_path / "b", ring, "--seed", 3, "--batch", 7, *more)
-    torch.testing.assert_close(column(chunks, "nats"), column(found, "nats"), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(column(chunks, "log_p"), column(found, "log_p"), rtol=1e-4, atol=1e-4)
     capsys.readouterr()
     other = measured(tmp_path / "c", ring, "--seed", 4, "--n", 10, *more)
-    assert torch.allclose(column(other, "nats"), nats[:10], rtol=1e-4, atol=1e-4) == exact  # the seed moves the probe
+    assert torch.allclose(column(other, "log_p"), nats[:10], rtol=1e-4, atol=1e-4) == exact  # the seed moves the probe
     train = measured(tmp_path / "d", ring, "--split", "train", "--n", 2)
-    assert abs(train[0]["nats"] - found[0]["nats"]) > 1e-3
+    assert abs(train[0]["log_p"] - found[0]["log_p"]) > 1e-3
     given = measured(tmp_path / "e", ring, "--seed", 3, *more, "data:ring", "--data.n", 150)
-    torch.testing.assert_close(column(given, "nats"), column(found, "nats"), rtol=0, atol=0)
+    torch.testing.assert_close(column(given, "log_p"), column(found, "log_p"), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.31, 0.5, 0.77, 0.99])
@@ -484,7 +488,7 @@ def test_likelihood_goes_on(capsys, tmp_path, ring, keep):
     capsys.readouterr()
     again = measured(out, ring, "--batch", 8)
     assert capsys.readouterr().out.split(" nats/dim")[0] == mean
-    torch.testing.assert_close(column(again, "nats"), column(whole, "nats"), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(column(again, "log_p"), column(whole, "log_p"), rtol=1e-4, atol=1e-4)
     kept = [json.loads(line) for line in text[: round(keep * len(text))].splitlines() if line.endswith(b"}")]
     assert rows(out)[: len(kept)] == kept
 

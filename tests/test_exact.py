@@ -544,3 +544,9 @@ def test_bad_states():
         exact.Empirical(torch.zeros(2, 2), 0)
     with pytest.raises(ValueError, match="^x must be"):
         exact.Gaussian.fit(torch.zeros(3))
+
+
+def test_asymmetric_covariance_raises():
+    """A matrix that is no covariance is not read by one of its triangles."""
+    with pytest.raises(ValueError, match="symmetric"):
+        exact.Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.0, 1.0]]))

@@ -426,3 +426,11 @@ def test_bad_values(make, match):
     """Levels, ranges, dimensions and chunks that make no sense are named."""
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize("divergence", [Exact(), Hutchinson()])
+def test_a_score_without_gradient_raises(divergence):
+    """Under no_grad the score's part of the divergence would be dropped without a word."""
+    score = torch.no_grad()(lambda x, t: -x)
+    with pytest.raises(ValueError, match="score must be differentiable"):
+        log_prob(VP().reverse(score, eta=0), torch.randn(3, 2, dtype=torch.float64), divergence=divergence)

@@ -570,3 +570,29 @@ def test_simulate_refuses_states():
         VP().simulate(torch.tensor([[0.0], [math.nan]]), time([0.0, 1.0]))
     with pytest.raises(ValueError, match="^steps must"):
         VP().simulate(torch.zeros(2, 2), time([0.0, 1.0]), steps=0)
+
+
+class ConstantAlpha(LinearSDE):
+    """sigma = t and nothing else, as a user would write it."""
+
+    def log_alpha(self, t):
+        return torch.zeros_like(t)
+
+    def var(self, t):
+        return t**2
+
+
+def test_constant_alpha_has_no_drift():
+    """An SDE whose log alpha does not depend on t has f = 0 and g^2 = d sigma^2/dt."""
+    t = torch.linspace(0.1, 1, 5, dtype=torch.float64)
+    assert torch.equal(ConstantAlpha().f(t), torch.zeros_like(t))
+    torch.testing.assert_close(ConstantAlpha().g2(t), 2 * t)
+
+
+@pytest.mark.parametrize("wrong", [lambda x, t: -x[:, :1], lambda x, t: -x[:, 0], lambda x, t: -x.mean()])
+def test_a_score_of_another_shape_raises(wrong):
+    """A score must have the shape of x: any other would broadcast, in drift, eps and denoise alike."""
+    p, x, t = VP().reverse(wrong), torch.randn(3, 2, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    for f in (p.drift, p.eps, p.denoise):
+        with pytest.raises(ValueError, match="score must return the shape of x"):
+            f(x, t)

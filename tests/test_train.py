@@ -163,7 +163,7 @@ def test_folders_that_do_not_fit(tmp_path):
     for folder in (None, tmp_path / "none"):
         with pytest.raises(ValueError, match="^resume needs a folder with a checkpoint"):
             run(folder=folder, resume=True)
-    with pytest.raises(ValueError, match="does not give a model"):
+    with pytest.raises(ValueError, match="^net must be as in"):
         train(model(net=MLP((2,), 16, 1)), data(), SHORT, folder=tmp_path, resume=True, progress=False)
 
 

@@ -13,6 +13,13 @@ from collections.abc import Sequence
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process if None) and return its exit status."""
     try:
+        return _run(args)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command with the same --out goes on from here", 130)
+
+
+def _run(args: Sequence[str] | None) -> int:
+    try:
         import tyro
 
         from .common import Command
@@ -40,8 +47,6 @@ def main(args: Sequence[str] | None = None) -> int:
         command.run()
     except (ValueError, RuntimeError, OSError) as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command with the same --out goes on from here", 130)
     return 0
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ class Command:
     """The seed of everything random: the same seed gives the same result."""
     device: str = "auto"
     """Where to compute: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed}")
 
     def run(self) -> None:
         """Do it. Raises ValueError for options that cannot be met."""
@@ -105,7 +110,9 @@ def draw(
     """
     noise = per_sample(seeds(seed, n, start))
     states = trajectory(p, p.sde.prior((n, *shape), noise, torch.float32, device), ts, *steps, noise=noise)
-    x = deque(bar(states, desc=progress, total=len(ts), disable=not progress, leave=False), maxlen=1).pop()
+    x = deque(
+        bar(states, desc=progress, total=len(ts), disable=not (progress and sys.stderr.isatty()), leave=False), maxlen=1
+    ).pop()
     if denoise and p.sde.var(ts[-1]) > 0:
         with torch.no_grad():
             x = p.denoise(x, ts[-1])

@@ -25,9 +25,9 @@ from .common import Command, recipe
 class Likelihood(Command):
     """The likelihood of data under a checkpoint, along its probability flow.
 
-    Grey levels are reported in bits/dim, uniformly dequantised; continuous data in nats/dim. The density is that of the
-    model at t = t_min, where its flow ends. One line a sample goes to likelihood.jsonl, and an interrupted run goes on
-    when called again.
+    Grey levels are reported in bits/dim, uniformly dequantised; continuous data in nats/dim, -log p / d. The density
+    is that of the model at t = t_min, where its flow ends. One line a sample goes to likelihood.jsonl, and an
+    interrupted run goes on when called again.
     """
 
     model: tyro.conf.Positional[Path]
@@ -95,7 +95,7 @@ class Likelihood(Command):
         x, d = x.to(device), x[0].numel()
         if data.quantized is None:
             nats = log_prob(p, x, method=method, divergence=trace)
-            return [{"nats": float(v), "nats_per_dim": -float(v) / d} for v in nats]
+            return [{"log_p": float(v), "nats_per_dim": -float(v) / d} for v in nats]
         uniform = per_sample([every[2 * i + 1] for i in index])
         bits = bits_per_dim(p, x, data.quantized, method=method, divergence=trace, noise=uniform)
         return [{"bits_per_dim": float(v)} for v in bits]
@@ -103,9 +103,9 @@ class Likelihood(Command):
     def _summary(self, rows: list[dict[str, float]], data: Dataset, nfe: int) -> str:
         key, unit = ("bits_per_dim", "bits/dim") if data.quantized else ("nats_per_dim", "nats/dim")
         values = torch.tensor([row[key] for row in rows], dtype=torch.float64)
-        error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        error = f" +- {float(values.std()) / math.sqrt(len(values)):.4f}" if len(values) > 1 else ""
         return (
-            f"{float(values.mean()):.4f} +- {error:.4f} {unit} over {len(values)} samples ({self.split}); "
+            f"{float(values.mean()):.4f}{error} {unit} over {len(values)} samples ({self.split}); "
             f"{nfe} network calls now; one line a sample in {self.out / 'likelihood.jsonl'}"
         )
 

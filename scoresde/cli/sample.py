@@ -72,6 +72,8 @@ class Sample(Command):
         found = load(self.model, device=device)
         score = Counted(self._score(found, device))
         p, steps = self._process(found, score), self._steps()
+        if self.steps is not None:
+            count("steps", self.steps)
         intervals = (1 if isinstance(self.predictor, Dopri5) else 100) if self.steps is None else self.steps
         ts = getattr(grid, self.spacing)(p.sde, intervals, self.end)
         chosen = {k: v for k, v in vars(self).items() if k not in ("model", "out", "batch", "device")}
@@ -80,7 +82,7 @@ class Sample(Command):
         if done.is_file():
             print(f"{done} is complete already")
             return
-        parts = []
+        parts, drawn = [], 0
         for start in bar(range(0, n, batch), desc="sample", unit="batch"):
             size = min(batch, n - start)
             part = self.out / f"part-{start:08d}-{size:08d}.npy"
@@ -88,6 +90,7 @@ class Sample(Command):
                 options = {"seed": self.seed, "n": size, "start": start, "device": device, "denoise": self.denoise}
                 x = draw(p, found.shape, ts, steps, progress="steps", **options)
                 write(part, as_bytes(x.cpu().numpy()))
+                drawn += 1
             parts.append(part)
         x = torch.from_numpy(np.concatenate([np.load(part, allow_pickle=False) for part in parts]))
         if (x.ndim == 4 and x.shape[1] in (1, 3)) or x.shape[1:] == (2,):
@@ -95,7 +98,7 @@ class Sample(Command):
         write(done, as_bytes(x.numpy()))  # last, since it says that all is there
         for part in self.out.glob("part-*.npy"):
             part.unlink()
-        print(f"{n} samples in {self.out}: {score.nfe} network calls in {len(parts)} batches")
+        print(f"{n} samples in {self.out}: {score.nfe} network calls now, in {drawn} of {len(parts)} batches")
 
     def _score(self, found: Checkpoint, device: torch.device) -> Score:
         classes = getattr(found.model.net, "classes", 0)
@@ -119,6 +122,10 @@ class Sample(Command):
 
     def _steps(self) -> tuple[Step, ...]:
         predictor = Flow(self.predictor) if isinstance(self.predictor, ODE) else self.predictor
+        if self.corrector is None and self.corrections != 1:
+            raise ValueError(
+                f"corrections need a corrector, such as corrector:snr, got --corrections {self.corrections}"
+            )
         corrector = Langevin(self.corrector, self.corrections) if self.corrector else None
         steps = tuple(step for step in (corrector, predictor) if step is not None)
         if not steps:

@@ -45,7 +45,7 @@ class Train(Command):
     weight: None | loss.Karras | loss.Simple | loss.Likelihood | loss.SNR = None
     """The weight of the loss at each noise level; Karras with the data's standard deviation, unless given."""
     times: loss.LogNormal | loss.Uniform | loss.UniformLogSNR = loss.LogNormal()
-    """The law that training times are drawn from."""
+    """The law that training times are drawn from; weight:likelihood is divided by its density."""
     conditional: bool = False
     """Tell the network the labels, if the data have them, and hide a share of them (--label-dropout)."""
     settings: Annotated[Options, tyro.conf.arg(name="")] = Options()
@@ -59,7 +59,11 @@ class Train(Command):
         data = self.data.load()
         sigma_data = float(data.train.std())
         given = {f.name: getattr(self.settings, f.name) for f in fields(Settings)}
-        weight = self.weight or loss.Karras(sigma_data)
+        if not sigma_data > 0:
+            raise ValueError(f"data must hold different samples to train on, got standard deviation {sigma_data:g}")
+        weight: loss.Weight = self.weight or loss.Karras(sigma_data)
+        if isinstance(weight, loss.Likelihood) and not isinstance(self.times, loss.Uniform):
+            weight = loss.Unbiased(weight, self.times)  # the same objective, whatever the law of t
         settings = Settings(**{**given, "weight": weight, "times": self.times, "seed": self.seed})
         net = self.net or (UNet() if len(data.shape) == 3 else MLP())
         if self.conditional and not data.classes:
