@@ -550,3 +550,16 @@ def test_asymmetric_covariance_raises():
     """A matrix that is no covariance is not read by one of its triangles."""
     with pytest.raises(ValueError, match="symmetric"):
         exact.Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.0, 1.0]]))
+
+
+def test_responsibilities_are_bayes():
+    """p(k | x) = w_k N(x; m_k, C_k) / p(x), and over exact samples they average to the weights within 4 SE."""
+    law = exact.GaussianMixture(
+        torch.tensor([1.0, 3.0]), torch.tensor([[0.0, 0.0], [1.0, 0.5]]), torch.tensor([0.2, 0.5])
+    )
+    x = law.sample(5000, torch.Generator().manual_seed(0))
+    parts = [torch.distributions.Normal(m, v.sqrt()).log_prob(x).sum(1) for m, v in zip(law.means, law.diagonal)]
+    expected = (law.weights.log() + torch.stack(parts, 1)).exp() / law.log_prob(x).exp()[:, None]
+    got = law.responsibilities(x)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    assert ((got.mean(0) - law.weights).abs() < 4 * got.std(0) / 5000**0.5).all()

@@ -22,8 +22,10 @@ def test_code_runs(code):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(example, capsys):
+def test_example_runs(example, capsys, monkeypatch, tmp_path):
     """Every example runs and says something."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(example)])
     runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out
 
