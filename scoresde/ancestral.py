@@ -104,6 +104,9 @@ class AnalyticDPM(Posterior):
         if not (self.second_moment >= 0).all():
             raise ValueError("second_moment must be a table of numbers >= 0")
 
+    def __repr__(self) -> str:
+        return f"AnalyticDPM(fitted at {len(self.ts)} times)"
+
     @classmethod
     @torch.no_grad()
     def fit(cls, p: Reverse, x_0: Tensor, ts: Tensor, noise: Noise = iid()) -> "AnalyticDPM":

@@ -174,6 +174,14 @@ class GaussianMixture(Law):
         moved.__dict__ = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
         return moved
 
+    def marginal(self, sde: LinearSDE, t: Tensor | float) -> "GaussianMixture":
+        """The law of x_t under `sde`, itself a mixture: of N(alpha m_k, alpha^2 C_k + sigma^2 I). t is ()."""
+        alpha, var = (float(c) for c in (sde.alpha(t), sde.var(as_time(t))))
+        moved = object.__new__(GaussianMixture)
+        diagonal, extra = alpha**2 * self.diagonal + var, alpha**2 * self.extra + var
+        moved.__dict__ = self.__dict__ | {"means": alpha * self.means, "diagonal": diagonal, "extra": extra}
+        return moved
+
     def _parts(self, x: Tensor, alpha: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """log w_k N(x; k) as (B, K), and the precision of component k times x - alpha m_k as (B, K, d)."""
         delta = x[:, None] - alpha[..., None] * self.means

@@ -1,4 +1,4 @@
-"""How far samples are from data.
+"""How far samples are from data, and from a law.
 
 The Frechet distance is that between the Gaussians with the features' means and covariances (Dowson & Landau 1982;
 Heusel et al. 2017). A distance in the features of one classifier says nothing beside that of another: always give the
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .exact import GaussianMixture
 from .noise import seeded
 from .shapes import count, state
 
@@ -26,6 +27,50 @@ def frechet(a: Tensor, b: Tensor) -> float:
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ C_b @ root).clamp_min(0).sqrt().sum()
     return float((m_a - m_b).square().sum() + C_a.trace() + C_b.trace() - 2 * cross)
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 256, seed: int = 0) -> float:
+    """(mean over directions v of W_2(v.a, v.b)^2)^(1/2) of samples a (n, *D) and b (m, *D), in the units of the data
+    (Bonneel et al. 2015). The directions are uniform on the sphere, and the same for the same seed.
+
+    On the line W_2^2 is the integral of the squared difference of the quantile functions, here the exact one of two
+    step functions. Raises ValueError if a and b have not one D.
+    """
+    a, b = _pair(a, b)
+    g = torch.Generator().manual_seed(seed)
+    v = torch.randn(a.shape[1], count("directions", directions), generator=g, dtype=torch.float64).to(a.device)
+    u, w = ((x @ (v / v.norm(dim=0))).sort(0).values for x in (a, b))
+    n, m = len(u), len(w)
+    q = torch.cat([torch.arange(1, k + 1, dtype=torch.float64) / k for k in (n, m)]).unique().to(a.device)
+    width = torch.diff(q, prepend=q.new_zeros(1))
+    middle = q - width / 2
+    i, j = (middle * n).long().clamp_max(n - 1), (middle * m).long().clamp_max(m - 1)
+    return float((width[:, None] * (u[i] - w[j]).square()).sum(0).mean().sqrt())
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    """(2 E|X - Y| - E|X - X'| - E|Y - Y'|)^(1/2) between the empirical laws of a (n, *D) and b (m, *D), in the square
+    root of the data's unit (Szekely & Rizzo 2013). Raises ValueError if a and b have not one D.
+    """
+    a, b = _pair(a, b)
+
+    def mean(x: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([torch.cdist(part, y).sum() for part in x.split(1024)]).sum() / (len(x) * len(y))
+
+    return float((2 * mean(a, b) - mean(a, a) - mean(b, b)).clamp_min(0).sqrt())
+
+
+def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if state("a", a).shape[1:] != state("b", b).shape[1:]:
+        raise ValueError(f"b must hold samples of shape {tuple(a.shape[1:])}, got {tuple(b.shape[1:])}")
+    return a.flatten(1).double(), b.flatten(1).double()
+
+
+def weights_error(law: GaussianMixture, x: Tensor) -> float:
+    """The total variation between the weights of the mixture and the mean responsibilities of its components for the
+    samples x (B, *D): 0 if every mode is found as often as it should be, at most 1.
+    """
+    return float((law.responsibilities(x).mean(0) - law.weights).abs().sum() / 2)
 
 
 class Classifier(nn.Module):

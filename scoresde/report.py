@@ -18,7 +18,9 @@ from .shapes import count
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import NullLocator  # noqa: E402
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 58rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -138,32 +140,89 @@ def save_figure(figure: Figure, file: Path) -> None:
     write(file, content.getvalue())
 
 
-def grid_picture(x: Tensor, file: Path, title: str = "", columns: int = 16) -> None:
-    """Samples as a picture: images side by side, points of the plane as a scatter plot."""
+def _show(axes: Axes, x: Tensor, columns: int, size: float = 4) -> None:
+    """Images as a sheet, points of the plane as a cloud."""
     if x.ndim == 2 and x.shape[1] == 2:
-        figure, axes = plt.subplots(figsize=(5, 5))
-        axes.scatter(x[:, 0].float().cpu(), x[:, 1].float().cpu(), s=4, alpha=0.5)
+        axes.scatter(x[:, 0].float().cpu(), x[:, 1].float().cpu(), s=size, alpha=0.5, linewidths=0)
         axes.set_aspect("equal")
     else:
-        sheet = tile(x, columns)
-        figure, axes = plt.subplots(figsize=(8, 8 * sheet.shape[0] / sheet.shape[1]))
-        axes.imshow(sheet, interpolation="nearest")
+        axes.imshow(tile(x, columns), interpolation="nearest")
         axes.axis("off")
+
+
+def grid_picture(x: Tensor, file: Path, title: str = "", columns: int = 16) -> None:
+    """Samples as a picture: images side by side, points of the plane as a scatter plot."""
+    wide = (5.0, 5.0)
+    if x.ndim != 2:
+        sheet = tile(x, columns)
+        wide = (8.0, 8.0 * sheet.shape[0] / sheet.shape[1])
+    figure, axes = plt.subplots(figsize=wide)
+    _show(axes, x, columns)
     axes.set_title(title)
     save_figure(figure, file)
 
 
 def side_by_side(parts: Sequence[tuple[str, Tensor]], file: Path, columns: int = 10) -> None:
-    """Sheets of images, each under its title, two in a row."""
-    rows = -(-len(parts) // 2)
-    sheets = [tile(x, columns) for _, x in parts]
-    height = 4.4 * rows * sheets[0].shape[0] / sheets[0].shape[1] + 0.3 * rows
-    figure, axes = plt.subplots(rows, 2, figsize=(9, height), squeeze=False)
-    for a in axes.flat:
+    """Samples, each under its title: sheets of images two in a row, points of the plane four, on one scale."""
+    points = parts[0][1].ndim == 2
+    across = 4 if points else 2
+    rows = -(-len(parts) // across)
+    ratio = 1.0 if points else np.divide(*tile(parts[0][1], columns).shape[:2])
+    width = 9.0 / across
+    figure, axes = plt.subplots(rows, across, figsize=(9, rows * (width * ratio + 0.3)), squeeze=False)
+    reach = 1.1 * float(parts[-1][1].abs().max())
+    for a, (title, x) in zip(axes.flat, parts, strict=False):
+        _show(a, x, columns, size=2)
+        a.set_title(title, fontsize=8 if points else 11)
+        if points:
+            a.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
+    for a in axes.flat[len(parts) :]:
         a.axis("off")
-    for a, sheet, (title, _) in zip(axes.flat, sheets, parts, strict=False):
-        a.imshow(sheet, interpolation="nearest")
-        a.set_title(title, fontsize=11)
+    figure.tight_layout()
+    save_figure(figure, file)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a diagram."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """Curves on logarithmic axes, with a dotted line at `floor`, if any."""
+
+    title: str
+    across: str
+    lines: Sequence[Curve]
+    floor: float | None = None
+
+
+def curves(diagrams: Sequence[Diagram], file: Path) -> None:
+    """Diagrams two in a row, with one legend below them all. A name has one colour."""
+    rows = -(-len(diagrams) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(11, 4 * rows), squeeze=False)
+    names = list(dict.fromkeys(line.name for d in diagrams for line in d.lines))
+    styles = {name: (f"C{i % 10}", "ov^sDPX*<>"[i % 10]) for i, name in enumerate(names)}
+    shown = {}
+    for a, d in zip(axes.flat, diagrams, strict=False):
+        for line in d.lines:
+            colour, marker = styles[line.name]
+            (shown[line.name],) = a.loglog(line.x, line.y, color=colour, marker=marker, markersize=4, linewidth=1.2)
+        if d.floor is not None:
+            shown["real samples"] = a.axhline(d.floor, color="gray", linestyle=":")
+        a.set_title(d.title, fontsize=10)
+        a.set_xlabel(d.across)
+        a.set_xticks(sorted({v for line in d.lines for v in line.x}), minor=False)
+        a.xaxis.set_major_formatter("{x:g}")
+        a.xaxis.set_minor_locator(NullLocator())
+        a.grid(alpha=0.3)
+    for a in axes.flat[len(diagrams) :]:
+        a.axis("off")
+    figure.legend(list(shown.values()), list(shown), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=9)
     figure.tight_layout()
     save_figure(figure, file)
 

@@ -17,8 +17,8 @@ FLOORS = (
     {"loss", "sample"},
     {"predict", "ancestral", "correct", "multistep", "likelihood", "inverse"},
     {"elbo", "nn"},  # nn for its users only: what is below takes any network
-    {"data", "metrics"},
-    {"checkpoint"},
+    {"data", "metrics", "convergence"},
+    {"checkpoint", "problems"},
     {"train", "tune"},
     {"report", "interop"},
     {"cli"},

@@ -1,4 +1,4 @@
-"""The command line: `scoresde demo | train | sample | likelihood`.
+"""The command line: `scoresde demo | train | sample | compare | likelihood`.
 
 Every command is a frozen dataclass that tyro turns into arguments; SDEs, networks and steps are chosen as the library's
 own values. An error is one line on standard error and exit status 2.
@@ -23,6 +23,7 @@ def _run(args: Sequence[str] | None) -> int:
         import tyro
 
         from .common import Command
+        from .compare import Compare
         from .demo import Demo
         from .likelihood import Likelihood
         from .sample import Sample
@@ -33,7 +34,7 @@ def _run(args: Sequence[str] | None) -> int:
     try:
         with contextlib.redirect_stderr(said):
             command: Command = tyro.cli(
-                Demo | Train | Sample | Likelihood,
+                Demo | Train | Sample | Compare | Likelihood,
                 config=(tyro.conf.CascadeSubcommandArgs,),
                 prog="scoresde",
                 description="Continuous-time score-based models: train, sample and measure.",

@@ -1,0 +1,110 @@
+"""Orders of convergence, measured.
+
+A step is of strong order r if E|x_h - x| falls like h^r, x_h and x the states at the last time on one Brownian path, by
+steps of size h and in the limit; it is of weak order r if E phi(x_h) - E phi(x) does, here for phi(x) = |x|^2/d
+(Kloeden & Platen 1992, sections 9.6 and 9.7). On one path phi(x_h) - phi(x) has a small variance, so that both are
+measured with the same few samples.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .noise import Noise, iid
+from .sample import Step, sample
+from .sde import Reverse
+from .shapes import count
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The slope of log error against log step size, and the ends of its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+class GridPath:
+    """A Brownian path W known at the times of a grid: z = (W(t) - W(s))/sqrt(t - s) for any two of them.
+
+    It serves the same purpose as `noise.Path` where all step sizes divide one grid, and costs one look-up.
+    """
+
+    def __init__(self, ts: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> None:
+        z = torch.randn(len(ts) - 1, *shape, generator=generator, dtype=torch.float64)
+        dW = (-ts.diff()).sqrt().view(-1, *(1,) * len(shape)) * z
+        self.W = torch.cat([torch.zeros(1, *shape, dtype=torch.float64), dW.cumsum(0)])
+        self.index = {t: i for i, t in enumerate(ts.tolist())}
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Raises ValueError for a time that is not on the grid."""
+        try:
+            i, j = self.index[float(t)], self.index[float(s)]
+        except KeyError as error:
+            raise ValueError(f"the path is not known at t = {error}") from error
+        return ((self.W[j] - self.W[i]) / (t - s).sqrt()).to(x)
+
+
+@dataclass(frozen=True)
+class PathErrors:
+    """steps: (K,) numbers of steps. strong: (K, B), the root mean square over dimensions of x_h - x for each sample.
+    weak: (K, B), phi(x_h) - phi(x).
+    """
+
+    steps: Tensor
+    strong: Tensor
+    weak: Tensor
+
+    def strong_slope(self, resamples: int = 1000) -> Slope:
+        """Of E|x_h - x|."""
+        return slope(self.steps, self.strong, resamples)
+
+    def weak_slope(self, resamples: int = 1000) -> Slope:
+        """Of |E phi(x_h) - E phi(x)|."""
+        return slope(self.steps, self.weak, resamples)
+
+
+def path_errors(
+    p: Reverse, x: Tensor, ts: Tensor, step: Step, steps: list[int], limit: Tensor, noise: Noise = iid()
+) -> PathErrors:
+    """The errors of `step` in each number of `steps` between ts[0] and ts[-1], which must divide len(ts) - 1.
+
+    x: (B, *D) at ts[0]; limit: (B, *D), the state at ts[-1] that is converged to; noise: for a random process the
+    `Path` or `GridPath` that led to limit.
+    """
+    n, strong, weak = len(ts) - 1, [], []
+    for k in steps:
+        if n % count("steps", k):
+            raise ValueError(f"steps must divide the {n} intervals of ts, got {k}")
+        y = sample(p, x, ts[:: n // k], step, noise=noise)
+        strong.append((y - limit).flatten(1).square().mean(1).sqrt())
+        weak.append((y.square() - limit.square()).flatten(1).mean(1))
+    return PathErrors(torch.tensor(steps), torch.stack(strong), torch.stack(weak))
+
+
+def slope(steps: Tensor, errors: Tensor, resamples: int = 1000, seed: int = 0) -> Slope:
+    """The least-squares slope of log |mean error| against log (1/steps), and its 95 % confidence interval by the
+    bootstrap over samples (Efron 1979, percentile method).
+
+    steps: (K,), K >= 2; errors: (K, B), a sample's errors in one column, since they belong to one path.
+    """
+    if errors.ndim != 2 or len(errors) != len(steps) or len(steps) < 2:
+        raise ValueError(f"errors must be (K, B) with K = {len(steps)} >= 2 steps, got {tuple(errors.shape)}")
+    h = -torch.log(steps.to(torch.float64)).numpy()
+    h = h - h.mean()
+
+    def fitted(means: np.ndarray) -> np.ndarray:
+        return np.log(np.abs(means)) @ h / (h @ h)
+
+    e = errors.detach().cpu().double().numpy()
+    rows = np.random.default_rng(seed).multinomial(e.shape[1], np.full(e.shape[1], 1 / e.shape[1]), resamples)
+    many = fitted(rows @ e.T / e.shape[1])
+    low, high = np.quantile(many[np.isfinite(many)], [0.025, 0.975]) if np.isfinite(many).any() else (math.nan,) * 2
+    return Slope(float(fitted(e.mean(1))), float(low), float(high))
