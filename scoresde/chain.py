@@ -60,7 +60,7 @@ class TabulatedVE(LinearSDE):
     t_min = 0.0
 
     def __post_init__(self) -> None:
-        s = torch.as_tensor(self.sigmas).detach().to("cpu", torch.float64)
+        s = torch.as_tensor(self.sigmas, dtype=torch.float64).detach().cpu()
         if s.ndim != 1 or len(s) < 2:
             raise ValueError(f"sigmas must be a 1-D table of at least 2 levels, got shape {tuple(s.shape)}")
         if not (s[0] > 0 and s.isfinite().all() and (s.diff() > 0).all()):

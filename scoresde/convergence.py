@@ -32,7 +32,8 @@ class Slope:
 
 
 class GridPath:
-    """A Brownian path W known at the times of a grid: z = (W(t) - W(s))/sqrt(t - s) for any two of them.
+    """A Brownian path W known at the times of a grid: z = (W(t) - W(s))/sqrt(t - s) for any two of them, t > s, and the
+    same for the step from s to t.
 
     It serves the same purpose as `noise.Path` where all step sizes divide one grid, and costs one look-up.
     """
@@ -40,7 +41,7 @@ class GridPath:
     def __init__(self, ts: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> None:
         z = torch.randn(len(ts) - 1, *shape, generator=generator, dtype=torch.float64)
         dW = (-ts.diff()).sqrt().view(-1, *(1,) * len(shape)) * z
-        self.W = torch.cat([torch.zeros(1, *shape, dtype=torch.float64), dW.cumsum(0)])
+        self.W = torch.cat([torch.zeros(1, *shape, dtype=torch.float64), -dW.cumsum(0)])
         self.index = {t: i for i, t in enumerate(ts.tolist())}
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -49,7 +50,9 @@ class GridPath:
             i, j = self.index[float(t)], self.index[float(s)]
         except KeyError as error:
             raise ValueError(f"the path is not known at t = {error}") from error
-        return ((self.W[j] - self.W[i]) / (t - s).sqrt()).to(x)
+        if i == j:
+            raise ValueError(f"the path has no increment over the empty interval at t = {float(t):g}")
+        return (abs(j - i) / (j - i) * (self.W[i] - self.W[j]) / (t - s).abs().sqrt()).to(x)
 
 
 @dataclass(frozen=True)
@@ -89,22 +92,32 @@ def path_errors(
     return PathErrors(torch.tensor(steps), torch.stack(strong), torch.stack(weak))
 
 
+def resolved(errors: Tensor) -> Tensor:
+    """Which of the K rows of errors (K, B) have a mean that exceeds twice its standard error, (K,)."""
+    return errors.mean(1).abs() > 2 * errors.std(1, correction=0) / math.sqrt(errors.shape[1])
+
+
 def slope(steps: Tensor, errors: Tensor, resamples: int = 1000, seed: int = 0) -> Slope:
     """The least-squares slope of log |mean error| against log (1/steps), and its 95 % confidence interval by the
     bootstrap over samples (Efron 1979, percentile method).
 
     steps: (K,), K >= 2; errors: (K, B), a sample's errors in one column, since they belong to one path.
+    Raises ValueError for other shapes, fewer than two different steps, and errors that are not finite. The interval
+    means nothing where a mean error is not `resolved`.
     """
+    if len(set(steps.tolist())) < 2:
+        raise ValueError(f"steps must hold two different numbers, got {steps.tolist()}")
     if errors.ndim != 2 or len(errors) != len(steps) or len(steps) < 2:
         raise ValueError(f"errors must be (K, B) with K = {len(steps)} >= 2 steps, got {tuple(errors.shape)}")
-    h = -torch.log(steps.to(torch.float64)).numpy()
+    if not errors.isfinite().all():
+        raise ValueError("errors must be finite, got nan or inf")
+    e, h = errors.detach().cpu().double().numpy(), -torch.log(steps.to(torch.float64)).numpy()
     h = h - h.mean()
 
     def fitted(means: np.ndarray) -> np.ndarray:
         return np.log(np.abs(means)) @ h / (h @ h)
 
-    e = errors.detach().cpu().double().numpy()
     rows = np.random.default_rng(seed).multinomial(e.shape[1], np.full(e.shape[1], 1 / e.shape[1]), resamples)
     many = fitted(rows @ e.T / e.shape[1])
-    low, high = np.quantile(many[np.isfinite(many)], [0.025, 0.975]) if np.isfinite(many).any() else (math.nan,) * 2
+    low, high = np.quantile(many, [0.025, 0.975])
     return Slope(float(fitted(e.mean(1))), float(low), float(high))

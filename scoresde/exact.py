@@ -176,7 +176,9 @@ class GaussianMixture(Law):
 
     def marginal(self, sde: LinearSDE, t: Tensor | float) -> "GaussianMixture":
         """The law of x_t under `sde`, itself a mixture: of N(alpha m_k, alpha^2 C_k + sigma^2 I). t is ()."""
-        alpha, var = (float(c) for c in (sde.alpha(t), sde.var(as_time(t))))
+        if (t := as_time(t)).ndim:
+            raise ValueError(f"t must be one time, shape (), got {tuple(t.shape)}")
+        alpha, var = float(sde.alpha(t)), float(sde.var(t))
         moved = object.__new__(GaussianMixture)
         diagonal, extra = alpha**2 * self.diagonal + var, alpha**2 * self.extra + var
         moved.__dict__ = self.__dict__ | {"means": alpha * self.means, "diagonal": diagonal, "extra": extra}
@@ -199,6 +201,18 @@ class GaussianMixture(Law):
         """p(component k | x_0 = x): (B, *D) -> (B, K) in float64. Their mean over samples tells the mode weights."""
         rows, one = self._rows(x), torch.ones(1, 1, dtype=torch.float64, device=x.device)
         return self._parts(rows, one, 0 * one)[0].softmax(1)
+
+    def kl_from(self, mean: Tensor, covariance: Tensor) -> float:
+        """KL(N(mean, covariance) || this) in nats for one component; mean (d,), covariance (d, d). Raises ValueError
+        for a mixture of several, whose divergence has no closed form.
+        """
+        if len(self.weights) > 1:
+            raise ValueError(f"a divergence in closed form needs one component, not {len(self.weights)}")
+        U, low = self.factors[0], self.diagonal[0].expand(self.d)
+        own = torch.diag(low) + U @ torch.diag(self.extra[0] - low[: self.extra.shape[1]]) @ U.T
+        root, delta = torch.linalg.cholesky(own), (mean - self.means[0])[:, None]
+        inside = torch.cholesky_solve(covariance + delta @ delta.T, root).trace()
+        return float(inside - self.d + 2 * root.diagonal().log().sum() - torch.logdet(covariance)) / 2
 
     def _log_prob(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         return self._parts(x, alpha, var)[0].logsumexp(1)

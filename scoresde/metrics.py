@@ -13,6 +13,8 @@ from .exact import GaussianMixture
 from .noise import seeded
 from .shapes import count, state
 
+EXACT = "donot_use_mm_for_euclid_dist"  # |x|^2 + |y|^2 - 2xy cancels where it matters
+
 
 def frechet(a: Tensor, b: Tensor) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2)) of features a (n, d) and b (m, d), in float64.
@@ -55,7 +57,9 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     a, b = _pair(a, b)
 
     def mean(x: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([torch.cdist(part, y).sum() for part in x.split(1024)]).sum() / (len(x) * len(y))
+        return torch.stack([torch.cdist(part, y, compute_mode=EXACT).sum() for part in x.split(1024)]).sum() / (
+            len(x) * len(y)
+        )
 
     return float((2 * mean(a, b) - mean(a, a) - mean(b, b)).clamp_min(0).sqrt())
 
@@ -136,6 +140,5 @@ def nearest(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
     """
     if state("x", x).shape[1:] != state("data", data).shape[1:]:
         raise ValueError(f"data must hold samples of shape {tuple(x.shape[1:])}, got {tuple(data.shape[1:])}")
-    exact = "donot_use_mm_for_euclid_dist"  # |x|^2 + |y|^2 - 2xy cancels where it matters
-    d, i = torch.cdist(x.flatten(1), data.flatten(1), compute_mode=exact).min(1)
+    d, i = torch.cdist(x.flatten(1), data.flatten(1), compute_mode=EXACT).min(1)
     return d / x[0].numel() ** 0.5, i

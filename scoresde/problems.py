@@ -51,7 +51,7 @@ class Lattice(Problem):
 
 def _equal(means: torch.Tensor, std: float) -> GaussianMixture:
     variance = number("std", std, above=0) ** 2
-    return GaussianMixture(torch.ones(len(means)), means, torch.full((len(means),), variance))
+    return GaussianMixture(torch.ones(len(means)), means, torch.full((len(means),), variance, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class DigitClasses(Problem):
         x, y = torch.cat([data.train, data.held_out]).double(), torch.cat([data.train_labels, data.held_out_labels])
         classes = [x[y == k] for k in range(10)]
         values, vectors = torch.linalg.eigh(torch.stack([torch.cov(c.flatten(1).T) for c in classes]))
-        r = count("rank", self.rank)
-        if r > 63:
-            raise ValueError(f"rank must be at most 63, got {r}")
+        r, most = count("rank", self.rank), int((values > 1e-9).sum(1).min()) - 1
+        if r > most:
+            raise ValueError(f"rank must be at most {most}, beyond which some class does not vary, got {r}")
         means, weights = torch.stack([c.mean(0) for c in classes]), torch.tensor([float(len(c)) for c in classes])
         return GaussianMixture(weights, means, values[:, -r:], vectors[:, :, -r:], values[:, :-r].mean(1))

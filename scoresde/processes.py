@@ -249,7 +249,7 @@ class Tabulated(LinearSDE):
     knots: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        b = torch.as_tensor(self.betas).detach().to("cpu", torch.float64)
+        b = torch.as_tensor(self.betas, dtype=torch.float64).detach().cpu()
         if b.ndim != 1 or len(b) == 0:
             raise ValueError(f"betas must be a non-empty 1-D table, got shape {tuple(b.shape)}")
         bad = ~((b > 0) & (b < 1))

@@ -27,6 +27,7 @@ from scoresde import (
     Clock,
     Cosine,
     Data,
+    EnergyModel,
     Epsilon,
     Karras,
     LinearSDE,
@@ -40,6 +41,7 @@ from scoresde import (
     SubVP,
     Tabulated,
     TabulatedVE,
+    TwoHeads,
     Velocity,
     loss,
 )
@@ -235,6 +237,56 @@ def test_save_and_load(tmp_path, kind):
     assert read.keys() == state.keys() and all(torch.equal(read[k], state[k]) for k in state)
     (weights,) = tmp_path.glob("weights-*")
     assert found.digest == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+class Doubled(networks.Network):
+    """A network that returns twice the channels of x."""
+
+    def __init__(self, dims):
+        super().__init__(dims=dims)
+        self.net = nn.Sequential(nn.Linear(dims[0] + 1, 6), nn.Tanh(), nn.Linear(6, 2 * dims[0]))
+
+    def forward(self, x, c):
+        return self.net(torch.cat([x, c[:, None]], 1))
+
+
+class OneNumber(networks.Network):
+    """A network that returns one number a sample."""
+
+    def __init__(self, dims):
+        super().__init__(dims=dims)
+        self.net = nn.Sequential(nn.Linear(dims[0] + 1, 6), nn.Tanh(), nn.Linear(6, 1))
+
+    def forward(self, x, c):
+        return self.net(torch.cat([x, c[:, None]], 1))[:, 0]
+
+
+@pytest.mark.parametrize("t", [torch.tensor(0.3), torch.tensor([0.1, 0.5, 1.0])], ids=["()", "(B,)"])
+@pytest.mark.parametrize("predicts", [Epsilon(), Karras(0.7), Velocity()], ids=repr)
+def test_two_heads_and_energies_come_back(tmp_path, predicts, t):
+    """A model of another class is loaded as that class, and all that it can be asked is the same to the bit: the score,
+    with and without gradients, and its gradient by x; of two heads, both; of an energy, log_prob.
+    """
+    for kind, net, ask in ((TwoHeads, Doubled([2]), "both"), (EnergyModel, OneNumber([2]), "log_prob")):
+        model = kind(filled(net), VE(0.02, 30.0), predicts, LogSNR(-0.25)).eval()
+        plain = ScoreModel(model.net, model.sde, predicts, model.clock)
+        save(tmp_path / kind.__name__, Checkpoint(model, (2,)))
+        torch.manual_seed(1)
+        found = load(tmp_path / kind.__name__).model
+        assert type(found) is kind and type(found.net) is type(net)
+        x = torch.randn(3, 2)
+        with torch.no_grad():
+            assert torch.equal(found(x, t), model(x, t))
+        extra, want = getattr(found, ask)(x, t), getattr(model, ask)(x, t)
+        for a, b in zip(extra, want) if kind is TwoHeads else [(extra, want)]:
+            assert torch.equal(a, b)
+        slopes = []
+        for m in (found, model):
+            y = x.clone().requires_grad_()
+            slopes += torch.autograd.grad(m(y, t).square().sum(), y)
+        assert torch.equal(*slopes) and slopes[0].any()
+        with pytest.raises(ValueError, match="^net must return the shape of x"):
+            plain(x, t)
 
 
 def test_what_is_not_recorded_is_none(tmp_path):

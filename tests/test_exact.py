@@ -563,3 +563,57 @@ def test_responsibilities_are_bayes():
     got = law.responsibilities(x)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     assert ((got.mean(0) - law.weights).abs() < 4 * got.std(0) / 5000**0.5).all()
+
+
+# the law of x_t as a mixture
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@every_sde
+def test_marginal_is_the_diffused_law(name, sde):
+    """The mixture `marginal` has the density, score and shape of the diffused law at t, in torch's words too, and tells
+    the components apart by Bayes' rule.
+    """
+    _, w, m, C = LAWS[name]
+    for t in instants(sde):
+        x, law, at = states(name, sde, t), LAWS[name][0].diffuse(sde), LAWS[name][0].marginal(sde, t)
+        rounding = 1e-15 * float(x.square().sum() / sde.var(t))
+        assert at.shape == LAWS[name][0].shape and isinstance(at, exact.GaussianMixture)
+        close(at.log_prob(x), law.log_prob(x, t))
+        close(at.log_prob(x), diffused(name, sde, t).log_prob(x.flatten(1)), atol=rounding)
+        y = x.clone().requires_grad_()
+        (score,) = torch.autograd.grad(at.log_prob(y).sum(), y)
+        close(score, law(x, t), rtol=1e-8, atol=1e-8 / float(sde.sigma(t)))
+        parts = diffused(name, sde, t)
+        logits = parts.component_distribution.log_prob(x.flatten(1)[:, None]) + (w / w.sum()).log()
+        close(at.responsibilities(x), logits.softmax(1), rtol=1e-8, atol=1e-8)
+        assert torch.equal(LAWS[name][0].marginal(sde, float(t)).log_prob(x), at.log_prob(x))
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_marginals_compose(name):
+    """Where alpha = 1, variances add: x_t noised once more by s is C + (t^2 + s^2) I. At t = 0 of VP it is the law. And
+    the law that was asked stays what it was.
+    """
+    law, w, m, C = LAWS[name]
+    x = states(name, VP(), torch.tensor(0.3, dtype=F64))
+    before, weights = law.log_prob(x), law.weights.clone()
+    wider = exact.GaussianMixture.from_covariances(w, m, C + (0.3**2 + 0.4**2) * torch.eye(4, dtype=F64))
+    twice = law.marginal(EDM(), 0.3).marginal(EDM(), 0.4)
+    close(twice.log_prob(x), wider.log_prob(x.flatten(1)), rtol=1e-9)
+    close(twice.log_prob(x), law.marginal(EDM(), 0.5).log_prob(x), rtol=1e-9)
+    close(law.marginal(VP(), 0.0).log_prob(x), before)
+    assert torch.equal(law.log_prob(x), before) and torch.equal(law.marginal(VP(), 0.5).weights, weights)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_marginal_draws(name):
+    """Draws of it have the mean and the second moments of alpha x_0 + sigma z; as a law it has scores of its own."""
+    law, w, m, C = LAWS[name]
+    w, sde, t, n, eye = w / w.sum(), VP(), 0.25, 20_000, torch.eye(4, dtype=F64)
+    a, v = sde.alpha(t), sde.var(torch.tensor(t, dtype=F64))
+    x = law.marginal(sde, t).sample(n, generator(8))
+    assert x.shape == (n, *law.shape)
+    x, second = x.flatten(1), torch.einsum("k,kij->ij", w, C + m[:, :, None] * m[:, None])
+    within(x, a * (w @ m))
+    within(torch.einsum("ni,nj->nij", x, x).flatten(1), (a**2 * second + v * eye).flatten())

@@ -2,13 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
+from scipy.optimize import linprog
 
 from scoresde.data import Digits
-from scoresde.metrics import Classifier, frechet, nearest
+from scoresde.exact import Gaussian, GaussianMixture
+from scoresde.metrics import Classifier, energy_distance, frechet, nearest, sliced_wasserstein, weights_error
 
 F64 = torch.float64
 
@@ -101,6 +105,189 @@ def test_frechet_errors(a, b, named):
     """One row has no covariance; features have one width, and are finite."""
     with pytest.raises(ValueError, match=f"^{named} must"):
         frechet(a, b)
+
+
+# sliced Wasserstein and energy distance
+
+
+def transport_cost(x, y):
+    """min over couplings of E|x - y|^2 for numbers x (n,) and y (m,): the linear program itself."""
+    n, m = len(x), len(y)
+    cost = (x[:, None] - y[None]).square().flatten().numpy()
+    rows, columns = np.kron(np.eye(n), np.ones((1, m))), np.kron(np.ones((1, n)), np.eye(m))
+    marginals = np.concatenate([np.full(n, 1 / n), np.full(m, 1 / m)])
+    return linprog(cost, A_eq=np.concatenate([rows, columns]), b_eq=marginals, bounds=(0, None)).fun
+
+
+@given(st.integers(1, 40), st.integers(0, 2**16))
+def test_sliced_wasserstein_on_the_line(n, seed):
+    """In one dimension it is W_2, which for equally many samples pairs the sorted ones; so it is between whole clouds
+    on one line in space, up to the length of the directions along it.
+    """
+    x, y = randn(n, seed=seed), 2 * randn(n, seed=seed + 1) + 0.5
+    want = float((x.sort().values - y.sort().values).square().mean().sqrt())
+    assert sliced_wasserstein(x[:, None], y[:, None]) == pytest.approx(want, abs=1e-10)
+    c = randn(3, seed=seed + 2)
+    along = sliced_wasserstein(torch.zeros(1, 3, dtype=F64), c[None])
+    assert sliced_wasserstein(x[:, None] * c, y[:, None] * c) == pytest.approx(along * want, abs=1e-10)
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 2**16))
+def test_sliced_wasserstein_is_the_cheapest_coupling(n, m, seed):
+    """For any two numbers of samples in one dimension: the least mean square of x - y over all their couplings."""
+    x, y = randn(n, seed=seed), randn(m, seed=seed + 1) + 1
+    assert sliced_wasserstein(x[:, None], y[:, None]) ** 2 == pytest.approx(transport_cost(x, y), abs=1e-9)
+
+
+def test_sliced_wasserstein_of_a_shift():
+    """The root mean square of v . shift over unit vectors v: over an orthonormal basis the squares add up to 1 exactly,
+    and for uniform v they are |shift|^2/d, with the variance of a Beta(1/2, (d - 1)/2) variable a direction.
+    """
+    a, basis = randn(50, 4), orthogonal(4, 1)
+    squares = [sliced_wasserstein(a, a + e) ** 2 for e in basis]
+    assert sum(squares) == pytest.approx(1, abs=1e-10)
+    assert squares == pytest.approx([sliced_wasserstein(a[:1], a[:1] + e) ** 2 for e in basis], abs=1e-10)
+    k = 20_000
+    error = math.sqrt(stats.beta(0.5, 1.5).var() / k)
+    for e in (*basis, *torch.eye(4, dtype=F64), torch.full((4,), 0.5, dtype=F64)):
+        for seed in (0, 1):
+            got = sliced_wasserstein(a[:1], a[:1] + 3 * e, directions=k, seed=seed) ** 2
+            assert abs(got / 9 - 1 / 4) < 4.5 * error
+
+
+DISTANCES = pytest.mark.parametrize("distance", [sliced_wasserstein, energy_distance], ids=lambda f: f.__name__)
+
+
+@DISTANCES
+@given(seed=st.integers(0, 2**16), n=st.integers(2, 40), m=st.integers(2, 40), copies=st.integers(2, 4))
+def test_distances_are_of_empirical_laws(distance, seed, n, m, copies):
+    """Zero for one law, symmetric, blind to order, to repetition of a whole sample, and to a shift of both."""
+    a, b = randn(n, 3, seed=seed), 0.5 * randn(m, 3, seed=seed + 1) + 1
+    d, order = distance(a, b), torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    assert d > 0.1
+    assert (
+        distance(a, a) ** 2 < 1e-8
+        and distance(a, a[order]) ** 2 < 1e-8
+        and distance(a, a.repeat(copies, 1)) ** 2 < 1e-8
+    )
+    for x, y in ((b, a), (a[order], b), (a.repeat(copies, 1), b), (a + 5, b + 5), (a.repeat(3, 1), b.repeat(2, 1))):
+        assert distance(x, y) == pytest.approx(d, abs=1e-7)
+
+
+@DISTANCES
+def test_distances_of_arrays(distance):
+    """Samples of any shape are vectors, and float32 counts as the same numbers in float64."""
+    a, b = randn(30, 1, 2, 3).float(), randn(20, 1, 2, 3, seed=1).float()
+    d = distance(a, b)
+    assert d == distance(a.flatten(1), b.flatten(1)) == distance(a.double(), b.double())
+    assert distance(a, a) ** 2 < 1e-8 < d
+
+
+@given(st.floats(0.1, 10), st.integers(0, 2**16))
+def test_units_of_distances(c, seed):
+    """Sliced Wasserstein is in the data's units, the energy distance in the root of them."""
+    a, b = randn(20, 3, seed=seed), randn(30, 3, seed=seed + 1) + 1
+    assert sliced_wasserstein(c * a, c * b) == pytest.approx(c * sliced_wasserstein(a, b), rel=1e-9)
+    assert energy_distance(c * a, c * b) == pytest.approx(math.sqrt(c) * energy_distance(a, b), rel=1e-8)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**16))
+def test_energy_distance_on_the_line(n, m, seed):
+    """In one dimension it is scipy's: (2 int (F - G)^2)^(1/2)."""
+    x, y = randn(n, 1, seed=seed), 2 * randn(m, 1, seed=seed + 1)
+    want = stats.energy_distance(x[:, 0].numpy(), y[:, 0].numpy())
+    assert energy_distance(x, y) ** 2 == pytest.approx(want**2, abs=1e-10)
+
+
+def test_energy_distance_by_all_pairs():
+    """More samples than are compared at once: every pair once, with equal weight; unchanged by a rotation of both."""
+    a, b, q = randn(1500, 3), 0.7 * randn(1100, 3, seed=1) + 0.2, orthogonal(3)
+    mean = lambda x, y: np.mean([np.linalg.norm(row - y.numpy(), axis=1).mean() for row in x.numpy()])  # noqa: E731
+    want = math.sqrt(2 * mean(a, b) - mean(a, a) - mean(b, b))
+    assert energy_distance(a, b) == pytest.approx(want, abs=1e-10)
+    assert energy_distance(a @ q, b @ q) == pytest.approx(want, abs=1e-9)
+    point = torch.tensor([[3.0, -4.0, 12.0]])
+    assert energy_distance(point, 0 * point) == pytest.approx(math.sqrt(2 * 13), abs=1e-12)
+
+
+def test_directions_are_decided_by_the_seed():
+    """The same seed the same directions, another seed others; torch's own generator is neither read nor moved."""
+    a, b = randn(30, 3), randn(30, 3, seed=1)
+    d = sliced_wasserstein(a, b, 16, seed=3)
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    assert sliced_wasserstein(a, b, 16, seed=3) == d != sliced_wasserstein(a, b, 16, seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@DISTANCES
+@pytest.mark.parametrize(
+    ("a", "b", "named"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4, 2), "b must hold samples of shape"),
+        (torch.zeros(4, 6), torch.zeros(4, 2, 3), "b must hold samples of shape"),
+        (torch.zeros(4), torch.zeros(4, 3), "a must"),
+        (torch.zeros(4, 3), torch.zeros(0, 3), "b must"),
+        (torch.full((4, 3), math.nan), torch.zeros(4, 3), "a must"),
+        (torch.zeros(4, 3), torch.full((4, 3), math.inf), "b must"),
+    ],
+)
+def test_distances_errors(distance, a, b, named):
+    """Samples have one shape, there is one at least, and they are finite."""
+    with pytest.raises(ValueError, match=f"^{named}"):
+        distance(a, b)
+
+
+def test_directions_error():
+    """At least one direction."""
+    with pytest.raises(ValueError, match="^directions must"):
+        sliced_wasserstein(torch.zeros(4, 3), torch.zeros(4, 3), directions=0)
+
+
+# weights of modes
+
+
+def modes(*weights):
+    """Modes so far apart that each sample belongs to one of them to rounding."""
+    centres = 10 * torch.arange(len(weights), dtype=F64)
+    return GaussianMixture(
+        torch.tensor(weights), torch.stack([centres, -centres], 1), torch.full((len(weights),), 0.04)
+    )
+
+
+@given(st.lists(st.integers(0, 20), min_size=4, max_size=4).filter(any), st.integers(0, 2**16))
+def test_weights_error_of_separated_modes(counts, seed):
+    """The total variation between the weights and the shares of the samples: sum |n_k/n - w_k|/2."""
+    law, n = modes(1.0, 2.0, 5.0, 2.0), sum(counts)
+    k = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
+    x = law.means[k] + 0.2 * randn(n, 2, seed=seed)
+    want = sum(abs(c / n - w / 10) for c, w in zip(counts, (1, 2, 5, 2))) / 2
+    assert weights_error(law, x) == pytest.approx(want, abs=1e-10)
+    assert weights_error(law, x.flip(0)) == pytest.approx(want, abs=1e-10)
+    assert weights_error(law, x.float()) == pytest.approx(want, abs=1e-10)
+
+
+def test_weights_error_at_its_ends():
+    """0 where every mode is found as often as it should be, 1 - w where one is, and 0 for a single mode."""
+    law = modes(1.0, 2.0, 5.0)
+    assert weights_error(law, law.means[[0, 1, 1, 2, 2, 2, 2, 2]]) == pytest.approx(0, abs=1e-12)
+    for k, w in enumerate((1, 2, 5)):
+        assert weights_error(law, law.means[k : k + 1]) == pytest.approx(1 - w / 8, abs=1e-12)
+    assert weights_error(Gaussian(torch.zeros(2), 1.0), randn(5, 2)) == pytest.approx(0, abs=1e-12)
+
+
+def test_weights_error_of_overlapping_modes():
+    """Where modes overlap a sample counts for each by Bayes' rule, so that exact samples still average to the weights:
+    within 4.5 standard errors of the share of each. Half way between two modes, each gets what the prior gives it.
+    """
+    v = torch.full((2,), 0.3, dtype=F64)
+    law = GaussianMixture(torch.tensor([1.0, 3.0]), torch.tensor([[0.0], [1.0]]), v)
+    x = law.sample(20_000, torch.Generator().manual_seed(0))
+    density = [w * torch.exp(-((x[:, 0] - m) ** 2) / 0.6) for w, m in ((0.25, 0.0), (0.75, 1.0))]
+    share = density[0] / (density[0] + density[1])
+    assert weights_error(law, x) == pytest.approx(abs(float(share.mean()) - 0.25), abs=1e-10)
+    assert weights_error(law, x) < 4.5 * float(share.std()) / math.sqrt(len(x))
+    assert weights_error(law, torch.tensor([[0.5]])) == pytest.approx(0, abs=1e-12)
 
 
 # classifier

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from scoresde.report import Report, grid_picture, path_picture, side_by_side, tile
+from scoresde import report as module
+from scoresde.report import Curve, Diagram, Report, curves, grid_picture, path_picture, side_by_side, tile
 
 NASTY = "a < b & c > \"d\" 'e' <script src='http://x/y.js'></script> &amp; | \\ é"
 
@@ -187,3 +188,109 @@ def test_points_are_scattered(tmp_path):
     assert right - left > 300 and low - y.min() > 300
     on_left = blue[x < left + 20]
     assert (on_left[:, 0] > low - 20).all()  # of the left points only the lower is there
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    """The figures that are saved, each looked at before it is closed."""
+    seen, real = [], module.save_figure
+
+    def save(figure, file):
+        figure.canvas.draw()
+        seen.append(figure)
+        real(figure, file)
+
+    monkeypatch.setattr(module, "save_figure", save)
+    return seen
+
+
+def shown(figure):
+    """The axes that are visible."""
+    return [a for a in figure.axes if a.axison]
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_points_side_by_side(tmp_path, figure, k):
+    """A cloud for each part, in order, each point where it is, all on one scale with equal units, which holds the whole
+    of the last part; nothing where there is no part.
+    """
+    g = torch.Generator().manual_seed(k)
+    parts = [(f"part {i}", torch.randn(7 + i, 2, generator=g, dtype=torch.float64) * (i + 1)) for i in range(k)]
+    side_by_side(parts, tmp_path / "points.png")
+    axes = shown(figure[0])
+    assert [a.get_title() for a in axes] == [title for title, _ in parts]
+    for a, (_, x) in zip(axes, parts):
+        (cloud,) = a.collections
+        np.testing.assert_allclose(cloud.get_offsets(), x.numpy(), rtol=1e-6)
+    limits = {(*a.get_xlim(), *a.get_ylim()) for a in axes}
+    (left, right, low, high) = limits.pop()
+    assert not limits and (left, low) == (-right, -high) and right == high
+    assert float(parts[-1][1].abs().max()) < right < 1.5 * float(parts[-1][1].abs().max())
+    boxes = [a.get_position() for a in axes]
+    inches = figure[0].get_size_inches()
+    assert all(b.width * inches[0] == pytest.approx(b.height * inches[1], rel=1e-6) for b in boxes)
+    assert len({(round(b.x0, 6), round(b.y0, 6)) for b in boxes}) == k
+
+
+def test_points_are_seen(tmp_path):
+    """A point of each part leaves ink in its own quarter of its own picture: to the right of the middle and above."""
+    x = torch.tensor([[0.5, 0.5]]).repeat(50, 1) + 0.02 * torch.randn(50, 2)
+    side_by_side([("a", x), ("b", -x), ("all", torch.tensor([[1.0, 1.0]]))], tmp_path / "p.png")
+    a = np.asarray(Image.open(tmp_path / "p.png").convert("RGB")).astype(int)
+    blue = np.argwhere(a[..., 2] - a[..., 0] > 40)
+    y, x = blue[:, 0], blue[:, 1]
+    first, second = y[x < x.min() + 60], y[(x > x.min() + 60) & (x < x.max() - 60)]
+    assert len(first) > 10 and len(second) > 10
+    assert first.max() < second.min()
+
+
+def made():
+    """Three diagrams; two share a curve, the last has no floor."""
+    n = [10, 20, 40]
+    power = [3 * v**-1.5 for v in n]
+    return [
+        Diagram("one", "calls", [Curve("a", n, power), Curve("b", n, [2.0, 2.0, 1.0])], 0.3),
+        Diagram("two", "calls", [Curve("b", [10], [0.5]), Curve("c", n[1:], [1.0, 4.0])], 0.2),
+        Diagram("three", "steps", [Curve("a", n, power)]),
+    ]
+
+
+def test_curves(tmp_path, figure):
+    """Every diagram has its title, its numbers on logarithmic axes, ticks where there are points, its floor as a level
+    line; a name has one colour and one marker in all of them, and one entry in the legend.
+    """
+    diagrams, looks = made(), {}
+    curves(diagrams, tmp_path / "curves.png")
+    axes = shown(figure[0])
+    assert [(a.get_title(), a.get_xlabel()) for a in axes] == [(d.title, d.across) for d in diagrams]
+    for a, d in zip(axes, diagrams):
+        assert a.get_xscale() == a.get_yscale() == "log"
+        floor = [line for line in a.lines if len(set(line.get_ydata())) == 1 and line.get_linestyle() == ":"]
+        assert [line.get_ydata()[0] for line in floor] == ([] if d.floor is None else [d.floor])
+        lines = [line for line in a.lines if line not in floor]
+        assert [(list(v.get_xdata()), list(v.get_ydata())) for v in lines] == [(list(c.x), list(c.y)) for c in d.lines]
+        for line, c in zip(lines, d.lines):
+            looks.setdefault(c.name, set()).add((line.get_color(), line.get_marker()))
+        assert sorted(a.get_xticks()) == sorted({v for c in d.lines for v in c.x})
+    assert all(len(look) == 1 for look in looks.values())
+    assert all(len({look[i] for (look,) in looks.values()}) == 3 for i in (0, 1))
+    (legend,) = figure[0].legends
+    entries = {t.get_text(): h for t, h in zip(legend.get_texts(), legend.legend_handles)}
+    assert set(entries) == {"a", "b", "c", "real samples"} and len(legend.get_texts()) == 4
+    for name, ((colour, marker),) in looks.items():
+        assert (entries[name].get_color(), entries[name].get_marker()) == (colour, marker)
+
+
+def test_a_power_law_is_a_straight_line(tmp_path):
+    """What is drawn: the ink of y = 3 x^-1.5 lies on a line, and the legend is inside the picture, below."""
+    x = [float(v) for v in range(10, 200, 3)]
+    curves([Diagram("t", "n", [Curve("a", x, [3 * v**-1.5 for v in x])])], tmp_path / "c.png")
+    a = np.asarray(Image.open(tmp_path / "c.png").convert("RGB")).astype(int)
+    blue = np.argwhere(np.abs(a - [31, 119, 180]).sum(2) < 10)
+    legend = blue[:, 0] > blue[:, 0].max() - 20
+    assert legend.sum() > 10
+    y, x = blue[~legend].T
+    assert x.max() - x.min() > 300 and y.max() - y.min() > 200
+    residual = y - np.polyval(np.polyfit(x, y, 1), x)
+    assert np.abs(residual).max() < 12
+    assert np.corrcoef(x, y)[0, 1] > 0.999  # pixels count downwards

@@ -31,11 +31,14 @@ from scoresde import (
     ScoreValue,
     SubVP,
     Tabulated,
+    TabulatedVE,
     Velocity,
+    dsm,
     exact,
     sample,
     transport,
 )
+from scoresde.chain import geometric_sigmas
 
 F64 = torch.float64
 
@@ -334,6 +337,77 @@ def test_every_parametrisation_recovers_eps(sde, predicts):
         same(model.net.seen, seen)
         same(model(x, t) * s, -z)
         same(sde.reverse(model).denoise(x, t) * a, a * x_0)
+
+
+class Denoiser(nn.Module):
+    """D(x, c) for any function."""
+
+    def __init__(self, fn):
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x, c):
+        return self.fn(x, c)
+
+
+EXPLODING = [VE(0.05, 20.0), VE(0.3, 7.0), TabulatedVE(geometric_sigmas(10, 0.05, 3.0)), EDM(T=30.0)]
+every_exploding = pytest.mark.parametrize("sde", EXPLODING, ids=["VE0", "VE1", "TabulatedVE", "EDM"])
+
+
+@every_exploding
+def test_reconstruction_is_denoising_score_matching(sde):
+    """Vincent 2011: with D any autoencoder, |D(x_0 + sigma z) - x_0|^2 = sigma^2 dsm, a sample at a time, each at its
+    own sigma; and dsm is sigma^2 times the squared error of the score (D(x) - x)/sigma^2 of the kernel, -z/sigma.
+    """
+    g = torch.Generator().manual_seed(3)
+    x_0, z = (torch.randn(40, 2, 3, generator=g, dtype=F64) for _ in range(2))
+    t = sde.t_min + (sde.T - sde.t_min) * torch.rand(40, generator=g, dtype=F64)
+    D = Denoiser(lambda x, c: 0.4 * x + torch.tanh(1.3 * x.flip(-1) + c.view(-1, 1, 1)))
+    sigma = sde.sigma(t).view(-1, 1, 1)
+    x = x_0 + sigma * z
+    out = D(x, sde.log_snr(t))
+    loss = dsm(ScoreModel(D, sde, Data()), x_0, t, noise=lambda *_: z)
+    reconstruction = (out - x_0).square().flatten(1).sum(1)
+    torch.testing.assert_close(sde.var(t) * loss, reconstruction, rtol=1e-12, atol=0)
+    score = ((out - x) / sigma**2 + z / sigma).square().flatten(1).sum(1)
+    torch.testing.assert_close(loss, sde.var(t) * score, rtol=1e-10, atol=0)
+
+
+@every_exploding
+def test_optimal_denoiser_is_the_score(sde):
+    """The posterior mean of a mixture, put together component by component, is the denoiser: (D(x) - x)/sigma^2 is the
+    gradient of the log of the density smoothed by sigma, and of all autoencoders it reconstructs best.
+    """
+    w, v = torch.tensor([0.3, 0.7], dtype=F64), torch.tensor([0.2, 0.05], dtype=F64)
+    m, g = torch.tensor([[-1.0, 0.5], [0.8, 0.2]], dtype=F64), torch.Generator().manual_seed(4)
+    law = exact.GaussianMixture(w, m, v)
+    for t in (sde.t_min, 0.3 * sde.T, 0.8 * sde.T):
+        var = sde.var(torch.tensor(t, dtype=F64))
+
+        def log_parts(x, var=var):
+            square = (x[:, None] - m).square().sum(2)
+            return w.log() - square / (2 * (v + var)) - (2 * math.pi * (v + var)).log()
+
+        def posterior_mean(x, c=None, var=var, log_parts=log_parts):
+            means = (v[:, None] * x[:, None] + var * m) / (v + var)[:, None]
+            return (log_parts(x).softmax(1)[..., None] * means).sum(1)
+
+        x_0, z = law.sample(4000, g), torch.randn(4000, 2, generator=g, dtype=F64)
+        x = (x_0 + var.sqrt() * z).requires_grad_()
+        (grad,) = torch.autograd.grad(log_parts(x).logsumexp(1).sum(), x)
+        x = x.detach()
+        score = (posterior_mean(x) - x) / var
+        torch.testing.assert_close(score, grad, rtol=1e-10, atol=1e-10 / float(var.sqrt()))
+        model = ScoreModel(Denoiser(posterior_mean), sde, Data())
+        torch.testing.assert_close(model(x, t), grad, rtol=1e-10, atol=1e-10 / float(var.sqrt()))
+        torch.testing.assert_close(law.diffuse(sde)(x, t), grad, rtol=1e-9, atol=1e-9 / float(var.sqrt()))
+        shift = lambda x: 0.3 * x.cos()  # noqa: E731
+        other = lambda x, c, D=posterior_mean, shift=shift: D(x) + shift(x)  # noqa: E731
+        told = lambda *_, z=z: z  # noqa: E731
+        models = [ScoreModel(Denoiser(D), sde, Data()) for D in (posterior_mean, other)]
+        best, worse = (dsm(model, x_0, torch.full((4000,), t, dtype=F64), noise=told) for model in models)
+        excess = var * (worse - best) - shift(x).square().sum(1)
+        assert abs(float(excess.mean())) < 4.5 * float(excess.std()) / math.sqrt(4000)
 
 
 @pytest.mark.parametrize(
