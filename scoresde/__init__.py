@@ -6,7 +6,7 @@ from .chain import Chain, TabulatedVE
 from .correct import MALA, NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .count import Counted
 from .elbo import Bound, continuous_elbo, elbo
-from .likelihood import Exact, Hutchinson, Quantized, bits_per_dim, log_prob
+from .likelihood import Frame, Likelihood, decode, encode, gaussian_prior, log_prob, prior_mismatch
 from .loss import dsm, ssm
 from .model import (
     Clock,
@@ -27,5 +27,7 @@ from .model import (
 from .noise import Noise, Path, iid, per_sample
 from .predict import Churn, EulerMaruyama, Flow, ReverseDiffusion
 from .processes import EDM, VE, VP, Cosine, RectifiedFlow, SubVP, Tabulated
+from .quantize import Decoded, Dequantization, Quantized, TruncatedNormal, Uniform
 from .sample import Step, sample, trajectory
 from .sde import SDE, LinearSDE, Reverse, Score
+from .trace import Exact, Hadamard, Hutchinson, HutchPP, Trace

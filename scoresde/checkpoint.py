@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from . import __name__ as package
 from .data import Source
-from .likelihood import Quantized
 from .model import Clock, Parametrisation, ScoreModel
 from .nn import Network
+from .quantize import Quantized
 from .sde import LinearSDE
 
 MANIFEST, VERSION = "manifest.json", 1

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .likelihood import Quantized
+from .quantize import Quantized
 from .shapes import count, number
 
 

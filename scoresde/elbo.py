@@ -21,9 +21,9 @@ from torch import Tensor
 
 from .ancestral import Ancestral, Posterior
 from .chain import Chain
-from .likelihood import Quantized
 from .loss import Times, UniformLogSNR
 from .noise import Noise, iid
+from .quantize import Quantized
 from .sde import LinearSDE, Reverse
 from .shapes import as_time, count, like, state
 
@@ -93,14 +93,14 @@ def elbo(
     kernel: Posterior = Ancestral(v=1.0),
     terms: int | None = None,
     noise: Noise = iid(),
-    generator: torch.Generator | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Bound:
     """The discrete bound of x (B, *D) under the reverse chain of p with the kernels of a step.
 
     quantized: the grid that x lies on; None for continuous data. kernel: says the variance of p(x_{i-1} | x_i).
-    terms: None for all N - 1 terms between, or K of them for each sample, one in each K-th of 2..N at random, weighted
-    so that the sum is unbiased. tick: called after each network call.
+    terms: None for all N - 1 terms between, or K of them for each sample at random, weighted so that the sum is
+    unbiased: in proportion to the width of the step in log-SNR, one in each K-th of the whole. tick: called after
+    each network call.
 
     Raises ValueError unless eta = 1, the chain is p's own and x is as stated.
     """
@@ -114,10 +114,13 @@ def elbo(
             columns.append(_between(chain, p, x_0, torch.tensor(i), kernel, noise))
             tick()
     else:
-        u = torch.rand(count("terms", terms), len(x_0), generator=generator, dtype=torch.float64)
-        strata = (torch.arange(terms)[:, None] + u) / terms
-        for i in 2 + ((N - 1) * strata).long().clamp_max(N - 2):
-            columns.append((N - 1) / terms * _between(chain, p, x_0, i, kernel, noise))
+        width = -p.sde.log_snr(chain.t).diff()
+        share = width / width.sum()
+        below = share.cumsum(0)[:-1]
+        for k in range(count("terms", terms)):
+            j = torch.searchsorted(below, (k + _uniform(x_0, noise).cpu()) / terms, right=True)
+            weight = (1 / (terms * share[j])).to(x_0)
+            columns.append(weight * _between(chain, p, x_0, j + 2, kernel, noise))
             tick()
     decoder = _decoder(p, x_0, chain.t[0], quantized, noise)
     steps = torch.stack(columns, 1)
@@ -133,7 +136,6 @@ def continuous_elbo(
     terms: int = 8,
     times: Times = UniformLogSNR(),
     noise: Noise = iid(),
-    generator: torch.Generator | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Bound:
     """The continuous-time bound of x (B, *D): the prior at T, the integral from t_min to T, and the decoder at t_min.
@@ -142,9 +144,8 @@ def continuous_elbo(
     the inverse of its density; uniform in log-SNR makes that weight constant.
     """
     x_0, sde, columns = _checked(x, quantized), p.sde, []
-    u = torch.rand(count("terms", terms), len(x_0), generator=generator, dtype=torch.float64)
-    for v in (torch.arange(terms)[:, None] + u) / terms:
-        t = times.quantile(sde, v).to(x_0.device)
+    for k in range(count("terms", terms)):
+        t = times.quantile(sde, (k + _uniform(x_0, noise)) / terms)
         x_t, z = sde.perturb(x_0, t, noise)
         weight = (sde.g2(t) / sde.var(t) / 2 / times.density(sde, t) / terms).to(x_0)
         columns.append(weight * (p.eps(x_t, t) - z).square().flatten(1).sum(1))
@@ -152,6 +153,12 @@ def continuous_elbo(
     decoder = _decoder(p, x_0, as_time(sde.t_min), quantized, noise)
     prior, steps = _gaussian_kl(sde, x_0, as_time(sde.T)), torch.stack(columns, 1)
     return Bound(prior, steps, decoder, terms + 1, x[0].numel(), quantized)
+
+
+def _uniform(x: Tensor, noise: Noise) -> Tensor:
+    """One number in (0, 1) for each sample, from its own stream, (B,) in float64."""
+    t = as_time(0.0)
+    return torch.special.ndtr(noise(x, t, t).flatten(1)[:, 0].double())
 
 
 def _between(chain: Chain, p: Reverse, x_0: Tensor, i: Tensor, kernel: Posterior, noise: Noise) -> Tensor:

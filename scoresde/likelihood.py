@@ -1,214 +1,357 @@
-"""log p(x) by the instantaneous change of variables along the probability flow.
+"""log p(x) by the instantaneous change of variables along the probability flow, and how wrong it may be.
 
 With dx/dt = v(x, t): log p_{t_0}(x(t_0)) = log p_T(x(T)) + int_{t_0}^T div v dt (Chen et al. 2018; Song et al. 2021,
-eq. 39). log p_T is taken to be the SDE's prior unless another is given. The value is the log-density of x at time
-t_0 = ts[0], in nats.
+eq. 39). The flow is solved where it is mild: in y = (x/alpha - m)/S with S^2 = c^2 + (sigma/alpha)^2, which does not
+move at all if the data are N(m, c^2 I), over u = log((1 + r/k)/(1 + r/K)), r = sigma/alpha: equal steps in u are equal
+in r below k, in log r between k and K, and in 1/r above. With lambda = log(alpha/sigma), E[x_0 | x] the
+denoiser and l = c^2/S^2,
+
+    dy/dlambda = (E[x_0 | x] - m - l (x/alpha - m))/S,    d log p_y/dlambda = -(sigma^2 tr grad score + d (1 - l)),
+
+so that the linear part of the drift and its divergence are exact, and only what a network adds is integrated.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from .count import Counted
+from .exact import GaussianMixture
 from .noise import Noise, iid
-from .ode import Dopri5, Method
-from .sde import Reverse, Score
-from .shapes import as_time, count, number, state, times
+from .ode import Adams, Dopri5, Integrator, Node, Solution
+from .quantize import Dequantization, Quantized, Uniform
+from .sde import LinearSDE, Reverse
+from .shapes import as_time, like, number, state
+from .trace import Exact, Hutchinson, Probes, Trace
 
-Divergence = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
-
-
-class Trace(ABC):
-    """How the divergence of the drift is computed."""
-
-    @abstractmethod
-    def start(self, x: Tensor) -> Divergence:
-        """A function (v, x) -> v(x), div v(x) for the length of one integration: ((B, *D), (B,))."""
+FEW = 16  # dimensions up to which accuracy costs little
 
 
 @dataclass(frozen=True)
-class Exact(Trace):
-    """sum_i dv_i/dx_i, by vector-Jacobian products over `chunk` dimensions at a time. d products for d dimensions."""
+class Frame:
+    """The coordinates y and u of the module, for data of mean m and standard deviation c."""
 
-    chunk: int = 64
+    sde: LinearSDE
+    mean: float = 0.0
+    std: float = 1.0
+    low: float = 0.04
+    """k in units of c."""
+    high: float = 3.0
+    """K in units of c."""
 
-    def __post_init__(self) -> None:
-        count("chunk", self.chunk)
+    def u(self, t: Tensor) -> Tensor:
+        """log((1 + r/k)/(1 + r/K))."""
+        r = (-self.sde.log_snr(t)).exp() / self.std
+        return torch.log1p(r / self.low) - torch.log1p(r / self.high)
 
-    def start(self, x: Tensor) -> Divergence:
-        d = x[0].numel()
-        eye = torch.eye(d, dtype=x.dtype, device=x.device)
+    def at(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(t, dlambda/du, S)."""
+        r = torch.expm1(u) / (1 / self.low - u.exp() / self.high)
+        rate = -(self.low + r) * (self.high + r) / ((self.high - self.low) * r)
+        return self.sde.time(-(self.std * r).log()), rate, self.std * (1 + r**2).sqrt()
 
-        def divergence(v: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                y = v(x)
-            total = x.new_zeros(len(x))
-            for start, rows in zip(range(0, d, self.chunk), eye.split(self.chunk), strict=True):
-                probes = rows.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-                (g,) = torch.autograd.grad(y, x, probes, is_grads_batched=True, retain_graph=start + self.chunk < d)
-                total = total + torch.einsum("kbk->b", g.flatten(2)[..., start : start + self.chunk])
-            return y.detach(), total
+    def y(self, x: Tensor, t: Tensor) -> Tensor:
+        """From the state x at t ()."""
+        _, _, S = self.at(self.u(t))
+        return (x / self.sde.alpha(t) - self.mean) / S
 
-        return divergence
+    def x(self, y: Tensor, u: Tensor) -> Tensor:
+        """Back."""
+        t, _, S = self.at(u)
+        return like(self.sde.alpha(t), y) * (self.mean + like(S, y) * y)
+
+    def log_volume(self, u: Tensor) -> Tensor:
+        """log |dx/dy| of one dimension."""
+        t, _, S = self.at(u)
+        return self.sde.log_alpha(t) + S.log()
 
 
 @dataclass(frozen=True)
-class Hutchinson(Trace):
-    """z^T (dv/dx) z with one Rademacher probe z for each sample, kept over the path (Grathwohl et al. 2019). Unbiased.
+class Likelihood:
+    """log p of each sample in nats, (B,), and its error budget. `str` gives no more digits than the budget supports.
 
-    The probe is the sign of a draw of `noise`: with `per_sample` streams a sample's probe is its own.
+    log_p: of the density at time t, or, of discrete data, a lower bound of the log-probability (in expectation over
+    dequantisation). probe_error: the standard error (B,) from random probes; nan if it cannot be told. solver_error: an
+    estimate (B,) of the size of the solver's error. end_bias: (B,), log p_t - log p_0 at x to first order in sigma^2,
+    what stopping at t instead of 0 adds. prior_mismatch: KL(p_T || prior) in nats for the moments of these samples; nan
+    for one sample, or a prior of several components. nfe: network calls; products: vector-Jacobian products.
     """
 
-    noise: Noise = field(default_factory=iid)
+    log_p: Tensor
+    probe_error: Tensor
+    solver_error: Tensor
+    end_bias: Tensor
+    prior_mismatch: float
+    d: int
+    t: float
+    nfe: int
+    products: int
+    quantized: Quantized | None = None
+    dequantization: Dequantization | None = None
+    draws: int = 1
 
-    def start(self, x: Tensor) -> Divergence:
-        t = as_time(0.0)
-        probe = torch.where(self.noise(x, t, t) < 0, -1.0, 1.0).to(x)
+    @property
+    def values(self) -> Tensor:
+        """(B,): bits/dim of discrete data, -log p/d in nats/dim of continuous ones."""
+        return -self.log_p / self._unit
 
-        def divergence(v: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                y = v(x)
-                (g,) = torch.autograd.grad((y * probe).sum(), x)
-            return y.detach(), (g * probe).flatten(1).sum(1)
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """(B,). Raises ValueError for continuous data."""
+        if self.quantized is None:
+            raise ValueError("bits/dim are of discrete data: give `quantized`, or report nats")
+        return self.values
 
-        return divergence
+    @property
+    def _unit(self) -> float:
+        return self.d * (math.log(2) if self.quantized else 1.0)
+
+    @property
+    def mean(self) -> float:
+        """Of `values`."""
+        return float(self.values.mean())
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """Of the mean of `values`, in their unit. samples: its standard error over samples, in which that from probes
+        and dequantisation is contained; probes: the standard error from probes alone; solver, end, prior: sizes of
+        systematic errors, the last two against the density at 0 and under p_T.
+        """
+        n = len(self.log_p)
+        return {
+            "samples": float(self.values.std()) / math.sqrt(n) if n > 1 else math.nan,
+            "probes": float(self.probe_error.square().sum().sqrt()) / n / self._unit,
+            "solver": float(self.solver_error.mean()) / self._unit,
+            "end": float(self.end_bias.mean().abs()) / self._unit,
+            "prior": self.prior_mismatch / self._unit,
+        }
+
+    @property
+    def says(self) -> str:
+        """Which quantity it is."""
+        if self.quantized is None:
+            return f"-log p/d of the density at t = {self.t:g}"
+        draws = f", {self.draws} draws" if self.draws > 1 else ""
+        return f"upper bound for the discrete data, {self.dequantization!r} at t = {self.t:g}{draws}"
+
+    def __str__(self) -> str:
+        budget, unit = self.budget, "bits/dim" if self.quantized else "nats/dim"
+        known = [v for v in budget.values() if math.isfinite(v)]
+        total = math.sqrt(sum(v * v for v in known))
+        digits = max(0, min(12, 1 - math.floor(math.log10(total)))) if total > 0 else 6
+        rows = ", ".join(f"{k} {v:.1g}" for k, v in budget.items())
+        return (
+            f"{self.mean:.{digits}f} {unit} over {len(self.log_p)} samples ({self.says}); errors: {rows}; "
+            f"{self.nfe} network calls, {self.products} vector-Jacobian products"
+        )
 
 
-def _differentiable(score: Score) -> Score:
-    """The score, which must carry gradients: computed under no_grad, its part of the divergence would be lost."""
-
-    def asked(x: Tensor, t: Tensor) -> Tensor:
-        s = score(x, t)
-        if x.requires_grad and not s.requires_grad:
-            raise ValueError(
-                "score must be differentiable in x, but its result carries no gradient: is it computed under no_grad? "
-                "(A score that is constant in x can add 0 * x.)"
-            )
-        return s
-
-    return asked
-
-
-@torch.no_grad()
 def log_prob(
     p: Reverse,
     x: Tensor,
-    ts: Tensor | None = None,
-    method: Method = Dopri5(),
-    divergence: Trace = Exact(),
-    log_prior: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """log p_{t_0}(x) of the flow's own model in nats: (B, *D) -> (B,), in the dtype of x.
+    quantized: Quantized | None = None,
+    *,
+    method: Integrator | None = None,
+    trace: Trace | None = None,
+    prior: GaussianMixture | None = None,
+    dequantization: Dequantization = Uniform(),
+    draws: int = 1,
+    noise: Noise = iid(),
+    frame: Frame | None = None,
+    t: float | None = None,
+    gradients: bool = False,
+) -> Likelihood:
+    """The log-density of x (B, *D) at time t under the flow of p and its prior, or bits/dim of discrete data.
 
-    ts: increasing times from t_0 to T, `[sde.t_min, sde.T]` if None; a fixed-step `method` takes one step an interval.
-    log_prior: log p_T, (B, *D) -> (B,); `sde.log_prior` if None.
-    The state and its log-density are solved as one system, sample by sample if the method is adaptive.
+    quantized: the grid that x lies on; None for continuous data. method and trace: `Dopri5(1e-6, 1e-6)` and `Exact` up
+    to 16 dimensions, `Adams()` and two fresh Rademacher probes a node above, unless given. prior: the law of x_T, such
+    as `gaussian_prior(sde, data)`; N(0, sigma_T^2 I) unless given. draws: of the dequantisation, averaged inside the
+    logarithm. noise: all randomness; with `per_sample`, each sample's own. frame: the mean and standard deviation of
+    the data, which make the flow mild and change no result. t: where the flow ends, sde.t_min unless given. gradients:
+    keep the graph of log_p, computing the network at each node again when differentiating, so that the activations of
+    one node are held at a time.
 
-    Raises ValueError before any work unless p has eta=0, x is finite, ts increases, ends at T and begins where
-    sigma > 0; RuntimeError, naming the sample and the time, if the drift is not finite on the way.
+    Raises ValueError before any work unless p has eta=0, x is finite and on its grid, and sigma_t > 0; RuntimeError,
+    naming the sample and the time, if the score is not finite on the way.
     """
     if not isinstance(p, Reverse) or p.eta:
         raise ValueError(f"p must be a probability flow, sde.reverse(score, eta=0), got {p!r}")
-    sde, shape = p.sde, state("x", x).shape
-    ts = torch.tensor([sde.t_min, sde.T], dtype=torch.float64) if ts is None else ts
-    ts = times("ts", ts, sde.T, increasing=True)
-    if sde.var(ts[0]) == 0:
+    sde, d = p.sde, state("x", x)[0].numel()
+    frame = frame or Frame(sde)
+    end = as_time(number("t", sde.t_min if t is None else t, least=0, below=sde.T))
+    if sde.var(end) == 0:
+        raise ValueError(f"t must be a time with sigma > 0, since the score is singular at sigma = 0, got {end:g}")
+    trace = trace or (Exact() if d <= FEW else Hutchinson())
+    method = method or (Dopri5(1e-6, 1e-6) if d <= FEW else Adams())
+    if not isinstance(trace, Trace) or not isinstance(method, Integrator):
+        raise ValueError(f"trace and method must be values such as Exact() and Adams(), got {trace!r} and {method!r}")
+    if draws < 1 or (draws > 1 and (quantized is None or not isinstance(trace, Exact))):
         raise ValueError(
-            f"ts must begin where sigma > 0, since the score is singular at sigma = 0, got ts[0] = {float(ts[0]):g}"
+            f"draws must be 1 unless data are quantized and the trace is Exact(), since errors of an estimate would "
+            f"bias the mean inside the logarithm, got {draws}"
         )
-    if abs(float(ts[-1]) - sde.T) > 1e-6 * sde.T:
-        raise ValueError(f"ts must end at T = {sde.T:g}, where the prior is, got {float(ts[-1]):g}")
-    trace, p = divergence.start(x), Reverse(sde, _differentiable(p.score), 0.0)
-
-    def augmented(t: Tensor, y: Tensor) -> Tensor:
-        v, div = trace(lambda x: p.drift(x, t), y[:, :-1].view(shape))
-        return torch.cat([v.flatten(1), div[:, None]], 1)
-
-    y = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], 1)
-    for t, s in pairwise(ts):
-        y = method(augmented, y, t, s)
-    return (log_prior or sde.log_prior)(y[:, :-1].view(shape)) + y[:, -1]
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """Discrete data: `levels` equally spaced values from `low` to `high`, as the data are stored.
-
-    A bin has the width h = (high - low)/(levels - 1) in every dimension, and the probability of a bin is h^d times the
-    mean density in it, so -log2 P / d = -log p / (d log 2) - log2 h: the Jacobian follows from the object.
-    """
-
-    levels: int
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        count("levels", self.levels, least=2)
-        number("high", self.high, above=number("low", self.low))
-
-    @property
-    def width(self) -> float:
-        """h."""
-        return (self.high - self.low) / (self.levels - 1)
-
-    def check(self, x: Tensor) -> Tensor:
-        """Return x; raise ValueError unless every value is one of the levels (to 1e-3 of a bin)."""
-        k = (state("x", x) - self.low) / self.width
-        if k.min() < -1e-3 or k.max() > self.levels - 1 + 1e-3:
-            raise ValueError(
-                f"x must be inside [{self.low:g}, {self.high:g}], got {float(x.min()):g} to {float(x.max()):g}"
-            )
-        if (k - k.round()).abs().max() > 1e-3:
-            raise ValueError(
-                f"x must hold the {self.levels} levels of {self}, got values between them: is it dequantised already?"
-            )
-        return x
-
-    def dequantize(self, x: Tensor, noise: Noise = iid()) -> Tensor:
-        """x + h (u - 1/2) with u uniform on (0, 1): the law with density P(bin)/h^d on each bin (Theis et al. 2016)."""
-        t = as_time(0.0)
-        u = torch.special.ndtr(noise(x, t, t))
-        return self.check(x) + self.width * (u - 0.5)
-
-    def log_bin(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """The discretised decoder: log of the mass that N(mean, std^2) gives to each bin of x, in nats, elementwise.
-        The first and the last bin reach to infinity (Ho et al. 2020, eq. 13).
-
-        log(Phi(b) - Phi(a)) is taken from log Phi on the side where it is small, so far tails keep their digits.
-        std has the shape of x, or (); it is computed in float64.
-        """
-        x, mean, std = (a.to(torch.float64) for a in (self.check(x), mean, std))
-        top, bottom = x > self.high - self.width / 2, x < self.low + self.width / 2
-        b = torch.where(top, math.inf, (x + self.width / 2 - mean) / std)
-        a = torch.where(bottom, -math.inf, (x - self.width / 2 - mean) / std)
-        flip = a > 0
-        low, high = (torch.special.log_ndtr(torch.where(flip, -u, v)) for u, v in ((b, a), (a, b)))
-        return high + torch.log(-torch.expm1(low - high))
-
-    def bits_per_dim(self, log_p: Tensor, d: int) -> Tensor:
-        """-log p / (d log 2) - log2 h for log-densities in nats of dequantised samples of d dimensions.
-
-        Its mean over uniform dequantisation bounds the bits/dim of the discrete data from above.
-        """
-        return -log_p / (count("d", d) * math.log(2)) - math.log2(self.width)
+    if quantized is not None:
+        quantized.check(x)
+    score = Counted(p.score)
+    q = Reverse(sde, score, 0.0)
+    with torch.set_grad_enabled(gradients):
+        parts = [_one(q, x, quantized, method, trace, prior, dequantization, noise, frame, end) for _ in range(draws)]
+        log_p = torch.stack([part.log_p for part in parts]).logsumexp(0) - math.log(draws)
+    first = parts[0]
+    weights = torch.stack([part.log_p.detach() for part in parts]).softmax(0)
+    return replace(
+        first,
+        log_p=log_p,
+        solver_error=(weights * torch.stack([part.solver_error for part in parts])).sum(0),
+        nfe=score.nfe,
+        products=sum(part.products for part in parts),
+        draws=draws,
+    )
 
 
-def bits_per_dim(
+def _one(
     p: Reverse,
     x: Tensor,
-    data: Quantized,
-    ts: Tensor | None = None,
-    method: Method = Dopri5(),
-    divergence: Trace = Exact(),
-    noise: Noise = iid(),
-    log_prior: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Bits per dimension of discrete samples x (B, *D) under uniform dequantisation: -> (B,). See `log_prob`."""
-    nats = log_prob(p, data.dequantize(x, noise), ts, method, divergence, log_prior)
-    return data.bits_per_dim(nats, x[0].numel())
+    quantized: Quantized | None,
+    method: Integrator,
+    trace: Trace,
+    prior: GaussianMixture | None,
+    dequantization: Dequantization,
+    noise: Noise,
+    frame: Frame,
+    t: Tensor,
+) -> Likelihood:
+    """One draw of the dequantisation."""
+    sde, d = p.sde, x[0].numel()
+    x_t, log_w = dequantization(p, quantized, x, t, noise) if quantized else (x, x.new_zeros(len(x)))
+    path = _Path(p, frame, trace.start(x_t, noise))
+    T = as_time(sde.T)
+    u, u_T = frame.u(t), frame.u(T)
+    end = method.integrate(path, frame.y(x_t, t), u, u_T)
+    x_T = frame.x(end.y, u_T)
+    log_prior = sde.log_prior(x_T) if prior is None else prior.log_prob(x_T)
+    volume = d * (frame.log_volume(u_T) - frame.log_volume(u))
+    Q = end.Q.mean(1)
+    m = end.Q.shape[1]
+    spread = end.Q.detach().std(1) / math.sqrt(m) if m > 1 else torch.full_like(log_w, math.nan)
+    return Likelihood(
+        log_prior + Q + volume.to(x) + log_w,
+        spread if trace.kept else end.var.sqrt(),
+        end.error,
+        path.end_bias(x_t.detach(), t),
+        prior_mismatch(sde, x_t.detach(), t, prior),
+        d,
+        float(t),
+        0,
+        end.nodes * trace.products(d),
+        quantized,
+        dequantization if quantized else None,
+    )
+
+
+class _Path:
+    """The flow in the coordinates of a frame, with the divergence: what an integrator solves."""
+
+    def __init__(self, p: Reverse, frame: Frame, probes: Probes) -> None:
+        self.p, self.frame, self.probes = p, frame, probes
+        self.first: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, u: Tensor, y: Tensor, rows: Tensor) -> Node:
+        z = self.probes.draw()[:, rows]
+        node = checkpoint(self._node, u, y, z, use_reentrant=False) if torch.is_grad_enabled() else self._node(u, y, z)
+        finite = node.rate.detach().flatten(1).isfinite().all(1) & node.q.detach().isfinite().all(1)
+        if not finite.all():
+            i = int((~finite).nonzero()[0])
+            t = self.frame.at(u)[0].expand(len(y))[i]
+            raise RuntimeError(f"the score of sample {int(rows[i])} is not finite at t = {float(t):.6g}")
+        return node
+
+    def _node(self, u: Tensor, y: Tensor, z: Tensor) -> Node:
+        frame, sde = self.frame, self.p.sde
+        t, rate, S = frame.at(u)
+        x, d = frame.x(y, u), y[0].numel()
+        score, trace, variance = self.probes.measure(self.p.ask, x, t, z)
+        if self.first is None:
+            self.first = score.detach(), trace.detach().mean(1)
+        linear, var = frame.std**2 / S**2, sde.var(t)
+        alpha = like(sde.alpha(t), y)
+        residual = (x + like(var, y) * score) / alpha - frame.mean - like(linear, y) * (x / alpha - frame.mean)
+        scale = (var * rate).to(y)[..., None] if u.ndim else var * rate
+        constant = (d * (1 - linear) * rate).to(y)
+        return Node(
+            like(rate / S, y) * residual,
+            scale * trace + (constant[:, None] if u.ndim else constant),
+            (var * rate).to(y) ** 2 * variance,
+            (alpha * like(S, y) * score).detach(),
+        )
+
+    def end_bias(self, x: Tensor, t: Tensor) -> Tensor:
+        """int_0^t d log p/dt dt with the score and its trace at t, by the Fokker-Planck equation of the forward SDE."""
+        assert self.first is not None
+        score, trace = self.first
+        L, V = self.p.sde.log_alpha(t), self.p.sde.var(t) / self.p.sde.alpha(t) ** 2
+        inner, square = ((a * score).flatten(1).sum(1) for a in (x, score))
+        return -x[0].numel() * L - L * inner + V / 2 * (trace + square)
+
+
+def gaussian_prior(sde: LinearSDE, data: Tensor) -> GaussianMixture:
+    """N(alpha_T m, alpha_T^2 C + sigma_T^2 I) with the mean and covariance of data (n, *D), the Gaussian nearest to
+    p_T: for the `prior` of `log_prob` where N(0, sigma_T^2 I) is not near enough.
+    """
+    T = as_time(sde.T)
+    mean, C = _moments(state("data", data), sde.alpha(T), sde.var(T))
+    return GaussianMixture.from_covariances(torch.ones(1), mean.view(1, *data.shape[1:]), C[None])
+
+
+def prior_mismatch(sde: LinearSDE, x: Tensor, t: Tensor, prior: GaussianMixture | None = None) -> float:
+    """KL(N || prior) in nats for the Gaussian N with the mean and covariance that x_T has if x are samples of x_t: what
+    replacing p_T by the prior costs, as far as moments tell. nan for one sample, and for a prior of several components.
+    """
+    if len(x) < 2 or (prior is not None and len(prior.weights) > 1):
+        return math.nan
+    T = as_time(sde.T)
+    mean, C = _moments(x, *sde.transition(T, t))
+    if prior is None:
+        v = float(sde.var(T))
+        return float((mean.square().sum() / v + C.trace() / v - len(C) + len(C) * math.log(v) - torch.logdet(C)) / 2)
+    return prior.kl_from(mean, C)
+
+
+def _moments(x: Tensor, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and covariance of a x + v^(1/2) z."""
+    rows = x.flatten(1).to(torch.float64)
+    C = torch.cov(rows.T, correction=0).view(rows.shape[1], -1)
+    return float(a) * rows.mean(0), float(a) ** 2 * C + float(v) * torch.eye(len(C), dtype=C.dtype, device=C.device)
+
+
+def encode(p: Reverse, x: Tensor, method: Integrator = Adams(40), frame: Frame | None = None) -> Tensor:
+    """The latent x_T of x (B, *D) at t_min along the probability flow: (B, *D)."""
+    sde = p.sde
+    return _carry(p, x, as_time(sde.t_min), as_time(sde.T), method, frame)
+
+
+def decode(p: Reverse, x_T: Tensor, method: Integrator = Adams(40), frame: Frame | None = None) -> Tensor:
+    """The state at t_min of the latent x_T: the inverse of `encode` up to the solver's error."""
+    sde = p.sde
+    return _carry(p, x_T, as_time(sde.T), as_time(sde.t_min), method, frame)
+
+
+@torch.no_grad()
+def _carry(p: Reverse, x: Tensor, t: Tensor, s: Tensor, method: Integrator, frame: Frame | None) -> Tensor:
+    if not isinstance(p, Reverse) or p.eta:
+        raise ValueError(f"p must be a probability flow, sde.reverse(score, eta=0), got {p!r}")
+    frame = frame or Frame(p.sde)
+
+    def node(u: Tensor, y: Tensor, rows: Tensor) -> Node:
+        now, rate, S = frame.at(u)
+        state_, nothing = frame.x(y, u), y.new_zeros(len(y), 1)
+        alpha = like(p.sde.alpha(now), y)
+        linear = like(frame.std**2 / S**2, y)
+        residual = p.denoise(state_, now) - frame.mean - linear * (state_ / alpha - frame.mean)
+        return Node(like(rate / S, y) * residual, nothing, nothing[:, 0], torch.zeros_like(y))
+
+    end: Solution = method.integrate(node, frame.y(state("x", x), t), frame.u(t), frame.u(s))
+    return frame.x(end.y, frame.u(s))

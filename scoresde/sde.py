@@ -176,7 +176,8 @@ class Reverse(SDE):
     """dx = [drift(x, t) - (1 + eta^2)/2 g^2 score(x, t)] dt + eta g dw, to be run from T down to 0.
 
     eta=1 is the reverse-time SDE (Anderson 1982), eta=0 the probability-flow ODE (Song et al. 2021, eq. 13); all eta
-    share the marginals of `sde`. `score` is any callable (x, t) -> (B, *D). Raises ValueError unless eta >= 0.
+    share the marginals of `sde`. `score` is any callable (x, t) -> (B, *D). Raises ValueError unless eta >= 0, and for
+    a score that says it is of another `sde`.
     """
 
     sde: Any
@@ -189,6 +190,10 @@ class Reverse(SDE):
             raise ValueError(f"sde must be an SDE, got {type(self.sde).__name__}")
         if not callable(self.score):
             raise ValueError(f"score must be a callable (x, t) -> (B, *D), got {type(self.score).__name__}")
+        own = getattr(self.score, "sde", self.sde)
+        comparable = type(own) is not type(self.sde) or type(own).__eq__ is not object.__eq__
+        if isinstance(own, SDE) and comparable and own != self.sde:
+            raise ValueError(f"score is that of {own!r}, not of {self.sde!r}: `transport` reads it on another process")
 
     @property
     def T(self) -> float:  # type: ignore[override]

@@ -21,22 +21,28 @@ from scoresde import (
     VE,
     VP,
     Ancestral,
+    Decoded,
     EulerMaruyama,
     Exact,
     Flow,
+    Frame,
+    Hadamard,
     Hutchinson,
+    HutchPP,
     Langevin,
     ReverseDiffusion,
+    TruncatedNormal,
+    gaussian_prior,
     grid,
     log_prob,
     ode,
     per_sample,
+    prior_mismatch,
     sample,
     transport,
 )
 from scoresde.checkpoint import load
 from scoresde.cli import common, main
-from scoresde.cli import likelihood as likelihood_module
 from scoresde.cli import sample as sample_module
 from scoresde.cli.demo import Demo
 from scoresde.cli.likelihood import Likelihood
@@ -106,6 +112,9 @@ def helped(capsys, *args):
     return squeezed(out)
 
 
+CHOSEN = ("model", "data", "predictor", "corrector", "sde", "method", "trace", "dequantization")  # by their name alone
+
+
 @pytest.mark.parametrize("cls", [Demo, Train, Sample, Likelihood], ids=lambda cls: cls.__name__)
 def test_help_of_commands(capsys, cls):
     """--help exits with 0 and tells what the command does, and the meaning of each option in the words of the code."""
@@ -116,7 +125,7 @@ def test_help_of_commands(capsys, cls):
     for name, meaning in fields.items():
         assert squeezed(meaning) in said or name == "settings", name
         if not (cls is Train and name in ("data", "sde", "net", "weight", "times", "settings")):
-            assert f"--{name.replace('_', '-')}" in said or name in ("model", "data", "predictor", "corrector", "sde")
+            assert f"--{name.replace('_', '-')}" in said or name in CHOSEN
 
 
 @pytest.mark.parametrize(
@@ -181,10 +190,20 @@ BAD = {
     "sample, label too high": ("sample DIGITS --label 10 --out OUT", "label must"),
     "sample, label too low": ("sample DIGITS --label -1 --out OUT", "label must"),
     "sample, no device": ("sample RING --device cuda:99 --out OUT", "device must"),
+    "likelihood, no model": ("likelihood --out OUT", "model must"),
     "likelihood, missing": ("likelihood NONE --out OUT", "checkpoint must"),
+    "likelihood, model and law": ("likelihood RING --exact mixture --out OUT", "exact stands for both"),
+    "likelihood, law and data": ("likelihood data:ring --exact mixture --out OUT", "exact stands for both"),
+    "likelihood, unknown law": ("likelihood --exact cats --out OUT", "--exact"),
+    "likelihood, process": ("likelihood RING sde:ve --out OUT", "sde belongs to --exact"),
+    "likelihood, no terms": ("likelihood RING --terms -1 --out OUT", "terms must"),
+    "likelihood, no chain": ("likelihood RING --chain 1 --out OUT", "chain must"),
+    "likelihood, no law": ("likelihood --exact mixture --n 0 --out OUT", "n must"),
+    "likelihood, odd Adams": ("likelihood RING method:adams --method.n 13 --out OUT", "n must be even"),
+    "likelihood, odd Hadamard": ("likelihood RING trace:hadamard --trace.m 3 --out OUT", "m must be even"),
     "likelihood, negative": ("likelihood RING --n -1 --out OUT", "n must"),
     "likelihood, no batch": ("likelihood RING --batch 0 --out OUT", "batch must"),
-    "likelihood, tolerance": ("likelihood RING --tolerance 0 --out OUT", "tolerance must"),
+    "likelihood, tolerance": ("likelihood RING method:dopri5 --method.atol 0 --out OUT", "atol must"),
     "likelihood, other shape": ("likelihood RING data:digits --out OUT", "data must have the model's shape"),
     "likelihood, split": ("likelihood RING --split test --out OUT", "--split"),
     "likelihood, no device": ("likelihood RING --device cuda:99 --out OUT", "device must"),
@@ -345,8 +364,8 @@ def test_sample_is_the_library(capsys, tmp_path, ring, calls, kind):
     told = [int(re.search(r"(\d+) network calls now, in 1 of 1 batches", capsys.readouterr().out)[1])]
     assert told == [len(calls)] and set(calls) == {n}
     model = load(ring).model
-    p = reverse(model)
-    p = p if p.sde == model.sde else reverse(transport(model, model.sde, p.sde))
+    sde = reverse(lambda x, t: x).sde
+    p = reverse(model if sde == model.sde else transport(model, model.sde, sde))
     noise = per_sample(seeds(5, n))
     want = sample(p, p.sde.prior((n, 2), noise, torch.float32), ts, *steps, noise=noise)
     with torch.no_grad():
@@ -446,49 +465,161 @@ def column(found, key):
     return torch.tensor([found[i][key] for i in range(len(found))])
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_likelihood_is_the_library(capsys, tmp_path, ring, calls, exact):
-    """Each line is log p of its sample in nats and per dimension, as `log_prob` gives it; the line that is printed is
-    their mean with its standard error, and the number of network calls made; --batch changes no value.
+def alike(found, other, tol=1e-4):
+    """Every column is the same but the calls, which are those of a batch."""
+    assert len(found) == len(other)
+    for key in found[0]:
+        if key not in ("nfe", "products"):
+            torch.testing.assert_close(column(found, key), column(other, key), rtol=tol, atol=tol, equal_nan=True)
+
+
+def library(folder, x, known, seed, **options):
+    """`log_prob` with the streams of the first samples of that seed."""
+    model, noise = load(folder).model, per_sample(seeds(seed, len(x)))
+    frame = Frame(model.sde, float(known.mean()), float(known.std()))
+    return log_prob(VP().reverse(model, 0.0), x, noise=noise, frame=frame, **options)
+
+
+CHOICES = {
+    "default": ("", {}),
+    "adams": (
+        "method:adams --method.n 12 trace:hutchinson --trace.m 3",
+        {"method": ode.Adams(12), "trace": Hutchinson(3)},
+    ),
+    "tsit5": (
+        "method:tsit5 --method.rtol 1e-3 --method.atol 1e-3 trace:hutchinson",
+        {"method": ode.Tsit5(1e-3, 1e-3), "trace": Hutchinson()},
+    ),
+    "hadamard": ("method:runge-kutta trace:hadamard", {"method": ode.RungeKutta(), "trace": Hadamard()}),
+    "hutch-pp": ("method:adams trace:hutch-pp --trace.rank 2", {"method": ode.Adams(), "trace": HutchPP(2)}),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_likelihood_is_the_library(capsys, tmp_path, ring, choice):
+    """Each line is what `log_prob` gives its sample, with errors for each dimension, and the bounds; printed are the
+    means with standard errors, also in summary.json. --batch changes no value, the seed only those that are random.
     """
-    x = Ring(n=150).load().held_out
-    more = ["--exact"] if exact else []
-    found = measured(tmp_path / "a", ring, "--seed", 3, *more)
+    line, options = CHOICES[choice]
+    data = Ring(n=150).load()
+    args = [ring, "--seed", 3, *line.split()]
+    found = measured(tmp_path / "a", *args)
     said = capsys.readouterr().out
-    told = int(re.search(r"(\d+) network calls now", said)[1])
-    assert told == len(calls)
-    assert len(found) == 30
-    trace = Exact() if exact else Hutchinson(per_sample(seeds(3, 60)[::2]))
-    nats = log_prob(VP().reverse(load(ring).model, 0.0), x, method=ode.Dopri5(1e-4, 1e-4), divergence=trace)
-    torch.testing.assert_close(column(found, "log_p"), nats, rtol=1e-4, atol=1e-4)
-    per_dim = -column(found, "log_p").double() / 2
-    torch.testing.assert_close(column(found, "nats_per_dim").double(), per_dim, rtol=1e-6, atol=0)
-    error = float(per_dim.std()) / math.sqrt(30)
-    assert said.startswith(f"{float(per_dim.mean()):.4f} +- {error:.4f} nats/dim over 30 samples (held-out)")
-    chunks = measured(tmp_path / "b", ring, "--seed", 3, "--batch", 7, *more)
-    torch.testing.assert_close(column(chunks, "log_p"), column(found, "log_p"), rtol=1e-4, atol=1e-4)
-    capsys.readouterr()
-    other = measured(tmp_path / "c", ring, "--seed", 4, "--n", 10, *more)
-    assert torch.allclose(column(other, "log_p"), nats[:10], rtol=1e-4, atol=1e-4) == exact  # the seed moves the probe
-    train = measured(tmp_path / "d", ring, "--split", "train", "--n", 2)
-    assert abs(train[0]["log_p"] - found[0]["log_p"]) > 1e-3
-    given = measured(tmp_path / "e", ring, "--seed", 3, *more, "data:ring", "--data.n", 150)
-    torch.testing.assert_close(column(given, "log_p"), column(found, "log_p"), rtol=0, atol=0)
+    want = library(ring, data.held_out, data.train, 3, **options)
+    assert len(found) == 30 and set(found[0]) == {
+        "index", "log_p", "nats_per_dim", "probe_error", "solver_error", "end_bias", "continuous_bound",
+        "discrete_bound", "nfe", "products",
+    }  # fmt: skip
+    for key, value in (("log_p", want.log_p), ("nats_per_dim", want.values), ("end_bias", want.end_bias / 2)):
+        torch.testing.assert_close(column(found, key), value, rtol=1e-4, atol=1e-4)
+    for key in ("probe_error", "solver_error"):
+        torch.testing.assert_close(column(found, key), getattr(want, key) / 2, rtol=1e-2, atol=1e-5)
+    assert (found[0]["nfe"], found[0]["products"]) == (want.nfe, want.products)
+    values = column(found, "nats_per_dim").double()
+    lines = said.splitlines()
+    assert lines[0].startswith("30 samples (held-out), in nats/dim")
+    assert lines[1].split()[:3] == [f"{float(values.mean()):.4f}", "+-", f"{float(values.std()) / math.sqrt(30):.4f}"]
+    bounds = [column(found, key).double() for key in ("continuous_bound", "discrete_bound")]
+    assert [said.split()[0] for said in lines[2:4]] == [f"{float(b.mean()):.4f}" for b in bounds]
+    probes = float(column(found, "probe_error").square().sum().sqrt()) / 30
+    assert f"probes {probes:.1g}, solver {float(column(found, 'solver_error').double().mean()):.1g};" in said
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert (summary["samples"], summary["unit"]) == (30, "nats/dim")
+    assert summary["errors_of_the_first"]["probes"] == pytest.approx(probes, rel=1e-4, abs=1e-12)
+    means = [float(v.mean()) for v in (values, *bounds)]
+    assert [row["mean"] for row in summary["table"]] == pytest.approx(means, rel=1e-5)
+    alike(measured(tmp_path / "b", *args, "--batch", 7), found)
+    other = measured(tmp_path / "c", *args[:1], "--seed", 4, "--n", 10, *line.split())
+    same = torch.allclose(column(other, "log_p"), column(found, "log_p")[:10], rtol=1e-4, atol=1e-4)
+    assert same == (choice in ("default", "hadamard", "hutch-pp"))  # exact in the plane; the seed moves other probes
+    assert (column(other, "continuous_bound") - column(found, "continuous_bound")[:10]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.31, 0.5, 0.77, 0.99])
+def test_likelihood_of_other_data(tmp_path, ring):
+    """The split and the data can be chosen; the bounds be left out."""
+    data = Ring(n=150).load()
+    found = measured(tmp_path / "a", ring, "--split", "train", "--n", 4)
+    want = library(ring, data.train[:4], data.train, 0)
+    torch.testing.assert_close(column(found, "log_p"), want.log_p, rtol=1e-4, atol=1e-4)
+    own = measured(tmp_path / "b", ring, "--n", 4, "data:ring", "--data.n", 150)
+    alike(own, measured(tmp_path / "c", ring, "--n", 4), 0)
+    bare = measured(tmp_path / "d", ring, "--n", 4, "--terms", 0)
+    assert not any("bound" in key for key in bare[0])
+    torch.testing.assert_close(column(bare, "log_p"), column(own, "log_p"), rtol=0, atol=0)
+
+
+def test_likelihood_with_a_fitted_prior(capsys, tmp_path, ring):
+    """The prior with the moments of the training data, and its mismatch for those that are measured."""
+    data = Ring(n=150).load()
+    prior = gaussian_prior(VP(), data.train)
+    found = measured(tmp_path, ring, "--fitted-prior")
+    said = capsys.readouterr().out
+    want = library(ring, data.held_out, data.train, 0, prior=prior)
+    torch.testing.assert_close(column(found, "log_p"), want.log_p, rtol=1e-4, atol=1e-4)
+    off = prior_mismatch(VP(), VP().alpha(1e-3) * data.held_out, torch.tensor(1e-3, dtype=torch.float64), prior) / 2
+    assert f"under the prior at T {off:.1g}" in said
+
+
+@pytest.mark.parametrize("law", ["mixture", "lattice", "digits"])
+def test_likelihood_of_an_exact_law(capsys, tmp_path, law):
+    """Value and truth side by side: the truth is the density of the law at t_min, the value is within the budget that
+    is printed, and the first samples are the same however many are asked for, and in whatever batches.
+    """
+    more = ("--n", 12, "method:adams", "--method.n", 40) if law == "digits" else ("--n", 24)
+    found = measured(tmp_path / "a", "--exact", law, *more)
+    said = capsys.readouterr().out
+    value, truth = column(found, "nats_per_dim").double(), column(found, "truth").double()
+    budget = column(found, "solver_error").double() + 3 * column(found, "probe_error").double()
+    assert ((value - truth).abs() <= budget).double().mean() >= (0.8 if law == "digits" else 0.95)
+    told = re.search(r"probes (\S+), solver (\S+);", said)
+    off = re.search(r"first less truth: (\S+) in the mean, (\S+) at most", said)
+    assert abs(float(off[1])) <= 3 * float(told[1]) + float(told[2])
+    assert float(off[1]) == pytest.approx(float((value - truth).mean()), rel=0.1, abs=1e-12)
+    assert float(off[2]) == pytest.approx(float((value - truth).abs().max()), rel=0.1, abs=1e-12)
+    assert [line.split()[0] for line in said.splitlines()[1:3]] == [f"{float(v.mean()):.4f}" for v in (value, truth)]
+    few = measured(tmp_path / "b", "--exact", law, "--n", 5, "--batch", 2, *more[2:])
+    alike(few, {i: found[i] for i in range(5)}, 1e-6)
+    other = measured(tmp_path / "c", "--exact", law, "--n", 5, "--seed", 1, *more[2:])
+    assert (column(other, "truth") - column(few, "truth")).abs().min() > 1e-6
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve", "cosine", "edm"])
+def test_likelihood_of_an_exact_law_by_other_processes(tmp_path, sde):
+    """The value is the density of the law at that process's t_min."""
+    found = measured(tmp_path, "--exact", "mixture", "--n", 10, "--terms", 0, "--fitted-prior", f"sde:{sde}")
+    off = column(found, "nats_per_dim") - column(found, "truth")
+    assert float(off.abs().max()) < 2e-3 and float(off.abs().max() - column(found, "solver_error").max()) < 1e-3
+
+
+def test_bounds_are_in_order(tmp_path):
+    """On an exact score -log p <= continuous bound <= discrete bound in the mean, within three standard errors, and the
+    discrete one falls to the continuous one as the chain grows longer.
+    """
+    found = {}
+    for chain in (20, 200):
+        args = ("--exact", "mixture", "--n", 600, "--terms", 24, "--chain", chain, "method:adams", "--method.n", 40)
+        found[chain] = measured(tmp_path / str(chain), *args)
+    truth = column(found[20], "truth").double()
+    gaps = {n: column(found[n], "discrete_bound") - column(found[n], "continuous_bound") for n in found}
+    above = column(found[20], "continuous_bound").double() - truth
+    for gap in (above, *gaps.values(), gaps[20] - gaps[200]):
+        assert float(gap.double().mean()) > -3 * float(gap.double().std()) / len(gap) ** 0.5
+    assert float(gaps[20].mean()) > 3 * float(gaps[20].double().std()) / len(truth) ** 0.5
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.31, 0.99])
 def test_likelihood_goes_on(capsys, tmp_path, ring, keep):
     """From a file cut anywhere, also inside a line, it goes on: each index once, the same values, the same mean."""
     whole = measured(tmp_path / "whole", ring, "--batch", 8)
-    mean = capsys.readouterr().out.split(" nats/dim")[0]
+    mean = capsys.readouterr().out.splitlines()[:-1]
     out = tmp_path / "cut"
     measured(out, ring, "--batch", 8, "--n", 1)
     text = (tmp_path / "whole" / "likelihood.jsonl").read_bytes()
     (out / "likelihood.jsonl").write_bytes(text[: round(keep * len(text))])
     capsys.readouterr()
     again = measured(out, ring, "--batch", 8)
-    assert capsys.readouterr().out.split(" nats/dim")[0] == mean
-    torch.testing.assert_close(column(again, "log_p"), column(whole, "log_p"), rtol=1e-4, atol=1e-4)
+    assert capsys.readouterr().out.splitlines()[:-1][0] == mean[0]
+    alike(again, whole)
     kept = [json.loads(line) for line in text[: round(keep * len(text))].splitlines() if line.endswith(b"}")]
     assert rows(out)[: len(kept)] == kept
 
@@ -497,11 +628,11 @@ def test_interrupted_likelihood(capsys, monkeypatch, tmp_path, ring):
     """What was measured before an interrupt stays, and is not measured again."""
     real, solved = Likelihood._values, []
 
-    def values(self, found, score, x, index, *args):
+    def values(self, subject, index, device):
         if len(solved) == 2:
             raise KeyboardInterrupt
         solved.append(index)
-        return real(self, found, score, x, index, *args)
+        return real(self, subject, index, device)
 
     with monkeypatch.context() as patch:
         patch.setattr(Likelihood, "_values", values)
@@ -518,16 +649,21 @@ def test_interrupted_likelihood(capsys, monkeypatch, tmp_path, ring):
 
 def test_likelihood_of_more_samples(capsys, tmp_path, ring):
     """A larger --n measures only what is new; a smaller one reports on the first."""
-    measured(tmp_path, ring, "--n", 5)
-    capsys.readouterr()
-    found = measured(tmp_path, ring, "--n", 9)
-    assert len(found) == 9 and " over 9 samples" in capsys.readouterr().out
-    before = contents(tmp_path)
-    measured(tmp_path, ring, "--n", 5)
-    said = capsys.readouterr().out
-    mean = float(column(found, "nats_per_dim")[:5].double().mean())
-    assert said.startswith(f"{mean:.4f}") and " over 5 samples" in said and "; 0 network calls now" in said
-    assert contents(tmp_path) == before
+    for more in (ring,), ("--exact", "mixture"):
+        out = tmp_path / str(len(more))
+        first = measured(out, *more, "--n", 5)
+        capsys.readouterr()
+        found = measured(out, *more, "--n", 9)
+        assert len(found) == 9 and capsys.readouterr().out.startswith("9 samples ")
+        assert [found[i] for i in range(5)] == [first[i] for i in range(5)]
+        alike(found, measured(tmp_path / f"at once {len(more)}", *more, "--n", 9))
+        before = (out / "likelihood.jsonl").read_bytes()
+        capsys.readouterr()
+        measured(out, *more, "--n", 5)
+        said = capsys.readouterr().out
+        mean = float(column(found, "nats_per_dim")[:5].double().mean())
+        assert said.startswith("5 samples ") and f"{mean:.4f} +- " in said
+        assert (out / "likelihood.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -535,9 +671,14 @@ def test_likelihood_of_more_samples(capsys, tmp_path, ring):
     [
         (["--seed", "1"], "seed"),
         (["--split", "train"], "split"),
-        (["--exact"], "exact"),
-        (["--tolerance", "1e-3"], "tolerance"),
-        (["data:moons"], "data"),
+        (["--draws", "2"], "draws"),
+        (["--fitted-prior"], "fitted_prior"),
+        (["--terms", "3"], "terms"),
+        (["--chain", "30"], "chain"),
+        (["trace:exact"], "trace"),
+        (["method:dopri5", "--method.rtol", "1e-3"], "method"),
+        (["dequantization:decoded"], "dequantization"),
+        (["data:moons"], "subject"),
     ],
 )
 def test_likelihood_with_other_options(capsys, tmp_path, ring, more, key):
@@ -548,6 +689,62 @@ def test_likelihood_with_other_options(capsys, tmp_path, ring, more, key):
     assert main(["likelihood", str(ring), "--n", "3", *more, "--out", str(tmp_path)]) == 2
     assert f"out holds results with {key} = " in one_line(capsys)
     assert contents(tmp_path) == before
+
+
+def test_a_network_that_fails_is_named(capsys, monkeypatch, tmp_path, ring):
+    """One line with the batch, the sample in it and the time; the finished rows are kept, and go on later."""
+    real, solved = MLP.forward, []
+
+    def forward(self, x, *args, **kwargs):
+        out = real(self, x, *args, **kwargs)
+        return out if len(solved) < 2 else out + torch.where(torch.arange(len(x)) == 3, math.nan, 0.0)[:, None]
+
+    def values(self, subject, index, device, real=Likelihood._values):
+        found = real(self, subject, index, device)
+        solved.append(index)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MLP, "forward", forward)
+        patch.setattr(Likelihood, "_values", values)
+        assert main(["likelihood", str(ring), "--batch", "8", "--out", str(tmp_path)]) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err == "scoresde: in the batch of samples 16 to 23: the score of sample 3 is not finite at t = 0.001"
+    before = rows(tmp_path)
+    assert [row["index"] for row in before] == list(range(16))
+    assert len(measured(tmp_path, ring, "--batch", 8)) == 30 and rows(tmp_path)[:16] == before
+
+
+def test_parts_of_processes_are_gathered(tmp_path, ring):
+    """What several processes had written when they were killed, a line cut off among it, goes on as one file."""
+    whole = measured(tmp_path / "whole", ring)
+    out = tmp_path / "cut"
+    measured(out, ring, "--n", 1)
+    lines = (tmp_path / "whole" / "likelihood.jsonl").read_text().splitlines(keepends=True)
+    (out / "likelihood.jsonl").unlink()
+    (out / "part-0.jsonl").write_text("".join(lines[0:12:2]))
+    (out / "part-1.jsonl").write_text("".join(lines[1:8:2]) + lines[9][:20])
+    again = measured(out, ring)
+    assert sorted(f.name for f in out.iterdir()) == ["likelihood.jsonl", "recipe.json", "summary.json"]
+    alike(again, whole)
+    assert [again[i] for i in (0, 1, 5, 10)] == [whole[i] for i in (0, 1, 5, 10)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [("--exact", "mixture", "--terms", "2"), ("RING",)], ids=["exact", "checkpoint"])
+def test_likelihood_of_two_processes(tmp_path, ring, more):
+    """Under torchrun the rows are those of one process, in one file, each once."""
+    more = [str(ring) if word == "RING" else word for word in more]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "scoresde"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    args = ["likelihood", *more, "--batch", "40", "--out", str(tmp_path / "two")]
+    done = subprocess.run([*command, *args], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("samples (") == 1
+    found = {row["index"]: row for row in rows(tmp_path / "two")}
+    assert [row["index"] for row in rows(tmp_path / "two")] == list(range(len(found)))
+    assert not list((tmp_path / "two").glob("part-*"))
+    alike(found, measured(tmp_path / "one", *more, "--batch", 50))
 
 
 # data of one's own
@@ -565,18 +762,20 @@ def test_images_from_end_to_end(capsys, tmp_path, images):
     loaded = load(images)
     held = loaded.source.load().held_out
     assert len(found) == len(held) == 3 and loaded.quantized.levels == 5
-    every = seeds(0, 6)
-    want = likelihood_module.bits_per_dim(
-        VP().reverse(loaded.model, 0.0),
-        held,
-        loaded.quantized,
-        method=ode.Dopri5(1e-4, 1e-4),
-        divergence=Hutchinson(per_sample(every[::2])),
-        noise=per_sample(every[1::2]),
-    )
+    want = library(images, held, loaded.source.load().train, 0, quantized=loaded.quantized)
     bits = column(found, "bits_per_dim")
-    torch.testing.assert_close(bits, want, rtol=1e-4, atol=1e-4)
-    assert said.startswith(f"{float(bits.double().mean()):.4f} +- ") and "bits/dim over 3 samples (held-out)" in said
+    torch.testing.assert_close(bits, want.bits_per_dim, rtol=1e-4, atol=1e-4)
+    assert said.startswith("3 samples (held-out), in bits/dim") and "an upper bound in the mean" in said
+    assert said.splitlines()[1].split()[0] == f"{float(bits.double().mean()):.4f}"
+    for name, options in {
+        "truncated": (["dequantization:truncated-normal"], {"dequantization": TruncatedNormal()}),
+        "decoded": (["dequantization:decoded"], {"dequantization": Decoded()}),
+        "draws": (["--draws", "3", "trace:exact"], {"draws": 3, "trace": Exact()}),
+    }.items():
+        found = measured(tmp_path / name, images, *options[0])
+        want = library(images, held, loaded.source.load().train, 0, quantized=loaded.quantized, **options[1])
+        torch.testing.assert_close(column(found, "bits_per_dim"), want.bits_per_dim, rtol=1e-4, atol=1e-4)
+        alike(measured(tmp_path / f"{name} alone", images, *options[0], "--batch", 1), found)
 
 
 def test_training_goes_on_from_the_shell(monkeypatch, tmp_path, ring):

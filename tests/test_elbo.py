@@ -8,10 +8,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import integrate
-from scipy.stats import norm
 
 from scoresde import (
     EDM,
@@ -23,13 +20,14 @@ from scoresde import (
     Counted,
     Quantized,
     Tabulated,
-    bits_per_dim,
     continuous_elbo,
     elbo,
     exact,
     grid,
     iid,
+    log_prob,
     loss,
+    per_sample,
 )
 from scoresde.chain import linear_betas
 
@@ -91,34 +89,84 @@ def test_discrete_terms_in_closed_form(sde, v):
     same(mean(bound.decoder), error / 2 + (2 * math.pi * var[0] / alpha[0] ** 2).log(), 1e-8)
 
 
+def in_turn(*noises):
+    """A noise that asks each of them in turn."""
+    asked = iter(noises * 100_000)
+    return lambda x, t, s: next(asked)(x, t, s)
+
+
 @pytest.mark.parametrize("sde", [VP(), VE(0.05, 5.0), EDM(t_min=0.05, T=10.0)], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("times", [loss.UniformLogSNR(), loss.Uniform(), loss.LogNormal()], ids=repr)
-def test_continuous_integral_in_closed_form(sde, times):
-    """int g^2/(2 sigma^2) E|eps - z|^2 dt by quadrature is the mean of the estimate, for every law of t."""
-    noise, mean = cubature(2, len(X))
-    p, g = sde.reverse(LAW.diffuse(sde)), torch.Generator().manual_seed(0)
-    steps = continuous_elbo(p, X.repeat(4, 1), terms=2000, times=times, noise=noise, generator=g).steps
-    error = mean(steps.std(1)) * math.sqrt(2000) / math.sqrt(4)  # stratified draws vary less than this
-    expected = torch.tensor([integral(sde, x) for x in X], dtype=F64)
+@pytest.mark.parametrize(
+    ("times", "tol"), [(loss.UniformLogSNR(), 1e-3), (loss.Uniform(), 3e-2), (loss.LogNormal(), 2e-3)], ids=str
+)
+def test_continuous_integral_in_closed_form(sde, times, tol):
+    """int g^2/(2 sigma^2) E|eps - z|^2 dt by quadrature is what the estimate is for every law of t: to 2e-3 (3 % for t
+    uniform) with a time in the middle of every stratum, and in the mean with times from the noise, a sample's own.
+    """
+    (points, mean), zero = cubature(2, len(X)), lambda x, t, s: torch.zeros_like(x)
+    p, expected = sde.reverse(LAW.diffuse(sde)), torch.tensor([integral(sde, x) for x in X], dtype=F64)
+    middle = continuous_elbo(p, X.repeat(4, 1), terms=700, times=times, noise=in_turn(zero, points)).steps
+    torch.testing.assert_close(mean(middle.sum(1)), expected, rtol=tol, atol=0)
+    noise = in_turn(iid(torch.Generator().manual_seed(0)), points)
+    steps = continuous_elbo(p, X.repeat(4, 1), terms=200, times=times, noise=noise).steps
+    error = mean(steps.std(1)) * math.sqrt(200) / math.sqrt(4)  # stratified draws vary less than this
     assert ((mean(steps.sum(1)) - expected).abs() < 4 * error).all()
-    assert ((mean(steps.sum(1)) - expected).abs() < 0.02 * expected).all()
+    assert (steps[: len(X)] - steps[len(X) : 2 * len(X)]).abs().min() > 0
 
 
 def test_subsampled_terms_are_unbiased():
-    """K of the N - 1 terms, one in each stratum, have the mean of all of them, and vary less with larger K."""
-    sde = VP()
+    """K of the N - 1 terms for each sample, one in each stratum, have the mean of all of them, which the closed form
+    knows, and vary less with larger K; samples draw terms of their own.
+    """
+    sde, n = VP(), 20_000
     chain, p = Chain(sde, grid.quadratic(sde, 30)), sde.reverse(LAW.diffuse(sde))
-    x = X[:1].repeat(20_000, 1)
-    full = elbo(chain, p, x[:2000], noise=iid(torch.Generator().manual_seed(0)))
+    points, mean = cubature(2, len(X))
+    every = mean(elbo(chain, p, X.repeat(4, 1), noise=points).steps)
     errors = []
     for k in (2, 8):
-        g = torch.Generator().manual_seed(k)
-        part = elbo(chain, p, x, terms=k, generator=g, noise=iid(g))
-        assert part.nfe == k + 1
-        errors.append(float(part.steps.sum(1).std()) / math.sqrt(len(x)))
-        tolerance = 4 * math.hypot(errors[-1], float(full.steps.sum(1).std()) / math.sqrt(2000))
-        assert abs(float(part.steps.sum(1).mean() - full.steps.sum(1).mean())) < tolerance
+        part = elbo(chain, p, X[:1].repeat(n, 1), terms=k, noise=iid(torch.Generator().manual_seed(k)))
+        assert part.nfe == k + 1 and part.steps.shape == (n, k)
+        errors.append(float(part.steps.sum(1).std()) / math.sqrt(n))
+        assert abs(float(part.steps.sum(1).mean() - every[0].sum())) < 4.5 * errors[-1]
     assert errors[1] < errors[0]
+
+
+def test_every_term_is_drawn_by_its_share_of_the_log_snr():
+    """Over a fine grid of draws u the estimate of one sample takes each value term/share for a share of u, so the mean
+    over u is the sum of all terms: each of K strata sees its K-th of the whole, and a term on a seam appears in two.
+    """
+    sde, n = VP(), 40_000
+    chain, p = Chain(sde, grid.quadratic(sde, 12)), sde.reverse(LAW.diffuse(sde))
+    u = (torch.arange(n, dtype=F64) + 0.5) / n
+    x = X[:1].repeat(n, 1)
+    fixed = lambda x, t, s: torch.full_like(x, 0.3)  # noqa: E731
+    level = lambda x, t, s: torch.special.ndtri(u)[:, None].expand_as(x)  # noqa: E731
+    every = elbo(chain, p, X[:1], noise=fixed).steps[0]
+    for k in (1, 3):
+        found = elbo(chain, p, x, terms=k, noise=in_turn(level, fixed)).steps
+        assert float(found.sum(1).mean()) == pytest.approx(float(every.sum()), rel=1e-3)
+        seen = torch.unique(found.mul(1e8).round())
+        assert len(every) <= len(seen) <= len(every) + k - 1
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("terms", [None, 3])
+def test_bounds_do_not_depend_on_the_batch(grey, terms):
+    """With streams of its own a sample has the same terms in any chunk: of both bounds, all terms or some."""
+    sde = VP()
+    law = exact.Gaussian(torch.zeros(1, 2, 2), 0.4)
+    x, q = law.sample(9, torch.Generator().manual_seed(0)), Quantized(9, -2.0, 2.0) if grey else None
+    x = (x.clamp(-2, 2) * 2).round() / 2 if grey else x
+    chain, p, streams = Chain(sde, grid.quadratic(sde, 7)), sde.reverse(law.diffuse(sde)), per_sample(range(9))
+
+    def bounds(a, b):
+        d = elbo(chain, p, x[a:b], q, terms=terms, noise=streams.rows(a, b))
+        c = continuous_elbo(p, x[a:b], q, terms=terms or 5, noise=streams.rows(a, b))
+        return torch.cat([torch.cat([v.prior[:, None], v.steps, v.decoder[:, None]], 1) for v in (d, c)], 1)
+
+    whole = bounds(0, 9)
+    same(torch.cat([bounds(0, 4), bounds(4, 5), bounds(5, 9)]), whole, 1e-10)
+    assert (whole[0] - whole[1]).abs().max() > 1e-3
 
 
 def test_every_bound_is_one_and_they_fall_to_the_limit():
@@ -133,7 +181,7 @@ def test_every_bound_is_one_and_they_fall_to_the_limit():
         optimal = AnalyticDPM.fit(p, LAW.sample(n, torch.Generator().manual_seed(1)), chain.ts, noise(2))
         bounds = [elbo(chain, p, x, kernel=k, noise=noise(3)) for k in (optimal, Ancestral(1.0))]
         values[N], error = [float(b.nats.mean()) for b in bounds], max(b.error() for b in bounds)
-    limit = continuous_elbo(p, x, terms=100, noise=noise(4), generator=torch.Generator().manual_seed(5))
+    limit = continuous_elbo(p, x, terms=100, noise=noise(4))
     tolerance = 3 * math.hypot(error, limit.error())
     assert exact_nll < float(limit.nats.mean()) + tolerance
     assert abs(values[160][0] - float(limit.nats.mean())) < 0.03 + tolerance
@@ -157,31 +205,7 @@ def test_discrete_bound_tends_to_the_continuous_one():
     assert all(abs(slope - 1) < 0.1 for slope in slopes), (gaps, slopes)
 
 
-# the decoder
-
-
-@given(st.floats(-60, 60), st.floats(0.01, 3.0), st.integers(0, 16))
-def test_log_bin_is_the_mass_of_the_bin(mean, std, k):
-    """log(Phi(b) - Phi(a)) with open ends, against SciPy's log of the tails, to 1e-9 relative, however far out."""
-    q = Quantized(17, -1.0, 1.0)
-    x = torch.tensor([[k / 8 - 1]], dtype=F64)
-    a, b = (float(x) + sign * q.width / 2 - mean for sign in (-1, 1))
-    a, b = -math.inf if k == 0 else a / std, math.inf if k == 16 else b / std
-    if a > 0:
-        a, b = -b, -a
-    low, high = norm.logcdf(a), norm.logcdf(b)
-    expected = high + math.log(-math.expm1(low - high))
-    got = float(q.log_bin(x, torch.tensor([[mean]], dtype=F64), torch.tensor(std, dtype=F64)))
-    assert got == pytest.approx(expected, rel=1e-9, abs=1e-12)
-
-
-def test_log_bin_sums_to_one():
-    """The masses of all bins are a distribution."""
-    q = Quantized(5, 0.0, 4.0)
-    x = torch.arange(5, dtype=F64)[:, None]
-    for mean, std in ((1.3, 0.4), (-3.0, 2.0), (7.0, 0.5)):
-        total = q.log_bin(x, torch.full((5, 1), mean, dtype=F64), torch.tensor(std, dtype=F64)).logsumexp(0)
-        same(total, torch.zeros(1, dtype=F64), 1e-9)
+# discrete data
 
 
 def test_discrete_bound_holds_for_quantised_data():
@@ -202,7 +226,7 @@ def test_discrete_bound_holds_for_quantised_data():
     se = float(bits.std()) / math.sqrt(len(bits))
     assert entropy - 3 * se < float(bits.mean()) < entropy + 0.15
     smooth = exact.GaussianMixture(w, points, torch.full((9,), q.width**2 / 12))
-    flow = bits_per_dim(sde.reverse(smooth.diffuse(sde), eta=0), levels[:300], q, noise=iid(g))
+    flow = log_prob(sde.reverse(smooth.diffuse(sde), eta=0), levels[:300], q, noise=iid(g)).bits_per_dim
     assert float(flow.mean()) > entropy - 3 * float(flow.std()) / math.sqrt(300)
 
 
@@ -223,7 +247,7 @@ def test_calls_are_counted():
 @pytest.mark.parametrize(
     ("call", "word"),
     [
-        (lambda c, p: elbo(c, VP(0.1, 10.0).reverse(p.score), X), "chain.sde"),
+        (lambda c, p: elbo(c, VP(0.1, 10.0).reverse(lambda x, t: -x), X), "chain.sde"),
         (lambda c, p: elbo(c, p.sde.reverse(p.score, eta=0.5), X), "eta"),
         (lambda c, p: elbo(c, p, X, Quantized(17, -1.0, 1.0)), "x must"),
         (lambda c, p: elbo(c, p, X * math.nan), "x must"),

@@ -14,7 +14,7 @@ FLOORS = (
     {"ode", "noise", "simulate"},
     {"sde"},
     {"processes", "grid", "chain", "model", "exact"},
-    {"loss", "sample"},
+    {"loss", "sample", "trace", "quantize"},
     {"predict", "ancestral", "correct", "multistep", "likelihood", "inverse"},
     {"elbo", "nn"},  # nn for its users only: what is below takes any network
     {"data", "metrics", "convergence"},

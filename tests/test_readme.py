@@ -32,7 +32,7 @@ def test_example_runs(example, capsys, monkeypatch, tmp_path):
 
 def test_commands_parse():
     """Every `scoresde` command in the README is one that the command line understands, up to the files it names."""
-    commands = re.findall(r"^scoresde (train|sample|likelihood)(.*)$", README, re.M)
+    commands = re.findall(r"^scoresde (train|sample|likelihood|compare)(.*)$", README, re.M)
     assert len(commands) >= 4
     for name, rest in commands:
         done = subprocess.run(
@@ -47,11 +47,12 @@ def numbers(name):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in part[1].splitlines()]
 
 
-@pytest.mark.parametrize("name", ["benchmarks/results/train-cpu.json", "benchmarks/results/noise-cpu.json"])
+@pytest.mark.parametrize("name", ["train", "noise", "likelihood"])
 def test_benchmark_tables(name):
     """A benchmark's table in the README holds the rows of its result file."""
-    rows = json.loads((ROOT / name).read_text())["rows"]
-    head, _, *body = numbers(name)
+    file = f"benchmarks/results/{name}-cpu.json"
+    rows = json.loads((ROOT / file).read_text())["rows"]
+    head, _, *body = numbers(file)
     assert head == list(rows[0])
     assert body == [[str(v) for v in row.values()] for row in rows]
 
@@ -65,3 +66,25 @@ def test_demo_table():
     assert body == expected
     for b in results["bits_per_dim"].values():
         assert f"{b['mean']:.3f} +- {b['error']:.3f}" in README
+
+
+def test_likelihood_table():
+    """And that of the three yardsticks, which stand in the right order."""
+    rows = json.loads((ROOT / "examples/demo-likelihood.json").read_text())["table"]
+    _, _, *body = numbers("examples/demo-likelihood.json")
+    assert body == [[r["quantity"], f"{r['mean']:.3f}", f"{r['standard_error']:.3f}"] for r in rows]
+    flow, continuous, discrete = (r["mean"] for r in rows)
+    assert flow < continuous < discrete
+
+
+@pytest.mark.parametrize(
+    ("folder", "measure", "digits"), [("compare-ve", "log_density_gap", 3), ("compare-digits-ve", "frechet", 2)]
+)
+def test_comparisons(folder, measure, digits):
+    """And those of the samplers."""
+    name = f"benchmarks/results/{folder}/results.jsonl"
+    rows = [json.loads(line) for line in (ROOT / name).read_text().splitlines()]
+    head, _, *body = numbers(name)
+    values = {(row["method"], str(row["budget"])): row[measure] for row in rows}
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    assert body == [[m, *(f"{values[m, k]:.{digits}f}" for k in head[1:])] for m in methods]

@@ -19,6 +19,7 @@ from scoresde import (
     VP,
     Ancestral,
     Cosine,
+    Counted,
     LinearSDE,
     RectifiedFlow,
     Reverse,
@@ -304,6 +305,59 @@ def test_reverse_refuses(eta):
         Reverse(score, score)
     with pytest.raises(ValueError, match="^score must"):
         VP().reverse(torch.zeros(2, 2))
+
+
+class Identical(LinearSDE):
+    """A user's SDE without an equality of its own."""
+
+    def __init__(self, k):
+        self.k = k
+
+    def log_alpha(self, t):
+        return -self.k * t
+
+    def var(self, t):
+        return -torch.expm1(-2 * self.k * t)
+
+
+@every_sde
+@pytest.mark.parametrize(
+    "other", [VP(0.2, 11.0), SubVP(0.2, 11.0), VE(0.3, 4.0), EDM(T=9.0), RectifiedFlow(0.9)], ids=str
+)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_score_of_another_sde_is_refused(sde, other, eta):
+    """A score that says it is of another `sde`, of another class or with other parameters, is refused with the names of
+    both; counted ones too. A score that says nothing is taken at its word.
+    """
+    law = exact.Gaussian(torch.zeros(2), 1.0)
+    for score in (law.diffuse(other), Counted(law.diffuse(other))):
+        with pytest.raises(ValueError, match="(?s)^score is that of .* not of .*: `transport` reads it") as error:
+            sde.reverse(score, eta)
+        assert repr(other) in str(error.value) and repr(sde) in str(error.value)
+    silent = law.diffuse(other)
+    assert sde.reverse(lambda x, t: silent(x, t), eta).eta == eta
+
+
+@every_sde
+def test_a_score_of_an_equal_sde_is_taken(sde):
+    """Equal parameters are the same process, whether the object is the same or not; so is another of a class that has
+    no equality of its own, where nothing can be told.
+    """
+    law = exact.Gaussian(torch.zeros(2), 1.0)
+    for own in (sde, copy.deepcopy(sde), pickle.loads(pickle.dumps(sde))):
+        assert sde.reverse(law.diffuse(own)).score.sde is own
+    assert Identical(1.0).reverse(law.diffuse(Identical(1.0))).eta == 1
+    with pytest.raises(ValueError, match="^score is that of"):
+        Identical(1.0).reverse(law.diffuse(sde))
+    with pytest.raises(ValueError, match="^score is that of"):
+        sde.reverse(law.diffuse(Identical(1.0)))
+
+
+def test_other_attributes_of_a_score_are_its_own():
+    """A `sde` that is no SDE says nothing."""
+    score = Counted(lambda x, t: -x)
+    score.sde = "vp"
+    assert VP().reverse(score).score is score
 
 
 # invalid parameters

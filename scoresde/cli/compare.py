@@ -230,6 +230,7 @@ class Compare(Command):
             "further calls, to 1000 samples of the data and noise of seed 0."
         )
         r.commands(json.dumps(made, indent=2))
+        write(self.out / "made.json", json.dumps(made, indent=2).encode())
         r.write(self.out)
 
     def _samples(self, subject: Subject, cells: list[tuple[Method, int]], r: Report) -> None:
