@@ -434,23 +434,54 @@ def test_variance_of_adaptive_nodes(method):
     assert float(found.var[0]) == pytest.approx(squares * sum(h * h for h in accepted), rel=1e-9)
 
 
-def test_embedded_error_of_a_step():
-    """One step of RungeKutta reports |gradient (y_5 - y_4)| + |Q_5 - Q_4|, the solutions by b and by b_hat."""
-    t, s = time(0.2), time(0.9)
-    y = solution(t)
-    A, b, c, e = tableau(ode.DORMAND_PRINCE)
-    k, q, h = [], [], s - t
+def embedded_step(pair, y, t, h, s):
+    """y and Q after a step by b, and |gradient (y_5 - y_4)| + |Q_5 - Q_4|, from the tableau."""
+    A, b, c, e = tableau(pair)
+    k, q = [], []
     for i in range(7):
         z = y + h * sum((A[i, j] * k[j] for j in range(i)), torch.zeros_like(y))
         node = observed(t + c[i] * h, z, None, s)
         k.append(node.rate), q.append(node.q.mean(1))
-    ys, Qs = ([h * sum(w[i] * v[i] for i in range(7)) for w in (b, b - e)] for v in (k, q))
-    found, _ = solve(ode.RungeKutta(1), y, t, s)
-    torch.testing.assert_close(found.y, y + ys[0], rtol=1e-13, atol=0)
-    torch.testing.assert_close(found.Q.mean(1), Qs[0], rtol=1e-13, atol=0)
-    gradient = observed(s, found.y, None, s).gradient
-    want = (gradient * (ys[0] - ys[1])).sum(1).abs() + (Qs[0] - Qs[1]).abs()
-    torch.testing.assert_close(found.error, want, rtol=1e-8, atol=0)
+    y_5, Q_5, off_y, off_Q = (h * sum(w[i] * v[i] for i in range(7)) for w in (b, e) for v in (k, q))
+    error = (observed(t + h, y + y_5, None, s).gradient * off_y).sum(1).abs() + off_Q.abs()
+    return y + y_5, Q_5, error
+
+
+def test_embedded_error_of_equal_steps():
+    """RungeKutta reports the sum over steps of |gradient (y_5 - y_4)| + |Q_5 - Q_4|, the solutions by b and b_hat."""
+    t, s, n = time(0.2), time(1.4), 3
+    y = want = solution(t)
+    Q, error = torch.zeros(3, dtype=F64), torch.zeros(3, dtype=F64)
+    for j in range(n):
+        want, dQ, de = embedded_step(ode.DORMAND_PRINCE, want, t + j * (s - t) / n, (s - t) / n, s)
+        Q, error = Q + dQ, error + de
+    found, _ = solve(ode.RungeKutta(n), y, t, s)
+    torch.testing.assert_close(found.y, want, rtol=1e-13, atol=0)
+    torch.testing.assert_close(found.Q.mean(1), Q, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.error, error, rtol=1e-7, atol=0)
+
+
+@both_pairs
+def test_embedded_error_of_chosen_steps(method):
+    """The same of the adaptive methods, over the steps that are accepted."""
+    seen, c, t, s = [], method.pair.c[0], time(-1.0), time(2.0)
+
+    def f(t, y, rows, end):
+        seen.append(float(t[0]))
+        return observed(t, y, rows, end)
+
+    y = want = solution(t)[:1]
+    found, _ = solve(method(1e-5, 1e-5), y, t, s, f)
+    steps = [((first - c * last) / (1 - c), last) for first, last in zip(seen[1::6], seen[6::6])]
+    Q, error, taken = torch.zeros(1, dtype=F64), torch.zeros(1, dtype=F64), 0
+    for (a, b), (now, _) in zip(steps, [*steps[1:], (2.0, 2.0)]):
+        if abs(now - b) < 1e-9:
+            want, dQ, de = embedded_step(method.pair, want, time(a), time(b - a), s)
+            Q, error, taken = Q + dQ, error + de, taken + 1
+    assert taken > 5
+    torch.testing.assert_close(found.y, want, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.Q.mean(1), Q, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.error, error, rtol=1e-5, atol=0)
 
 
 @both_pairs
