@@ -75,9 +75,10 @@ class Likelihood:
 
     log_p: of the density at time t, or, of discrete data, a lower bound of the log-probability (in expectation over
     dequantisation). probe_error: the standard error (B,) from random probes; nan if it cannot be told. solver_error: an
-    estimate (B,) of the size of the solver's error. end_bias: (B,), log p_t - log p_0 at x to first order in sigma^2,
-    what stopping at t instead of 0 adds. prior_mismatch: KL(p_T || prior) in nats for the moments of these samples; nan
-    for one sample, or a prior of several components. nfe: network calls; products: vector-Jacobian products.
+    estimate (B,) of the size of the solver's error. end_bias: (B,), log p_t - log p_0 at x to first order in sigma^2
+    and log alpha, what stopping at t instead of 0 adds. prior_mismatch: KL(p_T || prior) in nats for the moments of
+    these samples; nan for one sample, or a prior of several components. nfe: network calls; products: vector-Jacobian
+    products.
     """
 
     log_p: Tensor

@@ -303,7 +303,7 @@ class Adams(Integrator):
     """n equal steps of Adams' multistep method, one call each and one at the end: Bashforth's formula of `order`
     predicts y at the next node, f is evaluated there, and Moulton's formula of one order more then corrects y (Hairer,
     Norsett & Wanner 1993, III.1). The first steps use lower orders, until the third node, whose y is then taken from
-    the first four rates by Simpson's 3/8 rule.
+    the first four rates by Simpson's 3/8 rule. One of these rates is Euler's, so that the order is 3 at most.
 
     Q is the sum over all nodes with the weights 3/8, 7/6, 23/24, 1, 1, ..., in units of the step (Gregory's rule of
     order 4), which are nearly equal, so that independent errors of the nodes average out. The error of y is taken to be

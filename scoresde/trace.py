@@ -166,7 +166,7 @@ class Hadamard(Trace):
     random for each sample (Sylvester 1867). d of them, d a power of 2, give the trace exactly, and where J changes
     slowly along the path the errors of neighbouring nodes cancel.
 
-    m must be even: two halves with their own signs and order are the channels, whose spread tells the error.
+    m must be even: two halves with their own signs are the channels, whose spread tells the error.
     """
 
     m: int = 4
