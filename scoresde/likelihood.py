@@ -63,6 +63,11 @@ class Frame:
         t, _, S = self.at(u)
         return like(self.sde.alpha(t), y) * (self.mean + like(S, y) * y)
 
+    def drift(self, y: Tensor, u: Tensor, denoised: Tensor) -> Tensor:
+        """dy/du, from E[x_0 | x], (B, *D)."""
+        _, rate, S = self.at(u)
+        return like(rate / S, y) * (denoised - self.mean) - like(rate * self.std**2 / S**2, y) * y
+
     def log_volume(self, u: Tensor) -> Tensor:
         """log |dx/dy| of one dimension."""
         t, _, S = self.at(u)
@@ -277,13 +282,11 @@ class _Path:
         score, trace, variance = self.probes.measure(self.p.ask, x, t, z)
         if self.first is None:
             self.first = score.detach(), trace.detach().mean(1)
-        linear, var = frame.std**2 / S**2, sde.var(t)
-        alpha = like(sde.alpha(t), y)
-        residual = (x + like(var, y) * score) / alpha - frame.mean - like(linear, y) * (x / alpha - frame.mean)
+        var, alpha = sde.var(t), like(sde.alpha(t), y)
         scale = (var * rate).to(y)[..., None] if u.ndim else var * rate
-        constant = (d * (1 - linear) * rate).to(y)
+        constant = (d * (1 - frame.std**2 / S**2) * rate).to(y)
         return Node(
-            like(rate / S, y) * residual,
+            frame.drift(y, u, (x + like(var, y) * score) / alpha),
             scale * trace + (constant[:, None] if u.ndim else constant),
             (var * rate).to(y) ** 2 * variance,
             (alpha * like(S, y) * score).detach(),
@@ -316,8 +319,7 @@ def prior_mismatch(sde: LinearSDE, x: Tensor, t: Tensor, prior: GaussianMixture 
     T = as_time(sde.T)
     mean, C = _moments(x, *sde.transition(T, t))
     if prior is None:
-        v = float(sde.var(T))
-        return float((mean.square().sum() / v + C.trace() / v - len(C) + len(C) * math.log(v) - torch.logdet(C)) / 2)
+        prior = GaussianMixture(torch.ones(1), torch.zeros(1, len(C)), sde.var(T).view(1)).to(x.device)
     return prior.kl_from(mean, C)
 
 
@@ -347,12 +349,8 @@ def _carry(p: Reverse, x: Tensor, t: Tensor, s: Tensor, method: Integrator, fram
     frame = frame or Frame(p.sde)
 
     def node(u: Tensor, y: Tensor, rows: Tensor) -> Node:
-        now, rate, S = frame.at(u)
-        state_, nothing = frame.x(y, u), y.new_zeros(len(y), 1)
-        alpha = like(p.sde.alpha(now), y)
-        linear = like(frame.std**2 / S**2, y)
-        residual = p.denoise(state_, now) - frame.mean - linear * (state_ / alpha - frame.mean)
-        return Node(like(rate / S, y) * residual, nothing, nothing[:, 0], torch.zeros_like(y))
+        nothing, denoised = y.new_zeros(len(y), 1), p.denoise(frame.x(y, u), frame.at(u)[0])
+        return Node(frame.drift(y, u, denoised), nothing, nothing[:, 0], torch.zeros_like(y))
 
     end: Solution = method.integrate(node, frame.y(state("x", x), t), frame.u(t), frame.u(s))
     return frame.x(end.y, frame.u(s))

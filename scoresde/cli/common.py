@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,17 @@ def as_bytes(a: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, a, allow_pickle=False)
     return file.getvalue()
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, without a last line that was cut off; none if there is no file."""
+    text = file.read_text() if file.is_file() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def as_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """The content of a file of JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def recipe(out: Path, **values: Any) -> None:

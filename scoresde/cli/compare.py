@@ -26,7 +26,7 @@ from ..provenance import provenance
 from ..report import Curve, Diagram, Report, curves, side_by_side
 from ..sample import sample
 from ..shapes import count, number
-from .common import Command, as_bytes, draw, recipe
+from .common import Command, as_bytes, as_lines, draw, read_lines, recipe
 from .contenders import Method, Subject, exact_subject, methods, trained_subject
 
 SHOWN = 50  # images in a picture
@@ -97,16 +97,14 @@ class Compare(Command):
     ) -> dict[tuple[str, int], dict[str, Any]]:
         """The rows that are there, and after them the others."""
         file = self.out / "results.jsonl"
-        text = file.read_text() if file.is_file() else ""
-        rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
-        rows = [row for row in rows if (self.out / row["samples"]).is_file()]
-        write(file, "".join(map(_line, rows)).encode())  # without a line that was cut off
+        rows = [row for row in read_lines(file) if (self.out / row["samples"]).is_file()]
+        write(file, as_lines(rows).encode())  # without a line that was cut off
         done = {(row["method"], row["budget"]): row for row in rows}
         with file.open("a") as lines:
             for method, budget in bar(cells, desc="compare", unit="run"):
                 if (method.name, budget) not in done:
                     row = self._row(method, budget, subject, device)
-                    lines.write(_line(row))
+                    lines.write(as_lines([row]))
                     lines.flush()
                     done[method.name, budget] = row
         return done
@@ -289,7 +287,3 @@ def _affordable(method: Method, budget: int, subject: Subject) -> bool:
     least = method.least + subject.denoise
     print(f"{method.name} needs at least {least} network calls, so there is no row of it at {budget}")
     return False
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"

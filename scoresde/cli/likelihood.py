@@ -28,7 +28,7 @@ from ..quantize import Decoded, Quantized, TruncatedNormal, Uniform
 from ..sde import LinearSDE, Score
 from ..shapes import as_time, count
 from ..trace import Exact, Hadamard, Hutchinson, HutchPP
-from .common import Command, join_processes, recipe
+from .common import Command, as_lines, join_processes, read_lines, recipe
 
 LAWS: dict[str, Problem] = {"mixture": Modes(), "lattice": Lattice(), "digits": DigitClasses()}
 
@@ -43,6 +43,7 @@ class Subject:
     x: Tensor
     known: Tensor
     quantized: Quantized | None
+    prior: GaussianMixture | None = None
     truth: GaussianMixture | None = None
 
     @property
@@ -103,7 +104,7 @@ class Likelihood(Command):
             recipe(self.out, subject=subject.name, sde=subject.sde, **{k: getattr(self, k) for k in kept})
             self._gather()
         _barrier()
-        rows = _read(self.out / "likelihood.jsonl")
+        rows = read_lines(self.out / "likelihood.jsonl")
         done = {row["index"] for row in rows}
         todo = [i for i in range(len(subject.x)) if i not in done][rank :: _processes()]
         part = self.out / (f"part-{rank}.jsonl" if _processes() > 1 else "likelihood.jsonl")
@@ -115,13 +116,13 @@ class Likelihood(Command):
                     found = self._values(subject, index, device)
                 except RuntimeError as error:
                     raise RuntimeError(f"in the batch of samples {index[0]} to {index[-1]}: {error}") from error
-                lines.write("".join(map(_line, found)))
+                lines.write(as_lines(found))
                 lines.flush()
                 shown.update(len(index))
         _barrier()
         if rank == 0:
             self._gather()
-            rows = [row for row in _read(self.out / "likelihood.jsonl") if row["index"] < len(subject.x)]
+            rows = [row for row in read_lines(self.out / "likelihood.jsonl") if row["index"] < len(subject.x)]
             print(self._summary(rows, subject))
 
     def _trained(self, device: torch.device) -> Subject:
@@ -141,7 +142,8 @@ class Likelihood(Command):
         if not len(x):
             raise ValueError(f"split must hold samples, but {self.split} has none")
         name = f"{found.digest} on {source!r}"
-        return Subject(name, found.model.sde, found.model, x, data.train, data.quantized)
+        sde = found.model.sde
+        return Subject(name, sde, found.model, x, data.train, data.quantized, self._prior(sde, data.train, device))
 
     def _exact(self, device: torch.device) -> Subject:
         if self.model is not None or self.data is not None:
@@ -152,18 +154,19 @@ class Likelihood(Command):
         known = law.sample(1000, g)
         # one at a time, so that the first samples are the same for every n
         x = torch.cat([law.sample(1, g) for _ in range(count("n", 200 if self.n is None else self.n))])
-        return Subject(f"exact {self.exact}", sde, law.to(device).diffuse(sde), x, known, None, law)
+        score = law.to(device).diffuse(sde)
+        return Subject(f"exact {self.exact}", sde, score, x, known, None, self._prior(sde, known, device), law)
+
+    def _prior(self, sde: LinearSDE, known: Tensor, device: torch.device) -> GaussianMixture | None:
+        return gaussian_prior(sde, known).to(device) if self.fitted_prior else None
 
     def _gather(self) -> None:
         """Into one file, in order, what processes have left, without a line that was cut off."""
-        files = [self.out / "likelihood.jsonl", *sorted(self.out.glob("part-*.jsonl"))]
-        rows = {row["index"]: row for file in files for row in _read(file)}
-        if len(files) > 1 or len(rows) < len(files[0].read_text().splitlines() if files[0].is_file() else []):
-            write(files[0], "".join(_line(rows[i]) for i in sorted(rows)).encode())
-        elif files[0].is_file():
-            write(files[0], "".join(map(_line, rows.values())).encode())
-        for file in files[1:]:
-            file.unlink()
+        whole, parts = self.out / "likelihood.jsonl", sorted(self.out.glob("part-*.jsonl"))
+        rows = {row["index"]: row for file in (whole, *parts) for row in read_lines(file)}
+        write(whole, as_lines(rows[i] for i in sorted(rows)).encode())
+        for part in parts:
+            part.unlink()
 
     def _values(self, subject: Subject, index: list[int], device: torch.device) -> list[dict[str, float]]:
         """One row a sample. All its randomness is the sample's own stream."""
@@ -171,7 +174,6 @@ class Likelihood(Command):
         every, x = seeds(self.seed, index[-1] + 1), subject.x[index].to(device)
         noise = per_sample([every[i] for i in index])
         frame = Frame(sde, float(known.mean()), float(known.std()))
-        prior = gaussian_prior(sde, known).to(device) if self.fitted_prior else None
         p = sde.reverse(subject.score, 0.0)
         found = log_prob(
             p,
@@ -179,7 +181,7 @@ class Likelihood(Command):
             quantized,
             method=self.method,
             trace=self.trace,
-            prior=prior,
+            prior=subject.prior,
             dequantization=self.dequantization,
             draws=self.draws,
             noise=noise,
@@ -214,7 +216,7 @@ class Likelihood(Command):
         """What is printed; the same numbers go to summary.json."""
         unit, key = ("bits/dim", "bits_per_dim") if subject.quantized else ("nats/dim", "nats_per_dim")
         n, sde = len(rows), subject.sde
-        prior = gaussian_prior(sde, subject.known) if self.fitted_prior else None
+        prior = subject.prior.to("cpu") if subject.prior else None
         lines = [
             f"{n} samples ({'exact law' if self.exact else self.split}), in {unit}, +- the standard error over them"
         ]
@@ -261,12 +263,3 @@ def _processes() -> int:
 def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text() if file.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
