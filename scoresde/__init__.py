@@ -6,6 +6,7 @@ from .chain import Chain, TabulatedVE
 from .correct import MALA, NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .count import Counted
 from .elbo import Bound, continuous_elbo, elbo
+from .exponential import Centred, InLogSNR, InSigma, Interpolation, InTime, Reference, fit_reference
 from .likelihood import Frame, Likelihood, decode, encode, gaussian_prior, log_prob, prior_mismatch
 from .loss import dsm, ssm
 from .model import (
@@ -24,10 +25,12 @@ from .model import (
     clamped,
     transport,
 )
+from .multistep import DDIM, DEIS, IPNDM, DPMSolverPP, GaussianReference, Multistep, SASolver, UniPC
 from .noise import Noise, Path, iid, per_sample
 from .predict import Churn, EulerMaruyama, Flow, ReverseDiffusion
 from .processes import EDM, VE, VP, Cosine, RectifiedFlow, SubVP, Tabulated
 from .quantize import Decoded, Dequantization, Quantized, TruncatedNormal, Uniform
 from .sample import Step, sample, trajectory
 from .sde import SDE, LinearSDE, Reverse, Score
+from .singlestep import RES, DPMSolver, DPMSolverPP2S, EDMHeun, SingleStep
 from .trace import Exact, Hadamard, Hutchinson, HutchPP, Trace

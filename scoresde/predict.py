@@ -96,9 +96,9 @@ class Churn(Step):
         """As `step` has it."""
         self.step.check(p, ts)
 
-    def start(self) -> "Churn":
+    def start(self, p: Reverse, ts: Tensor) -> "Churn":
         """The same, with `step` started."""
-        return Churn(self.step.start(), self.gamma, self.low, self.high)
+        return Churn(self.step.start(p, ts), self.gamma, self.low, self.high)
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         lam = p.sde.log_snr(t)

@@ -27,9 +27,17 @@ class Step(ABC):
     """
 
     moves: ClassVar[bool] = True
+    order: ClassVar[int | None] = None
+    """The order of convergence on the flow, eta = 0."""
+    strong: ClassVar[float | None] = None
+    """The strong order for eta > 0."""
+    weak: ClassVar[float | None] = None
+    """The weak order for eta > 0."""
 
-    def start(self) -> "Step":
-        """The step as it stands before the first interval; a method with memory returns a fresh copy."""
+    def start(self, p: Reverse, ts: Tensor) -> "Step":
+        """The step as it stands before the first interval of the grid ts: a fresh copy of a method with memory, with
+        everything that the grid alone tells.
+        """
         return self
 
     def check(self, p: Reverse, ts: Tensor) -> None:  # noqa: B027  (most steps can do everything)
@@ -77,7 +85,7 @@ def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = i
 
 @torch.no_grad()
 def _run(p: Reverse, x: Tensor, ts: Tensor, steps: tuple[Step, ...], noise: Noise) -> Iterator[Tensor]:
-    steps = tuple(step.start() for step in steps)
+    steps = tuple(step.start(p, ts) for step in steps)
     yield x
     for t, s in pairwise(ts) if any(step.moves for step in steps) else zip(ts, ts, strict=True):
         for step in steps:

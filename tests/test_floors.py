@@ -15,9 +15,9 @@ FLOORS = (
     {"sde"},
     {"processes", "grid", "chain", "model", "exact"},
     {"loss", "sample", "trace", "quantize"},
-    {"predict", "ancestral", "correct", "multistep", "likelihood", "inverse"},
-    {"elbo", "nn"},  # nn for its users only: what is below takes any network
-    {"data", "metrics", "convergence"},
+    {"predict", "ancestral", "correct", "adaptive", "exponential", "likelihood", "inverse"},
+    {"singlestep", "elbo", "nn"},  # nn for its users only: what is below takes any network
+    {"multistep", "data", "metrics", "convergence"},
     {"checkpoint", "problems"},
     {"train", "tune"},
     {"report", "interop"},

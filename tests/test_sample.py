@@ -529,7 +529,7 @@ def test_start_is_called_once_a_trajectory():
         def __init__(self):
             self.calls = 0
 
-        def start(self):
+        def start(self, p, ts):
             return Count()
 
         def __call__(self, p, x, t, s, noise):

@@ -1,0 +1,191 @@
+"""Multistep exponential integrators: a predictor of Adams and Bashforth's kind, a corrector of Adams and Moulton's.
+
+The predictor extends the polynomial through the last q over the next interval. Once q is known at its end, a corrector
+redoes the interval with the polynomial through that as well; the network is not asked again (predict, evaluate,
+correct). Both are linear in q, and in `exponential`'s variables a correction is carried on as the state is. So the
+corrected method is a multistep method without corrector whose weights are, on the interval n,
+
+    w_n = predictor_n + decay_n (corrector_{n-1} - predictor_{n-1}),
+
+and every member of the family is the same loop: one call of the network, one weighted sum.
+
+Start-up: without a corrector, interval n < order - 1 has only n + 1 nodes. For order 3 the first interval is corrected
+with two nodes, for order 4 it is taken in three stages (two further calls), and the second is corrected with three, so
+that every error at the start is O(h^order). On the reverse SDE, whose order is 1 anyway, and with `compat` the orders
+just rise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .ancestral import Ancestral
+from .exponential import (
+    DATA,
+    NOISE,
+    Centred,
+    Exponential,
+    InLogSNR,
+    InSigma,
+    Interpolation,
+    Interval,
+    InTime,
+    Reference,
+    rows_of,
+)
+from .sde import LinearSDE, Reverse
+from .shapes import count
+from .singlestep import THIRD, stages
+
+
+@dataclass(frozen=True)
+class Multistep(Exponential):
+    """An exponential Adams method, on the flow or on the reverse SDE.
+
+    predictor: nodes of the predictor, 1 to 4. corrector: nodes of the corrector with the new one, 2 to 5; 0 for none.
+    around: what is solved exactly. interpolation: of q between nodes. analytic: take q = 0 at the first node without
+    asking the network, which is right where the noise hides everything but the data's mean and variance, and saves a
+    call. taper: lower the orders over the last intervals to 1, as the code of DPM-Solver does in few steps.
+
+    n intervals make n calls, n - 1 if `analytic`, n + 2 with predictor 4 on the flow. Raises ValueError for orders that
+    do not exist.
+    """
+
+    predictor: int = 2
+    corrector: int = 0
+    around: Reference = DATA
+    interpolation: Interpolation = InLogSNR()
+    analytic: bool = False
+    taper: bool = False
+
+    def __post_init__(self) -> None:
+        if count("predictor", self.predictor) > 4:
+            raise ValueError(f"predictor must be 1, 2, 3 or 4, got {self.predictor}")
+        if count("corrector", self.corrector, least=0) > 5 or self.corrector == 1:
+            raise ValueError(f"corrector must be 0, for none, or 2 to 5 nodes, got {self.corrector}")
+        if self.analytic and self.predictor == 4 and not self.corrector:
+            raise ValueError("analytic must be False with predictor 4, whose first interval needs the network")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """Of convergence on the flow: that of the predictor, one more with a corrector of more nodes. The first
+        interval, corrected with two nodes, lets no corrected method be of order 4.
+        """
+        if not self.corrector:
+            return self.predictor
+        return min(max(2, self.corrector), self.predictor + 1, 3)
+
+    def intervals(self, p: Reverse, ts: Tensor) -> list[Interval]:
+        """All coefficients on ts."""
+        sde, n, lam = p.sde, len(ts) - 1, p.sde.log_snr(ts)
+        width = max(self.predictor + bool(self.corrector), self.corrector)
+        quadrature = self.around.masses(lam[:-1], lam[1:], p.eta)
+        decay = self.around.decay(lam[:-1], lam[1:], p.eta)
+        steps = torch.arange(n)
+        nodes = (steps + 1).clamp_max(self.predictor)
+        if self.taper:
+            nodes = torch.minimum(nodes, n - steps)
+        predicted = self._weights(sde, lam, steps, nodes, quadrature, width)
+        start = not (p.eta or self.corrector or self.interpolation.compat)
+        again, redone = self._corrected(nodes, start)
+        corrected = self._weights(sde, lam, redone, again, quadrature, width, new=1)
+        correction = torch.zeros(n + 1, width, dtype=torch.float64)
+        correction[redone + 1] = corrected
+        correction[redone + 1, 1:] -= predicted[redone, : width - 1]
+        w = predicted + decay[:, None] * correction[:-1]
+
+        alpha, (A, B, C) = sde.alpha(ts), self.around.q(sde, ts)
+        if self.analytic:
+            A[0] = B[0] = C[0] = 0.0
+        a, k = alpha[1:] / alpha[:-1] * decay, alpha[1:] * (1 - decay)
+        std = alpha[1:] * self.around.noise(lam[:-1], lam[1:], p.eta)
+        rows = rows_of(ts[:-1], A[:-1], B[:-1], C[:-1], a, k, alpha[1:, None] * w)
+        plan = [
+            Interval(t, s, [row], e, width - 1) for t, s, row, e in zip(ts, ts[1:], rows, std.tolist(), strict=False)
+        ]
+        if self.predictor == 4 and start and n > 1:
+            plan[0] = plan[0]._replace(stages=stages(self.around, sde, ts[:1], ts[1:2], THIRD)[0])
+        return plan
+
+    def _corrected(self, nodes: Tensor, start: bool) -> tuple[Tensor, Tensor]:
+        """The nodes of each correction, and the intervals that are corrected: those that have a next one, at whose
+        start their end is evaluated; or the one of the start-up.
+        """
+        rows = torch.arange(len(nodes) - 1)
+        if self.corrector:
+            lowered = (rows + 1).clamp_max(self.predictor) - nodes[:-1]
+            return torch.minimum(rows + 2, self.corrector - lowered).clamp_min(2), rows
+        rows = rows[rows == self.predictor - 3] if start else rows[:0]
+        return rows + 2, rows
+
+    def _weights(
+        self,
+        sde: LinearSDE,
+        lam: Tensor,
+        rows: Tensor,
+        nodes: Tensor,
+        quadrature: tuple[Tensor, Tensor],
+        width: int,
+        new: int = 0,
+    ) -> Tensor:
+        """The weights of q, newest first, on the intervals `rows` through as many nodes, the newest being that at the
+        interval's start, or at its end if new is 1: (len(rows), width).
+        """
+        w = torch.zeros(len(rows), width, dtype=torch.float64)
+        for k in nodes.unique().tolist():
+            at = rows[nodes == k]
+            known = lam[at[:, None] + new - torch.arange(k)]
+            w[nodes == k, :k] = self.interpolation(sde, known, *(c[at] for c in quadrature))
+        return w
+
+
+def DDIM() -> Ancestral:
+    """DDIM (Song, Meng & Ermon 2021, eq. 12): the step of DDPM on the process with their eta, 0 on the flow."""
+    return Ancestral()
+
+
+def DPMSolverPP(order: int = 2, compat: float = 0.0, taper: bool = False) -> Multistep:
+    """Multistep DPM-Solver++ of order 1, 2 or 3 (Lu et al. 2022b, Algorithm 2); with eta > 0, SDE-DPM-Solver++ (there,
+    appendix; for third order with the reverse SDE's weights).
+
+    compat: 1 gives the third-order formula of widely used code, which is of second order: see `Centred`.
+    """
+    if count("order", order) > 3:
+        raise ValueError(f"order must be 1, 2 or 3, got {order}")
+    return Multistep(order, interpolation=Centred(compat), taper=taper)
+
+
+def UniPC(order: int = 2, taper: bool = False) -> Multistep:
+    """UniPC of order 1, 2 or 3, in data prediction with B(h) = e^h - 1 (Zhao et al. 2023, Algorithms 1 and 2), which is
+    of one order more in the middle of the grid.
+    """
+    if count("order", order) > 3:
+        raise ValueError(f"order must be 1, 2 or 3, got {order}")
+    return Multistep(order, order + 1, interpolation=Centred(), taper=taper)
+
+
+def DEIS(order: int = 3) -> Multistep:
+    """tAB-DEIS (Zhang & Chen 2023, eq. 15) through `order` nodes, 1 to 4: eps, by polynomials in t."""
+    return Multistep(order, around=NOISE, interpolation=InTime())
+
+
+def IPNDM(order: int = 4, compat: float = 0.0) -> Multistep:
+    """iPNDM (Zhang & Chen 2023, Algorithm 3, after Liu et al. 2022) through `order` nodes, 1 to 4: eps, by polynomials
+    in sigma/alpha.
+
+    compat: 1 gives the published formula, with the weights of equal steps on any grid: see `InSigma`.
+    """
+    return Multistep(order, around=NOISE, interpolation=InSigma(compat))
+
+
+def SASolver(predictor: int = 3, corrector: int = 4) -> Multistep:
+    """SA-Solver (Xue et al. 2023, Algorithm 1): predictor and corrector through that many nodes, for any eta, their
+    tau. predictor: 1 to 4; corrector: 2 to 5, 0 for none.
+    """
+    return Multistep(predictor, corrector)
+
+
+def GaussianReference(around: Reference) -> Multistep:
+    """Two nodes corrected with three around Gaussian data, `fit_reference(data)`, the first node without a call."""
+    return Multistep(2, 3, around, analytic=True)
