@@ -31,6 +31,26 @@ class Slope:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
+@dataclass(frozen=True)
+class Error:
+    """Of last states: per sample the root mean square over dimensions; of these the root mean square, the median and
+    the 90th percentile over samples.
+    """
+
+    rms: float
+    median: float
+    p90: float
+
+    @classmethod
+    def of(cls, x: Tensor, truth: Tensor) -> "Error":
+        """x and truth are (B, *D)."""
+        e = (x - truth).flatten(1).double().square().mean(1).sqrt()
+        return cls(float(e.square().mean().sqrt()), float(e.median()), float(e.quantile(0.9)))
+
+    def __str__(self) -> str:
+        return f"{self.rms:.2e} (median {self.median:.1e}, 90th percentile {self.p90:.1e})"
+
+
 class GridPath:
     """A Brownian path W known at the times of a grid: z = (W(t) - W(s))/sqrt(t - s) for any two of them, t > s, and the
     same for the step from s to t.

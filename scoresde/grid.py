@@ -1,9 +1,12 @@
 """A time grid is a decreasing float64 tensor of n + 1 times from T to `end`; these build the usual ones.
 
 `end` is `sde.t_min` unless given. Any other decreasing tensor serves as well. Raises ValueError if n < 1 or end is not
-inside [0, T).
+inside [0, T). `equal` makes one from any density of steps, `arc_length` and `equal_curvature` from a trajectory.
 """
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,9 +39,7 @@ def log_snr(sde: LinearSDE, n: int, end: float | None = None) -> Tensor:
 def karras(sde: LinearSDE, n: int, end: float | None = None, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5); rho=inf is `log_snr`. Needs sigma(end) > 0."""
     T, end_ = _range(sde, n, end)
-    high, low = float(sde.log_snr(T)), float(sde.log_snr(end_))
-    if low == float("inf"):
-        raise ValueError(f"end must be a time with sigma > 0 on a grid in log-SNR, got {float(end_):g}")
+    high, low = float(sde.log_snr(T)), _finite(sde, end_)
     u = torch.linspace(0, 1, n + 1, dtype=torch.float64)
     if rho == float("inf"):
         lam = high + u * (low - high)
@@ -47,6 +48,75 @@ def karras(sde: LinearSDE, n: int, end: float | None = None, rho: float = 7.0) -
         a, b = (torch.tensor(-v / rho, dtype=torch.float64).exp() for v in (high, low))
         lam = -rho * (a + u * (b - a)).log()
     return _pinned(sde.time(lam), T, end_)
+
+
+def reference(sde: LinearSDE, n: int, end: float | None = None, std: float = 0.5) -> Tensor:
+    """A density of steps in lambda proportional to sech(lambda - lambda_c)^(1/2) + 0.1 with lambda_c = -log std: most
+    steps where the noise is as large as data of that standard deviation, where the flow of anything but a Gaussian is
+    decided. It goes with integrators around Gaussian data (`GaussianReference`). Needs sigma(end) > 0.
+    """
+    T, end_ = _range(sde, n, end)
+    center = -math.log(number("std", std, above=0))
+    lam = torch.linspace(float(sde.log_snr(T)), _finite(sde, end_), 1025, dtype=torch.float64)
+    return equal(sde, n, lam, torch.cosh(lam - center) ** -0.5 + 0.1, end)
+
+
+def equal(sde: LinearSDE, n: int, lam: Tensor, density: Tensor, end: float | None = None) -> Tensor:
+    """n steps from T to end with equal integrals of a density over lambda.
+
+    lam: (K,) increasing values of log(alpha/sigma); density: (K,) positive numbers there, linear between them and
+    constant beyond. Raises ValueError if they are not as stated.
+    """
+    T, end_ = _range(sde, n, end)
+    ok = lam.ndim == 1 and lam.shape == density.shape and len(lam) > 1 and (lam.diff() > 0).all()
+    if not (ok and (density > 0).all() and lam.isfinite().all() and density.isfinite().all()):
+        raise ValueError("lam must be an increasing table and density one of as many positive numbers")
+    low, high = float(sde.log_snr(T)), _finite(sde, end_)
+    inside = lam[(lam > low) & (lam < high)].to("cpu", torch.float64).numpy()
+    at = np.concatenate([[low], inside, [high]])
+    height = np.interp(at, lam.cpu().double().numpy(), density.cpu().double().numpy())
+    total = np.concatenate([[0.0], np.cumsum((height[1:] + height[:-1]) / 2 * np.diff(at))])
+    cuts = np.interp(np.linspace(0, total[-1], n + 1), total, at)
+    return _pinned(sde.time(torch.from_numpy(cuts)), T, end_)
+
+
+def arc_length(sde: LinearSDE, n: int, ts: Tensor, states: Tensor, end: float | None = None) -> Tensor:
+    """Steps in which a trajectory covers equal lengths of arc, in the root mean square over samples and dimensions.
+
+    ts: (K,) times from T to end; states: (K, B, *D) there, x_t itself or anything else that should change equally from
+    step to step, such as E[x_0 | x_t].
+    """
+    lam, way = _curve(sde, ts, states, 1)
+    return equal(sde, n, lam, way.clamp_min(1e-3 * way.mean()), end)
+
+
+def equal_curvature(sde: LinearSDE, n: int, ts: Tensor, states: Tensor, end: float | None = None) -> Tensor:
+    """Steps in which a trajectory bends equally: a density proportional to the cube root of its second derivative by
+    lambda, which makes equal the error of the line through two nodes (de Boor 1973), and a fifth of its mean besides.
+
+    ts: (K,) times from T to end; states: (K, B, *D) there, such as E[x_0 | x_t].
+    """
+    lam, bend = _curve(sde, ts, states, 2)
+    density = bend ** (1 / 3)
+    return equal(sde, n, lam, density + 0.2 * density.mean(), end)
+
+
+def _curve(sde: LinearSDE, ts: Tensor, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """lambda at ts, and the size of the k-th derivative of the states by it."""
+    if len(ts) < 3 or len(states) != len(ts):
+        raise ValueError(f"states must be (K, B, *D) at K = {len(ts)} >= 3 times, got {tuple(states.shape)}")
+    lam = sde.log_snr(ts.to("cpu", torch.float64))
+    values = states.flatten(1).to("cpu", torch.float64)
+    for _ in range(k):
+        (values,) = torch.gradient(values, spacing=(lam,), dim=0)
+    return lam, values.square().mean(1).sqrt()
+
+
+def _finite(sde: LinearSDE, end: Tensor) -> float:
+    lam = float(sde.log_snr(end))
+    if lam == float("inf"):
+        raise ValueError(f"end must be a time with sigma > 0 on a grid in log-SNR, got {float(end):g}")
+    return lam
 
 
 def _pinned(ts: Tensor, T: Tensor, end: Tensor) -> Tensor:

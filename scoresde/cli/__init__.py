@@ -1,4 +1,4 @@
-"""The command line: `scoresde demo | train | sample | compare | likelihood`.
+"""The command line: `scoresde demo | train | sample | tune | bench | compare | likelihood`.
 
 Every command is a frozen dataclass that tyro turns into arguments; SDEs, networks and steps are chosen as the library's
 own values. An error is one line on standard error and exit status 2.
@@ -28,13 +28,14 @@ def _run(args: Sequence[str] | None) -> int:
         from .likelihood import Likelihood
         from .sample import Sample
         from .train import Train
+        from .tune import Tune
     except ImportError as error:
         return _fail(f"{error}: the command line needs pip install 'scoresde[app]'")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             command: Command = tyro.cli(
-                Demo | Train | Sample | Compare | Likelihood,
+                Demo | Train | Sample | Tune | Compare | Likelihood,
                 config=(tyro.conf.CascadeSubcommandArgs,),
                 prog="scoresde",
                 description="Continuous-time score-based models: train, sample and measure.",

@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
 
 from .. import grid
 from ..ancestral import Ancestral
-from ..checkpoint import Checkpoint, load, write
+from ..checkpoint import Checkpoint, describe, load, write
 from ..correct import NCSN, SNR, Constant, Langevin
 from ..count import Counted
 from ..model import transport
@@ -23,6 +24,7 @@ from ..report import grid_picture
 from ..sample import Step
 from ..sde import LinearSDE, Reverse, Score
 from ..shapes import count
+from ..tune import Tuning
 from .common import Command, as_bytes, draw, recipe
 
 ODE = Euler | Heun | RK4 | Dopri5
@@ -49,6 +51,8 @@ class Sample(Command):
     """The last time; the process's own t_min unless given."""
     predictor: Ancestral | EulerMaruyama | ReverseDiffusion | Euler | Heun | RK4 | Dopri5 | None = Ancestral()
     """The step that moves on in time. The last four are solvers of the probability-flow ODE."""
+    tuned: Path | None = None
+    """A file that `scoresde tune` wrote: its step and grid in place of predictor, steps, spacing and end."""
     corrector: None | SNR | NCSN | Constant = None
     """The step size of Langevin corrections before each step, if any."""
     corrections: int = 1
@@ -71,11 +75,14 @@ class Sample(Command):
         n, batch, device = count("n", self.n), count("batch", self.batch), self.place()
         found = load(self.model, device=device)
         score = Counted(self._score(found, device))
-        p, steps = self._process(found, score), self._steps()
         if self.steps is not None:
             count("steps", self.steps)
-        intervals = (1 if isinstance(self.predictor, Dopri5) else 100) if self.steps is None else self.steps
-        ts = getattr(grid, self.spacing)(p.sde, intervals, self.end)
+        if self.tuned:
+            p, ts, steps = self._as_tuned(found, score)
+        else:
+            p, steps = self._process(found, score), self._steps()
+            intervals = (1 if isinstance(self.predictor, Dopri5) else 100) if self.steps is None else self.steps
+            ts = getattr(grid, self.spacing)(p.sde, intervals, self.end)
         chosen = {k: v for k, v in vars(self).items() if k not in ("model", "out", "batch", "device")}
         recipe(self.out, weights=found.digest, **chosen)
         done = self.out / "samples.npy"
@@ -119,6 +126,21 @@ class Sample(Command):
         if eta > most:
             raise ValueError(f"eta must be at most {most:g} for this predictor, got {eta:g}")
         return sde.reverse(score if sde == own else transport(score, own, sde), eta)
+
+    def _as_tuned(self, found: Checkpoint, score: Score) -> tuple[Reverse, Tensor, tuple[Step, ...]]:
+        """Process, times and steps of a tuned solver."""
+        assert self.tuned is not None
+        default = Sample(model=self.model)
+        for name in ("steps", "spacing", "end", "predictor", "corrector", "corrections", "eta", "sde"):
+            if getattr(self, name) != getattr(default, name):
+                raise ValueError(f"{name} must not be given beside tuned, which says it, got {getattr(self, name)!r}")
+        solver, own = Tuning.load(self.tuned), found.model.sde
+        same = describe(solver.sde) == describe(own)
+        return (
+            solver.sde.reverse(score if same else transport(score, own, solver.sde), 0.0),
+            solver.ts,
+            (solver.step,),
+        )
 
     def _steps(self) -> tuple[Step, ...]:
         predictor = Flow(self.predictor) if isinstance(self.predictor, ODE) else self.predictor
