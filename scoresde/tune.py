@@ -3,7 +3,8 @@
 Pilots are trajectories of the flow, solved with hundreds of calls in batches of a few dozen. They tell
 
 - the size of the residual at each noise level (`Reference.size`), so that what is interpolated is of one size;
-- a grid: equal integrals of (RMS |q''| g/S)^(1/3), the density of steps that makes errors of second order equal;
+- a grid: equal integrals of (RMS |q''| g/S)^(1/3), the density of steps that makes errors of second order equal,
+  plus a part of its mean;
 - weights: going along the grid, what the pilots' next state differs by from the prediction is regressed on the last
   four q that the solver itself has seen, so that later weights know of earlier errors. Samples that are far off count
   less, and a ridge keeps weights small, since in a few dimensions the q are nearly dependent.
@@ -36,6 +37,10 @@ from .shapes import count, state
 from .singlestep import THIRD, SingleStep
 
 BAND, RIDGE = 4, 1e-3
+TRIED = ((2, 0.05, True), (3, 0.05, True), (2, 0.2, True), (2, 0.2, False))
+"""Nodes of the predictor, what is added to the density of the grid in units of its mean, and whether the first node is
+taken without a call: what suits depends on the dimension and the budget.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,10 +189,10 @@ def tune(
     progress("pilots, and what they tell of size and grid")
     sized, lam, density = _residual(fits)
     fitted: list[_Candidate] = []
-    for analytic, floor in ((True, 0.05), (True, 0.2), (False, 0.2)):
-        progress(f"weights on grid {len(fitted) // 2 + 1} of 3")
+    for predictor, floor, analytic in TRIED:
+        progress(f"weights, attempt {len(fitted) // 2 + 1} of {len(TRIED)}")
         ts = grid.equal(sde, calls + analytic, lam, density + floor * density.mean())
-        base = Multistep(2, 3, sized, analytic=analytic)
+        base = Multistep(predictor, 3, sized, analytic=analytic)
         step, left = _fit(fits, base, ts)
         fitted += [_Candidate("tuned weights", step, ts, left), _Candidate("tuned size and grid", base, ts, left)]
 
