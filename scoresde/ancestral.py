@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .noise import Noise, iid
-from .sample import Step
+from .sample import Affine, Step
 from .sde import Reverse
 from .shapes import like, number
 
@@ -67,7 +67,7 @@ class Posterior(Step):
 
 
 @dataclass(frozen=True)
-class Ancestral(Posterior):
+class Ancestral(Posterior, Affine):
     """DDPM, SMLD and DDIM: w is interpolated in its logarithm between Ho et al.'s two choices.
 
     At eta=1, fixed-small is the right variance for data at one point and fixed-large that for data from N(0, I) (Ho et
@@ -83,6 +83,13 @@ class Ancestral(Posterior):
     def variance(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """u^(1 - v) large^v."""
         return self.between(p, t, s, self.v)
+
+    def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha_s/alpha_t, -sigma_t times the slope, sqrt(w), 0 where var_s is."""
+        w = torch.where(p.sde.var(s) > 0, self.variance(p, t, t, s), 0.0) if p.eta else 0 * t
+        return p.sde.alpha(s) / p.sde.alpha(t), -p.sde.sigma(t) * self.slope(p, t, s), w.sqrt()
+
+    __call__ = Affine.__call__
 
 
 @dataclass(frozen=True, eq=False)

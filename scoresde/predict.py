@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .noise import Noise
 from .ode import Heun, Method
-from .sample import Step, needs_noise
+from .sample import Affine, Step, needs_noise
 from .sde import Reverse
 from .shapes import number
 
@@ -19,8 +19,17 @@ def needs_flow(p: Reverse) -> None:
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(Step):
+class EulerMaruyama(Affine):
     """x_s = x + (s - t) drift(x, t) + g_p(t) sqrt(t - s) z, on any process, linear or not. Strong and weak order 1."""
+
+    def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """1 + (s - t) f, (t - s) (1 + eta^2)/2 g^2, eta g sqrt(t - s), of a linear SDE."""
+        h, g2 = t - s, p.sde.g2(t)
+        return 1 - h * p.sde.f(t), h * (1 + p.eta**2) / 2 * g2, p.eta * (g2 * h).sqrt()
+
+    def start(self, p: Reverse, ts: Tensor) -> Step:
+        """With the numbers of each interval, of a linear SDE."""
+        return super().start(p, ts) if hasattr(p.sde, "g2") else self
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         mean = x + (s - t) * p.drift(x, t)
@@ -28,16 +37,16 @@ class EulerMaruyama(Step):
 
 
 @dataclass(frozen=True)
-class ReverseDiffusion(Step):
+class ReverseDiffusion(Affine):
     """The reverse SDE discretised as the forward chain is (Song et al. 2021, eq. 46).
 
     With x_t | x_s ~ N(a x_s, v I): x_s = (2 - a) x + (1 + eta^2)/2 v score + eta sqrt(v) z.
     """
 
-    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+    def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """2 - a, (1 + eta^2)/2 v, eta sqrt(v)."""
         a, v = p.sde.transition(t, s)
-        mean = (2 - a) * x + (1 + p.eta**2) / 2 * v * p.ask(x, t)
-        return mean + p.eta * v.sqrt() * noise(x, t, s) if p.eta else mean
+        return 2 - a, (1 + p.eta**2) / 2 * v, p.eta * v.sqrt()
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,37 @@ class Step(ABC):
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor: ...
 
 
+class Affine(Step):
+    """x_s = a x + b score(x, t) + c z with numbers a, b, c, computed for a whole grid before its first step."""
+
+    @abstractmethod
+    def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, b, c), of the shape of t and s, () or (n,)."""
+
+    def start(self, p: Reverse, ts: Tensor) -> Step:
+        """With the numbers of each interval."""
+        self.check(p, ts)
+        t, s = ts[:-1], ts[1:]
+        lines = zip(*(c.tolist() for c in self.line(p, t, s)), strict=True)
+        return _Lines(self, dict(zip(zip(t.tolist(), s.tolist(), strict=True), lines, strict=True)))
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        self.check(p, torch.stack([t, s]))
+        return _Lines(self, {})(p, x, t, s, noise)
+
+
+class _Lines(Step):
+    """A step with its numbers, by interval; of other intervals, as `Churn` makes them, they are computed."""
+
+    def __init__(self, step: Affine, known: dict[tuple[float, float], tuple[float, ...]]) -> None:
+        self.step, self.known = step, known
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        a, b, c = self.known.get((float(t), float(s))) or map(float, self.step.line(p, t, s))
+        mean = (a * x).add(p.ask(x, t), alpha=b)
+        return mean.add(noise(x, t, s), alpha=c) if c else mean
+
+
 def needs_noise(p: Reverse, ts: Tensor) -> None:
     """Raise ValueError where sigma = 0 at one of the times ts: the score is singular there. (A non-linear SDE has no
     sigma to tell.)
