@@ -2,6 +2,7 @@
 
 from . import chain, exact, grid, loss, nn, ode
 from .ancestral import AnalyticDPM, Ancestral, ConsistentAnnealed, LearnedVariance
+from .capture import captured
 from .chain import Chain, TabulatedVE
 from .correct import MALA, NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .count import Counted

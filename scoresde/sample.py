@@ -111,11 +111,12 @@ def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = i
     else:
         for step in steps:
             step.check(p, ts)
-    return _run(p, x, ts, steps, noise)
+    return run(p, x, ts, steps, noise)
 
 
 @torch.no_grad()
-def _run(p: Reverse, x: Tensor, ts: Tensor, steps: tuple[Step, ...], noise: Noise) -> Iterator[Tensor]:
+def run(p: Reverse, x: Tensor, ts: Tensor, steps: tuple[Step, ...], noise: Noise) -> Iterator[Tensor]:
+    """The loop of `trajectory`, which checks what it is given."""
     steps = tuple(step.start(p, ts) for step in steps)
     yield x
     for t, s in pairwise(ts) if any(step.moves for step in steps) else zip(ts, ts, strict=True):

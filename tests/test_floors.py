@@ -15,8 +15,8 @@ FLOORS = (
     {"sde"},
     {"processes", "grid", "chain", "model", "exact"},
     {"loss", "sample", "trace", "quantize"},
-    {"predict", "ancestral", "correct", "adaptive", "exponential", "likelihood", "inverse"},
-    {"singlestep", "elbo", "nn"},  # nn for its users only: what is below takes any network
+    {"predict", "ancestral", "correct", "bridge", "capture", "exponential", "likelihood", "inverse"},
+    {"singlestep", "adaptive", "elbo", "nn"},  # nn for its users only: what is below takes any network
     {"multistep", "data", "metrics", "convergence"},
     {"checkpoint", "problems"},
     {"train", "tune"},
