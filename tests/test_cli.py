@@ -22,16 +22,20 @@ from scoresde import (
     VP,
     Ancestral,
     Decoded,
+    DPMSolverPP,
     EulerMaruyama,
     Exact,
     Flow,
     Frame,
+    GaussianReference,
     Hadamard,
     Hutchinson,
     HutchPP,
     Langevin,
     ReverseDiffusion,
     TruncatedNormal,
+    UniPC,
+    fit_reference,
     gaussian_prior,
     grid,
     log_prob,
@@ -155,7 +159,7 @@ def test_help_of_all(capsys):
 
 BAD = {
     "nothing": ("", "Expected one of"),
-    "unknown command": ("tune", "tune"),
+    "unknown command": ("trian", "trian"),
     "demo, no steps": ("demo --steps 0 --out OUT", "steps must"),
     "demo, no device": ("demo --device cuda:99 --out OUT", "device must"),
     "demo, unknown option": ("demo --stepz 5", "--stepz"),
@@ -183,7 +187,7 @@ BAD = {
     "sample, singular end": ("sample RING --spacing log_snr --end 0 --out OUT", "end must"),
     "sample, nothing to do": ("sample RING predictor:none --out OUT", "predictor and corrector must not both be none"),
     "sample, noisy ODE": ("sample RING predictor:heun --eta 1 --out OUT", "eta must"),
-    "sample, eta": ("sample RING --eta 1.5 --out OUT", "eta must"),
+    "sample, eta": ("sample RING predictor:ancestral --eta 1.5 --out OUT", "eta must"),
     "sample, negative eta": ("sample RING --eta -1 --out OUT", "eta must"),
     "sample, too noisy": ("sample RING sde:ve --sde.sigma-max 500 --out OUT", "target reaches"),
     "sample, no classes": ("sample RING --label 0 --out OUT", "label must"),
@@ -267,8 +271,8 @@ def test_a_command_that_failed_does_not_claim_its_folder(capsys, tmp_path, ring)
 def test_samples_are_finite(capsys, tmp_path, ring):
     """A grid may end at sigma = 0, where x is x_0 already; steps that diverge are an error and not a file of nan."""
     args = ["sample", str(ring), "--n", "2", "--steps", "3", "--end", "0"]
-    assert main([*args, "--out", str(tmp_path / "a")]) == 0
-    assert main([*args, "--no-denoise", "--out", str(tmp_path / "b")]) == 0
+    assert main([*args, "predictor:ancestral", "--out", str(tmp_path / "a")]) == 0
+    assert main([*args, "predictor:ancestral", "--no-denoise", "--out", str(tmp_path / "b")]) == 0
     a, b = (np.load(tmp_path / name / "samples.npy") for name in "ab")
     assert np.isfinite(a).all() and np.array_equal(a, b)
     capsys.readouterr()
@@ -306,10 +310,26 @@ def flow(p):
     return lambda score: p.reverse(score, 0.0)
 
 
+def half(score):
+    return VP().reverse(score, 0.5)
+
+
 P, V = VP(), VE(0.01, 20.0)
+AROUND = fit_reference(Ring(n=150).load().train[:2000])
+THIRD = DPMSolverPP(3)
+NEAR = grid.reference(P, 20, std=AROUND.std)
 KINDS = {
-    "ddpm": ("--steps 7", P.reverse, grid.uniform(P, 7), [Ancestral()]),
-    "ddim": ("--steps 7 --eta 0 --spacing quadratic", flow(P), grid.quadratic(P, 7), [Ancestral()]),
+    "default": ("", flow(P), NEAR, [GaussianReference(AROUND)]),
+    "default, corrected": ("corrector:snr", P.reverse, NEAR, [Langevin(SNR()), GaussianReference(AROUND)]),
+    "dpm": (
+        "--steps 5 predictor:dpm --predictor.order 3 --spacing karras",
+        flow(P),
+        grid.karras(P, 5),
+        [DPMSolverPP(3)],
+    ),
+    "uni-pc": ("--steps 5 predictor:uni-pc --eta 0.5 --spacing log_snr", half, grid.log_snr(P, 5), [UniPC(3)]),
+    "ddpm": ("--steps 7 predictor:ancestral", P.reverse, grid.uniform(P, 7), [Ancestral()]),
+    "ddim": ("--steps 7 predictor:ancestral --eta 0 --spacing quadratic", flow(P), grid.quadratic(P, 7), [Ancestral()]),
     "large": (
         "--steps 6 predictor:ancestral --predictor.v 1 --end 0.01",
         P.reverse,
@@ -398,7 +418,7 @@ def test_labels(tmp_path, digits):
         x = sample(p, VP().prior((5, 1, 8, 8), noise, torch.float32), ts, Ancestral(), noise=noise)
         with torch.no_grad():
             want = p.denoise(x, ts[-1])
-        got = drawn(tmp_path / name, digits, "--n", 5, "--steps", 5, *args)
+        got = drawn(tmp_path / name, digits, "predictor:ancestral", "--n", 5, "--steps", 5, *args)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     assert not torch.equal(got, torch.from_numpy(np.load(tmp_path / "three" / "samples.npy")))
 
@@ -406,7 +426,7 @@ def test_labels(tmp_path, digits):
 @pytest.mark.parametrize("after", [1, 3, 4, 5])
 def test_interrupted_sampling(capsys, monkeypatch, tmp_path, ring, calls, after):
     """Stopped after any part, or before the last file, and called again: the same file, and no part drawn twice."""
-    args = ("--n", 20, "--steps", 3, "--batch", 6)
+    args = ("predictor:ancestral", "--n", 20, "--steps", 3, "--batch", 6)
     want = drawn(tmp_path / "whole", ring, *args)
     with monkeypatch.context() as patch:
         real, written = sample_module.write, []

@@ -10,33 +10,73 @@ import torch
 import tyro
 from torch import Tensor
 
-from .. import grid
+from .. import grid, multistep
 from ..ancestral import Ancestral
 from ..checkpoint import Checkpoint, describe, load, write
 from ..correct import NCSN, SNR, Constant, Langevin
 from ..count import Counted
+from ..exponential import DATA, Reference, fit_reference
 from ..model import transport
+from ..multistep import DPMSolverPP, GaussianReference
+from ..noise import iid
 from ..ode import RK4, Dopri5, Euler, Heun
 from ..predict import EulerMaruyama, Flow, ReverseDiffusion
 from ..processes import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from ..progress import bar
 from ..report import grid_picture
-from ..sample import Step
+from ..sample import Step, sample
 from ..sde import LinearSDE, Reverse, Score
 from ..shapes import count
 from ..tune import Tuning
 from .common import Command, as_bytes, draw, recipe
 
 ODE = Euler | Heun | RK4 | Dopri5
+KNOWN = 2000  # samples of the training data that tell its mean and deviation
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Multistep, exact for Gaussian data with the mean and deviation of the training data."""
+
+    def step(self, around: Reference) -> Step:
+        """The step."""
+        return GaussianReference(around)
+
+
+@dataclass(frozen=True)
+class DPM:
+    """Multistep DPM-Solver++."""
+
+    order: int = 2
+    """1, 2 or 3."""
+
+    def step(self, around: Reference) -> Step:
+        """The step."""
+        return DPMSolverPP(self.order)
+
+
+@dataclass(frozen=True)
+class UniPC:
+    """Unified predictor-corrector."""
+
+    order: int = 3
+    """1, 2 or 3."""
+
+    def step(self, around: Reference) -> Step:
+        """The step."""
+        return multistep.UniPC(self.order)
+
+
+FAST = Gaussian | DPM | UniPC
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Command):
     """Draw samples from a checkpoint: which process, on which times, by which steps.
 
-    DDPM is the default; predictor:heun is the probability-flow ODE, corrector:snr makes a predictor-corrector sampler,
-    and predictor:none corrector:snr sde:ve is annealed Langevin dynamics. Samples go to samples.npy and a picture of
-    them to samples.png; an interrupted run goes on when called again.
+    The default solves the probability flow in 20 network calls; predictor:ancestral is DDPM, corrector:snr makes a
+    predictor-corrector sampler, and predictor:none corrector:snr sde:ve is annealed Langevin dynamics. Samples go to
+    samples.npy and a picture of them to samples.png; an interrupted run goes on when called again.
     """
 
     model: tyro.conf.Positional[Path]
@@ -44,13 +84,17 @@ class Sample(Command):
     n: int = 64
     """How many samples to draw."""
     steps: int | None = None
-    """Steps of the grid of times; 100 unless given, and 1 for dopri5, which chooses its own steps in between."""
-    spacing: Literal["uniform", "quadratic", "log_snr", "karras"] = "uniform"
-    """How the times are spaced: equally in t, sqrt(t), log-SNR, or as in Karras et al. 2022."""
+    """Steps of the grid of times. Unless given 20 for gaussian, dpm and uni-pc, 1 for dopri5, which chooses its own
+    steps in between, and 100 otherwise."""
+    spacing: Literal["uniform", "quadratic", "log_snr", "karras", "reference"] | None = None
+    """How the times are spaced: equally in t, sqrt(t), log-SNR, as in Karras et al. 2022, or most where the noise is as
+    large as the data. Unless given the last for gaussian, dpm and uni-pc, and the first otherwise."""
     end: float | None = None
     """The last time; the process's own t_min unless given."""
-    predictor: Ancestral | EulerMaruyama | ReverseDiffusion | Euler | Heun | RK4 | Dopri5 | None = Ancestral()
-    """The step that moves on in time. The last four are solvers of the probability-flow ODE."""
+    predictor: (
+        Gaussian | DPM | UniPC | Ancestral | EulerMaruyama | ReverseDiffusion | Euler | Heun | RK4 | Dopri5 | None
+    ) = Gaussian()
+    """The step that moves on in time. The first three take any eta, the last four the probability flow alone."""
     tuned: Path | None = None
     """A file that `scoresde tune` wrote: its step and grid in place of predictor, steps, spacing and end."""
     corrector: None | SNR | NCSN | Constant = None
@@ -58,7 +102,8 @@ class Sample(Command):
     corrections: int = 1
     """Langevin corrections at each time."""
     eta: float | None = None
-    """1 for the reverse SDE, 0 for the probability flow; 0 for ODE solvers and 1 otherwise, unless given."""
+    """1 for the reverse SDE, 0 for the probability flow. Unless given 0 for the solvers of the flow, and for gaussian,
+    dpm and uni-pc without a corrector; 1 otherwise."""
     sde: None | VP | VE | SubVP | Cosine | RectifiedFlow | EDM = None
     """Sample another process with the same network; the one that it was trained on, unless given."""
     label: int | None = None
@@ -80,9 +125,9 @@ class Sample(Command):
         if self.tuned:
             p, ts, steps = self._as_tuned(found, score)
         else:
-            p, steps = self._process(found, score), self._steps()
-            intervals = (1 if isinstance(self.predictor, Dopri5) else 100) if self.steps is None else self.steps
-            ts = getattr(grid, self.spacing)(p.sde, intervals, self.end)
+            p = self._process(found, score)
+            around = self._around(found, p)
+            ts, steps = self._times(p.sde, around), self._steps(around)
         chosen = {k: v for k, v in vars(self).items() if k not in ("model", "out", "batch", "device")}
         recipe(self.out, weights=found.digest, **chosen)
         done = self.out / "samples.npy"
@@ -118,10 +163,29 @@ class Sample(Command):
         label = torch.tensor(self.label, device=device)
         return lambda x, t: found.model(x, t, label=label.expand(len(x)))
 
+    def _around(self, found: Checkpoint, p: Reverse) -> Reference:
+        """The mean and deviation of the training data, or of some samples where they are not at hand."""
+        if not isinstance(self.predictor, FAST):
+            return DATA
+        if found.source:
+            return fit_reference(found.source.load().train[:KNOWN])
+        q = p.sde.reverse(p.score, 0.0)
+        x_T = p.sde.prior((256, *found.shape), iid(torch.Generator().manual_seed(0)), torch.float32, self.place())
+        return fit_reference(sample(q, x_T, grid.log_snr(p.sde, 20), DPMSolverPP(2)) / float(p.sde.alpha(p.sde.t_min)))
+
+    def _times(self, sde: LinearSDE, around: Reference) -> Tensor:
+        fast, own = isinstance(self.predictor, FAST), isinstance(self.predictor, Dopri5)
+        n = (20 if fast else 1 if own else 100) if self.steps is None else self.steps
+        spacing = self.spacing or ("reference" if fast else "uniform")
+        if spacing == "reference":
+            return grid.reference(sde, n, self.end, around.std or 0.5)
+        return getattr(grid, spacing)(sde, n, self.end)
+
     def _process(self, found: Checkpoint, score: Score) -> Reverse:
         own: LinearSDE = found.model.sde
         sde = self.sde or own
-        eta = (0.0 if isinstance(self.predictor, ODE) else 1.0) if self.eta is None else self.eta
+        flow = isinstance(self.predictor, ODE) or (isinstance(self.predictor, FAST) and self.corrector is None)
+        eta = (0.0 if flow else 1.0) if self.eta is None else self.eta
         most = 0.0 if isinstance(self.predictor, ODE) else 1.0 if isinstance(self.predictor, Ancestral) else math.inf
         if eta > most:
             raise ValueError(f"eta must be at most {most:g} for this predictor, got {eta:g}")
@@ -142,8 +206,12 @@ class Sample(Command):
             (solver.step,),
         )
 
-    def _steps(self) -> tuple[Step, ...]:
-        predictor = Flow(self.predictor) if isinstance(self.predictor, ODE) else self.predictor
+    def _steps(self, around: Reference) -> tuple[Step, ...]:
+        predictor: Step | None
+        if isinstance(self.predictor, FAST):
+            predictor = self.predictor.step(around)
+        else:
+            predictor = Flow(self.predictor) if isinstance(self.predictor, ODE) else self.predictor
         if self.corrector is None and self.corrections != 1:
             raise ValueError(
                 f"corrections need a corrector, such as corrector:snr, got --corrections {self.corrections}"
