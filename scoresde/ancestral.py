@@ -12,7 +12,7 @@ eq. 47 for VE).
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ from .shapes import like, number
 
 class Posterior(Step):
     """The mean of the module's formula; a subclass says the variance w. The hop to var_s = 0 adds no noise."""
+
+    order: ClassVar[int] = 1
+    strong: ClassVar[float] = 1.0
+    weak: ClassVar[float] = 1.0
 
     def check(self, p: Reverse, ts: Tensor) -> None:
         """eta is at most 1: the variance cannot be larger than that of x_s | x_0."""
@@ -172,6 +176,18 @@ class ConsistentAnnealed(Step):
         if self.h is not None:
             number("h", self.h, above=0, most=1)
         number("ratio", self.ratio, least=1)
+
+    @property
+    def strong(self) -> float | None:  # type: ignore[override]
+        """1 with the ratio 2, whose limit is the reverse SDE; others tend to a process of the same law with more noise
+        or less, and an h that is given does not go to 0 with the step.
+        """
+        return 1.0 if self.h is None and self.ratio == 2 else None
+
+    @property
+    def weak(self) -> float | None:  # type: ignore[override]
+        """1, unless h is given."""
+        return 1.0 if self.h is None else None
 
     def _h(self, p: Reverse, ts: Tensor) -> Tensor:
         least = -torch.expm1((-p.sde.log_snr(ts)).diff())

@@ -19,7 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -158,7 +158,8 @@ class InSigma(Interpolation):
     """u = sigma~ (the rhoAB-DEIS of Zhang & Chen 2023).
 
     compat: from 0, the weights of the nodes as they are, to 1, Adams and Bashforth's for equal steps whatever the
-    nodes, as iPNDM has them (Liu et al. 2022; Zhang & Chen 2023), which are of second order on any other grid.
+    nodes, as iPNDM has them (Liu et al. 2022; Zhang & Chen 2023), which are of second order on any other grid, and of
+    first where the steps do not change gradually.
     """
 
     compat: float = 0.0
@@ -237,8 +238,6 @@ class Exponential(Step):
     """
 
     around: Reference
-    strong: ClassVar[float] = 1.0
-    weak: ClassVar[float] = 1.0
 
     @abstractmethod
     def intervals(self, p: Reverse, ts: Tensor) -> list[Interval]:
@@ -261,6 +260,11 @@ def clean(sde: LinearSDE, t: Tensor, s: Tensor) -> Interval:
     return Interval(t, s, [Stage(t, A, B, C, 0.0, 0.0, (float(sde.alpha(s)),))], 0.0, 0)
 
 
+def off_grid(step: Step, t: Tensor, s: Tensor) -> ValueError:
+    """What to raise where a step is called elsewhere than on the grid that it was started on."""
+    return ValueError(f"{step} was started on a grid with no step from t = {t:g} to {s:g} here")
+
+
 class Started(Step):
     """A step at work on a grid."""
 
@@ -272,7 +276,7 @@ class Started(Step):
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         now = next(self.todo, None)
         if now is None or t != now.t or s != now.s:
-            raise ValueError(f"{self.step} was started on a grid with no step from t = {t:g} to {s:g} here")
+            raise off_grid(self.step, t, s)
         mean, y, known = self._mean(x), x, self.known
         for i, stage in enumerate(now.stages):
             q = (stage.A * y).add(p.ask(y, stage.t), alpha=stage.B) if stage.B else torch.zeros_like(x)

@@ -16,6 +16,7 @@ just rise.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ class Multistep(Exponential):
     do not exist.
     """
 
+    strong: ClassVar[float] = 1.0
+    weak: ClassVar[float] = 1.0
     predictor: int = 2
     corrector: int = 0
     around: Reference = DATA
@@ -70,11 +73,11 @@ class Multistep(Exponential):
     @property
     def order(self) -> int:  # type: ignore[override]
         """Of convergence on the flow: that of the predictor, one more with a corrector of more nodes. The first
-        interval, corrected with two nodes, lets no corrected method be of order 4.
+        interval, corrected with two nodes, lets no corrected method be of order 4; `taper` and `compat` let none be of
+        order 3. (`analytic` supposes that q is 0 at the first node.)
         """
-        if not self.corrector:
-            return self.predictor
-        return min(max(2, self.corrector), self.predictor + 1, 3)
+        order = min(max(2, self.corrector), self.predictor + 1, 3) if self.corrector else self.predictor
+        return min(order, 2) if self.taper or self.interpolation.compat else order
 
     def intervals(self, p: Reverse, ts: Tensor) -> list[Interval]:
         """All coefficients on ts."""

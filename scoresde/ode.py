@@ -19,7 +19,9 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 
 class Method(Protocol):
-    """Carries y from time t to time s along dy/dt = f(t, y). `ends = True` says that it asks for f at s itself."""
+    """Carries y from time t to time s along dy/dt = f(t, y). `ends = True` says that it asks for f at s itself, `order`
+    what its order of convergence is.
+    """
 
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor: ...
 
@@ -27,6 +29,8 @@ class Method(Protocol):
 @dataclass(frozen=True)
 class Euler:
     """y_s = y + h f(t, y), h = s - t. Order 1, one call."""
+
+    order: ClassVar[int] = 1
 
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return y + (s - t) * f(t, y)
@@ -36,6 +40,7 @@ class Euler:
 class Heun:
     """The explicit trapezoidal rule, y_s = y + h/2 (f(t, y) + f(s, y + h f(t, y))). Order 2, two calls."""
 
+    order: ClassVar[int] = 2
     ends: ClassVar[bool] = True
 
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -47,6 +52,7 @@ class Heun:
 class RK4:
     """The classical Runge-Kutta method (Kutta 1901). Order 4, four calls."""
 
+    order: ClassVar[int] = 4
     ends: ClassVar[bool] = True
 
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -162,6 +168,7 @@ class Adaptive(Integrator):
     if `max_steps` do not suffice.
     """
 
+    order: ClassVar[int] = 5
     ends: ClassVar[bool] = True
     pair: ClassVar[Pair]
     rtol: float = 1e-5

@@ -1,6 +1,7 @@
 """Predictors: steps that carry x from t to s < t. `ancestral` holds those that draw from the chain's posterior."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ def needs_flow(p: Reverse) -> None:
 @dataclass(frozen=True)
 class EulerMaruyama(Affine):
     """x_s = x + (s - t) drift(x, t) + g_p(t) sqrt(t - s) z, on any process, linear or not. Strong and weak order 1."""
+
+    order: ClassVar[int] = 1
+    strong: ClassVar[float] = 1.0
+    weak: ClassVar[float] = 1.0
 
     def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """1 + (s - t) f, (t - s) (1 + eta^2)/2 g^2, eta g sqrt(t - s), of a linear SDE."""
@@ -43,6 +48,10 @@ class ReverseDiffusion(Affine):
     With x_t | x_s ~ N(a x_s, v I): x_s = (2 - a) x + (1 + eta^2)/2 v score + eta sqrt(v) z.
     """
 
+    order: ClassVar[int] = 1
+    strong: ClassVar[float] = 1.0
+    weak: ClassVar[float] = 1.0
+
     def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """2 - a, (1 + eta^2)/2 v, eta sqrt(v)."""
         a, v = p.sde.transition(t, s)
@@ -62,6 +71,11 @@ class Flow(Step):
     def __post_init__(self) -> None:
         if isinstance(self.method, type) or not callable(self.method):
             raise ValueError(f"method must be a solver such as Heun(), got {self.method!r}")
+
+    @property
+    def order(self) -> int | None:  # type: ignore[override]
+        """That of the method, if it says it; of an adaptive method, in the step sizes that it chooses."""
+        return getattr(self.method, "order", None)
 
     def check(self, p: Reverse, ts: Tensor) -> None:
         """eta is 0, and sigma > 0 at the end if the solver asks for the score there."""

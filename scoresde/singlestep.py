@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .exponential import DATA, NOISE, Exponential, Interval, Reference, Stage, Started, clean, rows_of
+from .exponential import DATA, NOISE, Exponential, Interval, Reference, Stage, Started, clean, off_grid, rows_of
 from .noise import Noise
 from .predict import needs_flow
 from .sample import Step
@@ -164,8 +164,8 @@ class SingleStep(Exponential):
 @dataclass(frozen=True)
 class EDMHeun(Step):
     """The stochastic sampler of Karras et al. (2022, Algorithm 2), for any linear SDE: x~ is given the noise that takes
-    it from sigma~ to (1 + gamma) sigma~, gamma = min(churn/n, sqrt(2) - 1) with n the intervals of the grid, and then
-    Heun's method in sigma~ goes to the next time; on the flow.
+    it from sigma~ to (1 + gamma) sigma~, never beyond that of T, gamma = min(churn/n, sqrt(2) - 1) with n the intervals
+    of the grid, and then Heun's method in sigma~ goes to the next time; on the flow.
 
     churn, low, high, noise: their S_churn, S_tmin, S_tmax (in sigma~) and S_noise. With churn = 0 it draws no noise.
     Where sigma = 0 at the grid's end, the last interval is Euler's, as theirs: 2n - 1 calls, otherwise 2n.
@@ -191,15 +191,15 @@ class EDMHeun(Step):
         self.check(p, ts)
         sde, t, s = p.sde, ts[:-1], ts[1:]
         sigma = (-sde.log_snr(t)).exp()
-        gamma = min(self.churn / len(t), math.sqrt(2) - 1) * ((self.low <= sigma) & (sigma <= self.high))
+        gamma = min(self.churn / len(t), math.sqrt(2) - 1) * ((self.low <= sigma) & (sigma <= self.high)).to(sigma)
         u = torch.where(gamma > 0, sde.time(sde.log_snr(t) - torch.log1p(gamma)).clamp(max=sde.T), t)
         a, v = sde.transition(u, t)
         n = len(t) - int(sde.var(ts[-1]) == 0)
         plan = stages(NOISE, sde, u[:n], s[:n], Line(1.0, centred=True))
         intervals = [Interval(*row, 0.0, 0) for row in zip(u[:n], s[:n], plan, strict=True)]
         intervals += [clean(sde, u[i], s[i]) for i in range(n, len(t))]
-        kicks = zip(u, a.tolist(), (self.noise * v.clamp_min(0).sqrt()).tolist(), strict=True)
-        return _Churned(Started(SingleStep(around=NOISE), intervals), iter(list(kicks)))
+        kicks = zip(t, u, a.tolist(), (self.noise * v.clamp_min(0).sqrt()).tolist(), strict=True)
+        return _Churned(self, Started(SingleStep(around=NOISE), intervals), iter(list(kicks)))
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         return self.start(p, torch.stack([t, s]))(p, x, t, s, noise)
@@ -207,13 +207,16 @@ class EDMHeun(Step):
 
 @dataclass(frozen=True)
 class _Churned(Step):
-    """`step` after a kick: the time that it leads to, and (a, std) of x_u | x_t."""
+    """`step` after a kick: its time t, the time u that it leads to, and (a, std) of x_u | x_t."""
 
+    of: EDMHeun
     step: Started
-    kicks: Iterator[tuple[Tensor, float, float]]
+    kicks: Iterator[tuple[Tensor, Tensor, float, float]]
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        u, a, std = next(self.kicks)
+        at, u, a, std = next(self.kicks, (None, t, 1.0, 0.0))
+        if t != at:
+            raise off_grid(self.of, t, s)
         return self.step(p, a * x + std * noise(x, t, u) if u > t else x, u, s, noise)
 
 
