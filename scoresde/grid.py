@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .sde import LinearSDE
-from .shapes import as_time, count, number
+from .shapes import as_time, count, number, times
 
 
 def _range(sde: LinearSDE, n: int, end: float | None) -> tuple[Tensor, Tensor]:
@@ -74,9 +74,12 @@ def equal(sde: LinearSDE, n: int, lam: Tensor, density: Tensor, end: float | Non
     low, high = float(sde.log_snr(T)), _finite(sde, end_)
     inside = lam[(lam > low) & (lam < high)].to("cpu", torch.float64).numpy()
     at = np.concatenate([[low], inside, [high]])
-    height = np.interp(at, lam.cpu().double().numpy(), density.cpu().double().numpy())
+    height = np.interp(at, lam.cpu().double().numpy(), (density / density.max()).cpu().double().numpy())
     total = np.concatenate([[0.0], np.cumsum((height[1:] + height[:-1]) / 2 * np.diff(at))])
-    cuts = np.interp(np.linspace(0, total[-1], n + 1), total, at)
+    wanted = np.linspace(0, total[-1], n + 1)
+    i = np.searchsorted(total[1:-1], wanted, side="right")
+    rest, h, slope = wanted - total[i], height[i], (np.diff(height) / np.diff(at))[i]
+    cuts = at[i] + 2 * rest / (h + np.sqrt(np.maximum(h**2 + 2 * slope * rest, 0)))  # h u + slope u^2/2 = rest
     return _pinned(sde.time(torch.from_numpy(cuts)), T, end_)
 
 
@@ -103,13 +106,18 @@ def equal_curvature(sde: LinearSDE, n: int, ts: Tensor, states: Tensor, end: flo
 
 def _curve(sde: LinearSDE, ts: Tensor, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """lambda at ts, and the size of the k-th derivative of the states by it."""
-    if len(ts) < 3 or len(states) != len(ts):
+    ts = times("ts", ts, sde.T)
+    if len(ts) < 3 or states.ndim < 2 or len(states) != len(ts):
         raise ValueError(f"states must be (K, B, *D) at K = {len(ts)} >= 3 times, got {tuple(states.shape)}")
-    lam = sde.log_snr(ts.to("cpu", torch.float64))
+    _finite(sde, ts[-1])
+    lam = sde.log_snr(ts)
     values = states.flatten(1).to("cpu", torch.float64)
     for _ in range(k):
         (values,) = torch.gradient(values, spacing=(lam,), dim=0)
-    return lam, values.square().mean(1).sqrt()
+    size = values.square().mean(1).sqrt()
+    if not (size.isfinite().all() and size.any()):
+        raise ValueError(f"states must be finite and change, but derivative {k} by lambda is nan, inf or 0 everywhere")
+    return lam, size
 
 
 def _finite(sde: LinearSDE, end: Tensor) -> float:

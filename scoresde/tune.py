@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ from .multistep import DDIM, DEIS, IPNDM, DPMSolverPP, GaussianReference, Multis
 from .noise import iid
 from .sample import Step, sample, trajectory
 from .sde import LinearSDE, Reverse
-from .shapes import count, state
+from .shapes import count, state, times
 from .singlestep import THIRD, SingleStep
 
 BAND, RIDGE = 4, 1e-3
@@ -48,14 +49,18 @@ class Tuned(Exponential):
     """A multistep method with fitted weights, for one process and one grid.
 
     base: the method that the weights are added to. sde, ts: what it was fitted for. extra: (n, 5), what is added to the
-    weights of the last q on each interval, newest first. Raises ValueError when used on another process, or on other
-    times.
+    weights of the last q on each interval, newest first. Raises ValueError for another shape, and when used on another
+    process, or on other times.
     """
 
     base: Multistep
     sde: LinearSDE
     ts: Tensor
     extra: Tensor
+
+    def __post_init__(self) -> None:
+        if self.extra.shape != (len(self.ts) - 1, BAND + 1):
+            raise ValueError(f"extra must be ({len(self.ts) - 1}, {BAND + 1}), got {tuple(self.extra.shape)}")
 
     @property
     def around(self) -> Reference:  # type: ignore[override]
@@ -67,7 +72,7 @@ class Tuned(Exponential):
 
     def check(self, p: Reverse, ts: Tensor) -> None:
         """p and ts are those of the fit, and eta is 0."""
-        if describe(p.sde) != describe(self.sde):
+        if p.sde is not self.sde and describe(p.sde) != describe(self.sde):
             raise ValueError(f"sde must be {self.sde!r}, which the solver was tuned for, got {p.sde!r}")
         if p.eta:
             raise ValueError(f"a tuned solver solves the probability flow, eta=0, got eta={p.eta:g}")
@@ -114,13 +119,53 @@ class Tuning:
     noise_amplification: float
 
     def save(self, file: str | Path) -> None:
-        """Write it as JSON."""
-        write(Path(file), json.dumps(describe(self), indent=1).encode())
+        """Write it as JSON, in which numbers that are not finite are strings."""
+        write(Path(file), json.dumps(_each(describe(self), _spell), indent=1, allow_nan=False).encode())
 
     @classmethod
     def load(cls, file: str | Path) -> "Tuning":
         """Read what `save` wrote. Raises ValueError for anything else."""
-        return build(cls, json.loads(Path(file).read_bytes()))
+        try:
+            said = json.loads(Path(file).read_bytes())
+            if not isinstance(said, dict) or said.get("class") != cls.__name__:
+                raise ValueError(f"it does not describe a {cls.__name__}")
+            found = build(cls, _each(said, _read))
+            left = build(Error, found.calibration) if found.calibration else None
+            times("ts", found.ts, found.sde.T)
+            return replace(found, step=_mended(found.step), calibration=left)
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{file} is damaged, or is no tuned solver: {error}") from error
+
+
+NOT_FINITE = {str(v): v for v in (math.inf, -math.inf, math.nan)}
+
+
+def _spell(v: Any) -> Any:
+    return str(v) if isinstance(v, float) and not math.isfinite(v) else v
+
+
+def _read(v: Any) -> Any:
+    return NOT_FINITE.get(v, v) if isinstance(v, str) else v
+
+
+def _each(v: Any, f: Callable[[Any], Any]) -> Any:
+    """JSON with f of every value in it."""
+    if isinstance(v, dict):
+        return {k: _each(item, f) for k, item in v.items()}
+    return [_each(item, f) for item in v] if isinstance(v, list) else f(v)
+
+
+def _mended(step: Any) -> Any:
+    """With a mean that is a tensor in float64 and pairs of size, which JSON tells as lists."""
+    if isinstance(step, Tuned):
+        return replace(step, base=_mended(step.base))
+    if not isinstance(step, Step):
+        raise ValueError(f"step must be a step, got {step!r}")
+    if not isinstance(step, Multistep):
+        return step
+    mean, size = step.around.mean, tuple((float(lam), float(v)) for lam, v in step.around.size)
+    mean = mean if isinstance(mean, float) else torch.tensor(mean, dtype=torch.float64)
+    return replace(step, around=replace(step.around, mean=mean, size=size))
 
 
 @dataclass(frozen=True)
@@ -158,7 +203,7 @@ def tune(
     *,
     pilots: int = 64,
     seed: int = 0,
-    fine: int = 120,
+    fine: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[str], None] = lambda said: None,
@@ -166,13 +211,14 @@ def tune(
     """The best solver that is found of the flow q for that number of network calls, from T to q.sde.t_min.
 
     data: (n, *shape), whose mean and deviation the integrator is built around; the pilots' own ends unless given.
-    pilots: trajectories of each of three sets. fine: intervals of three calls that they are solved in, at least.
+    pilots: trajectories of each of three sets. fine: intervals of three calls that they are solved in, at least; 120, or
+    twice `calls` if that is more, unless given.
     progress: called with a line before each part of the work. Raises ValueError unless eta is 0, and for fewer than 2
     calls.
     """
     count("calls", calls, least=2)
     count("pilots", pilots, least=8)
-    count("fine", fine, least=2 * calls)
+    fine = max(120, 2 * calls) if fine is None else count("fine", fine, least=2 * calls)
     if q.eta:
         raise ValueError(f"q must be a probability flow, eta=0, got eta={q.eta:g}")
     if data is not None and state("data", data).shape[1:] != shape:
@@ -193,8 +239,8 @@ def tune(
         progress(f"weights, attempt {len(fitted) // 2 + 1} of {len(TRIED)}")
         ts = grid.equal(sde, calls + analytic, lam, density + floor * density.mean())
         base = Multistep(predictor, 3, sized, analytic=analytic)
-        step, left = _fit(fits, base, ts)
-        fitted += [_Candidate("tuned weights", step, ts, left), _Candidate("tuned size and grid", base, ts, left)]
+        step, left, before = _fit(fits, base, ts)
+        fitted += [_Candidate("tuned weights", step, ts, left), _Candidate("tuned size and grid", base, ts, before)]
 
     progress("a second set of pilots, and methods that need no fit")
     plain = [_Candidate(*row) for row in untuned(sde, calls, around)]
@@ -263,8 +309,8 @@ def _residual(pilots: _Pilots) -> tuple[Reference, Tensor, Tensor]:
     return around, lam, density
 
 
-def _fit(pilots: _Pilots, base: Multistep, ts: Tensor) -> tuple[Tuned, Error]:
-    """The weights that `base` should be given besides on ts, and the error that it is then left with."""
+def _fit(pilots: _Pilots, base: Multistep, ts: Tensor) -> tuple[Tuned, Error, Error]:
+    """The weights that `base` should be given besides on ts, the error that it is then left with, and that without."""
     q, x, mean = pilots.q, pilots.x_T, torch.as_tensor(base.around.mean).to(pilots.x_T)
     truth, lam = pilots.at(ts), q.sde.log_snr(ts)
     masses = q.sde.alpha(ts[1:]) * base.around.masses(lam[:-1], lam[1:], 0.0)[1].sum(1)
@@ -282,7 +328,8 @@ def _fit(pilots: _Pilots, base: Multistep, ts: Tensor) -> tuple[Tuned, Error]:
         added = _ridge(seen, (truth[n + 1] - x).flatten(1).to("cpu", torch.float64)) * masses[n]
         extra[n, : len(added)] += added
         x = x + sum(w * k for w, k in zip(added.tolist(), known, strict=False))
-    return Tuned(base, q.sde, ts, extra), Error.of(x, truth[-1])
+    before = Error.of(sample(q, pilots.x_T, ts, base), truth[-1])
+    return Tuned(base, q.sde, ts, extra), Error.of(x, truth[-1]), before
 
 
 def _ridge(seen: Tensor, off: Tensor) -> Tensor:
@@ -298,11 +345,20 @@ def _ridge(seen: Tensor, off: Tensor) -> Tensor:
 
 
 def noise_amplification(step: Exponential, q: Reverse, ts: Tensor) -> float:
-    """The sum of |w| over |the sum of w|, w being what each q that `step` sees on ts weighs in the last state."""
+    """The sum of |w| over |the sum of w|, w being what each q that the network is asked for on ts weighs in the last
+    state.
+    """
     plan = step.intervals(q, ts)
-    total, carried = torch.zeros(len(plan), dtype=torch.float64), 1.0
-    for n, now in reversed(list(enumerate(plan))):
-        for j, w in enumerate(now.stages[0].w[: n + 1]):
-            total[n - j] += carried * w
-        carried *= now.stages[0].a
-    return float(total.abs().sum() / total.sum().abs())
+    asked = sum(bool(stage.B) for now in plan for stage in now.stages)
+    ones = iter(torch.eye(asked, dtype=torch.float64))
+    x = none = torch.zeros(asked, dtype=torch.float64)
+    known: tuple[Tensor, ...] = ()
+    for now in plan:  # as `Started` goes, with the weights in place of the states
+        y, seen = x, known
+        for i, stage in enumerate(now.stages):
+            seen = (next(ones) if stage.B else none, *seen)
+            y = stage.a * x + sum(w * k for w, k in zip(stage.w, seen, strict=False))
+            if i == 0:
+                known = seen[: now.kept]
+        x = y
+    return float(x.abs().sum() / x.sum().abs())
