@@ -27,9 +27,20 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 58rem; margin: 2rem auto
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid #ddd; }
-th { text-align: left; border-bottom: 2px solid #888; } td { font-variant-numeric: tabular-nums; }
+th { text-align: left; border-bottom: 2px solid #888; cursor: pointer; } td { font-variant-numeric: tabular-nums; }
 pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; } img { max-width: 100%; }
 figure { margin: 1.5rem 0; } figcaption { color: #555; font-size: .9rem; }
+"""
+
+SORT = """
+for (const head of document.querySelectorAll('th')) head.onclick = () => {
+  const i = [...head.parentNode.children].indexOf(head), body = head.closest('table').tBodies[0];
+  const down = head.dataset.down === 'yes', key = row => row.children[i].textContent;
+  head.dataset.down = down ? '' : 'yes';
+  const n = text => parseFloat(text);  // NaN is falsy: text stands after numbers
+  const order = (a, b) => n(a) - n(b) || isNaN(n(a)) - isNaN(n(b)) || a.localeCompare(b);
+  [...body.rows].sort((a, b) => (down ? -1 : 1) * order(key(a), key(b))).forEach(row => body.append(row));
+};
 """
 
 
@@ -108,7 +119,7 @@ class Report:
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width"><title>{title}</title><style>{STYLE}</style></head>\n'
-            "<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+            "<body>\n" + "\n".join(parts) + f"\n<script>{SORT}</script></body></html>\n"
         )
 
 
@@ -206,7 +217,7 @@ def curves(diagrams: Sequence[Diagram], file: Path) -> None:
     rows = -(-len(diagrams) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(11, 4 * rows), squeeze=False)
     names = list(dict.fromkeys(line.name for d in diagrams for line in d.lines))
-    styles = {name: (f"C{i % 10}", "ov^sDPX*<>"[i % 10]) for i, name in enumerate(names)}
+    styles = {name: (f"C{i % 10}", "ov^sDPX*<"[i % 9]) for i, name in enumerate(names)}
     shown = {}
     for a, d in zip(axes.flat, diagrams, strict=False):
         for line in d.lines:

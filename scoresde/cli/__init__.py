@@ -22,6 +22,7 @@ def _run(args: Sequence[str] | None) -> int:
     try:
         import tyro
 
+        from .bench import Bench
         from .common import Command
         from .compare import Compare
         from .demo import Demo
@@ -35,7 +36,7 @@ def _run(args: Sequence[str] | None) -> int:
     try:
         with contextlib.redirect_stderr(said):
             command: Command = tyro.cli(
-                Demo | Train | Sample | Tune | Compare | Likelihood,
+                Demo | Train | Sample | Tune | Bench | Compare | Likelihood,
                 config=(tyro.conf.CascadeSubcommandArgs,),
                 prog="scoresde",
                 description="Continuous-time score-based models: train, sample and measure.",

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -129,7 +130,8 @@ class Sample(Command):
             around = self._around(found, p)
             ts, steps = self._times(p.sde, around), self._steps(around)
         chosen = {k: v for k, v in vars(self).items() if k not in ("model", "out", "batch", "device")}
-        recipe(self.out, weights=found.digest, **chosen)
+        solver = sha256(self.tuned.read_bytes()).hexdigest() if self.tuned else None
+        recipe(self.out, weights=found.digest, solver=solver, **chosen)
         done = self.out / "samples.npy"
         if done.is_file():
             print(f"{done} is complete already")

@@ -45,6 +45,8 @@ class Tune(Command):
     def run(self) -> None:
         """Tune, and say how good the result is."""
         count("nfe", self.nfe, least=2)
+        if self.out.is_dir():
+            raise ValueError(f"out must be a file to write, and {self.out} is a folder")
         sde, score, shape, data, dtype = self._subject(self.place())
         counted = Counted(score)
         self.out.parent.mkdir(parents=True, exist_ok=True)
