@@ -1,6 +1,7 @@
 """Continuous-time score-based models: which process, which times, which steps."""
 
 from . import chain, exact, grid, loss, nn, ode
+from .adaptive import DPMSolverAdaptive, GottaGoFast, Tallied
 from .ancestral import AnalyticDPM, Ancestral, ConsistentAnnealed, LearnedVariance
 from .capture import captured
 from .chain import Chain, TabulatedVE

@@ -83,7 +83,11 @@ class Reference:
         """The standard deviation of the noise in x~ from lambda = low to high."""
         if self.std == math.inf:
             return eta * ((-2 * low).exp() - (-2 * high).exp()).sqrt()
-        fall = self.log_S(high) - self.log_S(low)
+        if self.std == 0:
+            fall = low - high
+        else:  # as differences of log(S/c), which is small where c is large
+            far, near = (torch.logaddexp(0 * lam, -2 * (lam + math.log(self.std))) / 2 for lam in (low, high))
+            fall = near - far
         return self.log_S(high).exp() * (-torch.expm1(2 * eta**2 * fall)).sqrt()
 
     def decay(self, low: Tensor, high: Tensor, eta: float) -> Tensor:
@@ -172,6 +176,8 @@ class InSigma(Interpolation):
 
     def __call__(self, sde: LinearSDE, nodes: Tensor, lam: Tensor, mass: Tensor) -> Tensor:
         right = super().__call__(sde, nodes, lam, mass)
+        if not self.compat:
+            return right
         fixed = mass.sum(1, keepdim=True) * torch.tensor(BASHFORTH[nodes.shape[1] - 1], dtype=torch.float64)
         return (1 - self.compat) * right + self.compat * fixed
 
@@ -255,9 +261,9 @@ class Exponential(Step):
 
 
 def clean(sde: LinearSDE, t: Tensor, s: Tensor) -> Interval:
-    """x_s = alpha_s E[x_0 | x_t]."""
-    A, B, C = (float(v) for v in DATA.q(sde, t))
-    return Interval(t, s, [Stage(t, A, B, C, 0.0, 0.0, (float(sde.alpha(s)),))], 0.0, 0)
+    """x_s = alpha_s E[x_0 | x_t], whatever the reference's mean."""
+    A, B, _ = (float(v) for v in DATA.q(sde, t))
+    return Interval(t, s, [Stage(t, A, B, 0.0, 0.0, 0.0, (float(sde.alpha(s)),))], 0.0, 0)
 
 
 def off_grid(step: Step, t: Tensor, s: Tensor) -> ValueError:

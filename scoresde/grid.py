@@ -112,6 +112,7 @@ def _curve(sde: LinearSDE, ts: Tensor, states: Tensor, k: int) -> tuple[Tensor, 
     _finite(sde, ts[-1])
     lam = sde.log_snr(ts)
     values = states.flatten(1).to("cpu", torch.float64)
+    values = values - values[0]  # so that what stands still has derivatives 0
     for _ in range(k):
         (values,) = torch.gradient(values, spacing=(lam,), dim=0)
     size = values.square().mean(1).sqrt()

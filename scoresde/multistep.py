@@ -11,7 +11,8 @@ and every member of the family is the same loop: one call of the network, one we
 
 Start-up: without a corrector, interval n < order - 1 has only n + 1 nodes. For order 3 the first interval is corrected
 with two nodes, for order 4 it is taken in three stages (two further calls), and the second is corrected with three, so
-that every error at the start is O(h^order). On the reverse SDE, whose order is 1 anyway, and with `compat` the orders
+that every error at the start is O(h^order). On the reverse SDE, whose order is 1 anyway, with `compat`, and on a grid
+of no more intervals than nodes, where nothing after a correction of so large a step would make up for it, the orders
 just rise.
 """
 
@@ -49,8 +50,8 @@ class Multistep(Exponential):
     asking the network, which is right where the noise hides everything but the data's mean and variance, and saves a
     call. taper: lower the orders over the last intervals to 1, as the code of DPM-Solver does in few steps.
 
-    n intervals make n calls, n - 1 if `analytic`, n + 2 with predictor 4 on the flow. Raises ValueError for orders that
-    do not exist.
+    n intervals make n calls, n - 1 if `analytic`, n + 2 with predictor 4 on the flow if n > 4. Raises ValueError for
+    orders that do not exist, and for a corrector with weights that are a predictor's.
     """
 
     strong: ClassVar[float] = 1.0
@@ -69,6 +70,8 @@ class Multistep(Exponential):
             raise ValueError(f"corrector must be 0, for none, or 2 to 5 nodes, got {self.corrector}")
         if self.analytic and self.predictor == 4 and not self.corrector:
             raise ValueError("analytic must be False with predictor 4, whose first interval needs the network")
+        if self.corrector and isinstance(self.interpolation, InSigma) and self.interpolation.compat:
+            raise ValueError("compat must be 0 with a corrector: the weights of InSigma(compat=1) are a predictor's")
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -90,7 +93,7 @@ class Multistep(Exponential):
         if self.taper:
             nodes = torch.minimum(nodes, n - steps)
         predicted = self._weights(sde, lam, steps, nodes, quadrature, width)
-        start = not (p.eta or self.corrector or self.interpolation.compat)
+        start = n > self.predictor and not (p.eta or self.corrector or self.interpolation.compat)
         again, redone = self._corrected(nodes, start)
         corrected = self._weights(sde, lam, redone, again, quadrature, width, new=1)
         correction = torch.zeros(n + 1, width, dtype=torch.float64)
@@ -107,7 +110,7 @@ class Multistep(Exponential):
         plan = [
             Interval(t, s, [row], e, width - 1) for t, s, row, e in zip(ts, ts[1:], rows, std.tolist(), strict=False)
         ]
-        if self.predictor == 4 and start and n > 1:
+        if self.predictor == 4 and start:
             plan[0] = plan[0]._replace(stages=stages(self.around, sde, ts[:1], ts[1:2], THIRD)[0])
         return plan
 

@@ -211,10 +211,9 @@ def tune(
     """The best solver that is found of the flow q for that number of network calls, from T to q.sde.t_min.
 
     data: (n, *shape), whose mean and deviation the integrator is built around; the pilots' own ends unless given.
-    pilots: trajectories of each of three sets. fine: intervals of three calls that they are solved in, at least; 120, or
-    twice `calls` if that is more, unless given.
-    progress: called with a line before each part of the work. Raises ValueError unless eta is 0, and for fewer than 2
-    calls.
+    pilots: trajectories of each of three sets. fine: intervals of three calls that they are solved in, at least; unless
+    given 120, or twice `calls` if that is more. progress: called with a line before each part of the work.
+    Raises ValueError unless eta is 0, and for fewer than 2 calls.
     """
     count("calls", calls, least=2)
     count("pilots", pilots, least=8)

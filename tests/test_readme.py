@@ -32,7 +32,7 @@ def test_example_runs(example, capsys, monkeypatch, tmp_path):
 
 def test_commands_parse():
     """Every `scoresde` command in the README is one that the command line understands, up to the files it names."""
-    commands = re.findall(r"^scoresde (train|sample|likelihood|compare)(.*)$", README, re.M)
+    commands = re.findall(r"^scoresde (train|sample|tune|bench|likelihood|compare)(.*)$", README, re.M)
     assert len(commands) >= 4
     for name, rest in commands:
         done = subprocess.run(
@@ -47,7 +47,7 @@ def numbers(name):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in part[1].splitlines()]
 
 
-@pytest.mark.parametrize("name", ["train", "noise", "likelihood"])
+@pytest.mark.parametrize("name", ["train", "noise", "likelihood", "overhead"])
 def test_benchmark_tables(name):
     """A benchmark's table in the README holds the rows of its result file."""
     file = f"benchmarks/results/{name}-cpu.json"
@@ -88,3 +88,15 @@ def test_comparisons(folder, measure, digits):
     values = {(row["method"], str(row["budget"])): row[measure] for row in rows}
     methods = list(dict.fromkeys(row["method"] for row in rows))
     assert body == [[m, *(f"{values[m, k]:.{digits}f}" for k in head[1:])] for m in methods]
+
+
+def test_solvers_table():
+    """And that of solvers: the least root mean square error over grids, with the median of the same run."""
+    name = "benchmarks/results/solvers-cpu.json"
+    rows = [r for r in json.loads((ROOT / name).read_text())["rows"] if "rms" in r]
+    best = {}
+    for r in sorted(rows, key=lambda r: -r["rms"]):
+        if (r["problem"], r["process"]) == ("digits", "vp"):
+            best[r["solver"], str(r["budget"])] = f"{r['rms']:.1e} ({r['median']:.1e}) {r['spacing']}"
+    head, _, *body = numbers(name)
+    assert body == [[row[0], *(best[row[0], k] for k in head[1:])] for row in body]

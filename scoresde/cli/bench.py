@@ -90,7 +90,8 @@ class Bench(Command):
         processes = self.processes or (("vp", "ve", "edm") if self.full else ("vp",))
         budgets = self.nfe or ((5, 6, 8, 10, 15, 20, 40) if self.full else (6, 10, 20))
         budgets_sde = self.nfe_sde or ((10, 20, 50, 100, 200) if self.full else (10, 20, 50))
-        n, n_sde = self.n or (384 if self.full else 128), self.n_sde or (4000 if self.full else 1000)
+        n, n_sde = (384, 4000) if self.full else (128, 1000)
+        n, n_sde = n if self.n is None else self.n, n_sde if self.n_sde is None else self.n_sde
         for name, values in (("nfe", (*budgets, *budgets_sde)), ("n", (n, n_sde))):
             for value in values:
                 count(name, value)

@@ -215,6 +215,8 @@ def flows() -> list[Solver]:
         *((f"UniPC({k})", UniPC(k), 1, 0) for k in (2, 3)),
         *((f"DEIS({k})", DEIS(k), 1, 0) for k in (2, 3)),
         *((f"IPNDM({k})", IPNDM(k), 1, 0) for k in (2, 3)),
+        ("IPNDM(4, compat=1)", IPNDM(4, 1.0), 1, 0),
+        *((f"UniPC({k}, taper)", UniPC(k, taper=True), 1, 0) for k in (2, 3)),
         ("SASolver(2, 3)", SASolver(2, 3), 1, 0),
         ("GaussianReference", GaussianReference(Reference()), 1, 1),
         ("DPMSolver(2)", DPMSolver(2), 2, 0),
