@@ -47,7 +47,7 @@ def numbers(name):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in part[1].splitlines()]
 
 
-@pytest.mark.parametrize("name", ["train", "noise", "likelihood", "overhead"])
+@pytest.mark.parametrize("name", ["train", "noise", "likelihood", "overhead", "orders"])
 def test_benchmark_tables(name):
     """A benchmark's table in the README holds the rows of its result file."""
     file = f"benchmarks/results/{name}-cpu.json"
@@ -91,12 +91,14 @@ def test_comparisons(folder, measure, digits):
 
 
 def test_solvers_table():
-    """And that of solvers: the least root mean square error over grids, with the median of the same run."""
-    name = "benchmarks/results/solvers-cpu.json"
-    rows = [r for r in json.loads((ROOT / name).read_text())["rows"] if "rms" in r]
-    best = {}
-    for r in sorted(rows, key=lambda r: -r["rms"]):
-        if (r["problem"], r["process"]) == ("digits", "vp"):
-            best[r["solver"], str(r["budget"])] = f"{r['rms']:.1e} ({r['median']:.1e}) {r['spacing']}"
-    head, _, *body = numbers(name)
-    assert body == [[row[0], *(best[row[0], k] for k in head[1:])] for row in body]
+    """And those of solvers: the least root mean square error over grids, with the median of the same run."""
+    mixture, model = "benchmarks/results/solvers-cpu.json", "benchmarks/results/bench-model/results.jsonl"
+    lines = [json.loads(line) for line in (ROOT / model).read_text().splitlines()]
+    rows = json.loads((ROOT / mixture).read_text())["rows"]
+    for name, every, problem in ((mixture, rows, "digits"), (model, lines, "model")):
+        best = {}
+        for r in sorted((r for r in every if "rms" in r), key=lambda r: -r["rms"]):
+            if (r["problem"], r["process"]) == (problem, "vp"):
+                best[r["solver"], str(r["budget"])] = f"{r['rms']:.1e} ({r['median']:.1e}) {r['spacing']}"
+        head, _, *body = numbers(name)
+        assert body == [[row[0], *(best[row[0], k] for k in head[1:])] for row in body]

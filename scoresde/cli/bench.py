@@ -180,7 +180,7 @@ def report(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], made
     r.text(
         "Flow: the distance a dimension between where a solver ends and where the flow does, as root mean square over "
         "samples, and in brackets the median; the first hangs on the few samples that end in another mode. SDE: "
-        "distances of samples to fresh exact ones. A solver stands on the grid that was best for it at each number of "
+        "distances of samples to as many real ones. A solver stands on the grid that was best for it at each number of "
         "network calls; results.jsonl has all of them. A click on the head of a column sorts by it."
     )
     for place in dict.fromkeys((row["problem"], row["process"]) for row in rows):
@@ -196,7 +196,7 @@ def report(rows: list[dict[str, Any]], floors: dict[str, dict[str, float]], made
             if found:
                 r.heading(f"{TITLES[key]}: {name}")
                 floor = floors["-".join(place)][key]
-                r.text(f"Fresh exact samples, as many: {floor:.3g}.")
+                r.text(f"Real samples, as many: {floor:.3g}.")
                 _table(r, found, key, f"{{{key}:.3g}} {{spacing}}")
                 diagrams.append(_diagram(found, key, TITLES[key], floor))
         if diagrams:
