@@ -191,7 +191,7 @@ class _Started(Step):
 
 
 class SharedStages(Pair):
-    """DPM-Solver-1 and -2, or -2 and -3, with common stages (Lu et al. 2022a, Algorithms 4 and 5, appendix C)."""
+    """DPM-Solver-1 and -2, or -2 and -3, with common stages (Lu et al. 2022a, Algorithms 1 and 2, appendix C)."""
 
     def __init__(self, p: Reverse, order: int) -> None:
         self.p, self.order, self.power = p, order, 1 / order

@@ -55,7 +55,6 @@ class Multistep(Exponential):
     """
 
     strong: ClassVar[float] = 1.0
-    weak: ClassVar[float] = 1.0
     predictor: int = 2
     corrector: int = 0
     around: Reference = DATA
@@ -81,6 +80,13 @@ class Multistep(Exponential):
         """
         order = min(max(2, self.corrector), self.predictor + 1, 3) if self.corrector else self.predictor
         return min(order, 2) if self.taper or self.interpolation.compat else order
+
+    @property
+    def weak(self) -> float:  # type: ignore[override]
+        """2 with two nodes or a corrector. What an interval's noise does to q inside it is left out, but the line
+        through two nodes adds it in the next, and a corrector at once; noise that does not depend on x asks no more.
+        """
+        return float(min(self.order, 2))
 
     def intervals(self, p: Reverse, ts: Tensor) -> list[Interval]:
         """All coefficients on ts."""

@@ -57,8 +57,8 @@ class SDE(ABC):
         """Paths from x at time ts[0] through the times ts, which may increase or decrease -> (len(ts), B, *D).
 
         Solved by `torchsde.sdeint` from each time to the next, in equal steps no longer than the whole range / `steps`;
-        `options` are its own (`method`, `adaptive`, `rtol`, `bm`, ...). `seed` fixes the Brownian path. Raises
-        ValueError if ts is not monotone.
+        `options` are its own (`method`, `adaptive`, `rtol`, `bm`, ...). `seed` fixes the Brownian path, whatever the
+        method and the steps. Raises ValueError if ts is not monotone.
         """
         return simulate(self.drift, self.diffusion, x, ts, steps, seed, options)
 
