@@ -14,7 +14,6 @@ from papers import (
     LAMBDAS,
     MEAN,
     MIXTURE,
-    POINT,
     SDES,
     SIZE,
     STD,
@@ -25,11 +24,14 @@ from papers import (
     deis,
     dpm_solver_pp_2m,
     dpm_solver_pp_3m,
+    gaussian,
     ipndm,
     ipndm_published,
+    mixture,
     near,
     no_noise,
     normal,
+    point,
     probed,
     sa_solver,
     sde_dpm_solver_pp,
@@ -143,7 +145,7 @@ FORMULAS = {
 def test_formula(name, sde):
     """The solver is what its paper says, on seven unequal steps."""
     (eta, step, paper, options), ts = FORMULAS[name], times(sde)
-    score, x, z = MIXTURE.diffuse(sde), sde.sigma(ts[0]) * normal(5, 2), normal(7, 5, 2, seed=1)
+    score, x, z = mixture(sde), sde.sigma(ts[0]) * normal(5, 2), normal(7, 5, 2, seed=1)
     found = sample(sde.reverse(score, eta), x, ts, step, noise=Tape(z) if eta else no_noise)
     near(found, paper(Problem(sde, score), x, ts, z, **options))
 
@@ -156,7 +158,7 @@ def test_corrector_as_weights(eta, analytic, taper):
     all predictors and correctors, on data prediction.
     """
     sde, ts = VP(), times(VP())[:7]
-    score, x, z = MIXTURE.diffuse(sde), normal(4, 2), normal(6, 4, 2, seed=1)
+    score, x, z = mixture(sde), normal(4, 2), normal(6, 4, 2, seed=1)
     for k, m in itertools.product(ORDERS, (0, 2, 3, 4, 5)):
         if analytic and k == 4 and not m:
             continue  # an error: see below
@@ -170,7 +172,7 @@ def test_corrector_as_weights(eta, analytic, taper):
 def test_corrector_as_weights_around_gaussian(k, m, eta):
     """The same around Gaussian data with a table of sizes."""
     sde, ts = VE(0.05, 20.0), times(VE(0.05, 20.0))
-    score, x, z = MIXTURE.diffuse(sde), sde.sigma(ts[0]) * normal(4, 2), normal(7, 4, 2, seed=1)
+    score, x, z = mixture(sde), sde.sigma(ts[0]) * normal(4, 2), normal(7, 4, 2, seed=1)
     found = sample(sde.reverse(score, eta), x, ts, Multistep(k, m, SIZED, taper=True), noise=Tape(z))
     near(found, around_gaussian(Problem(sde, score), x, ts, z, k, m, eta, MEAN, STD, SIZE, taper=True))
 
@@ -201,7 +203,7 @@ def test_widely_used_code(name):
     diffusers = pytest.importorskip("diffusers")
     (eta, options, step), sde = DIFFUSERS[name], VP()
     ts = times(sde)
-    p, x, z = Problem(sde, MIXTURE.diffuse(sde)), normal(5, 2), normal(7, 5, 2, seed=1)
+    p, x, z = Problem(sde, mixture(sde)), normal(5, 2), normal(7, 5, 2, seed=1)
     its = diffusers.DPMSolverMultistepScheduler(**options, final_sigmas_type="sigma_min")
     its.sigmas, y, outputs = torch.tensor([p.sigma(t) / p.alpha(t) for t in ts], dtype=F64), x, []
     update = [
@@ -224,7 +226,7 @@ def test_widely_used_code(name):
 def test_first_order_is_ancestral(sde, eta):
     """One node is DDIM on the flow, by whatever prediction, and Ancestral, DDPM, on the reverse SDE."""
     ts, x, z = times(sde), sde.sigma(times(sde)[0]) * normal(4, 2), normal(7, 4, 2, seed=1)
-    p = sde.reverse(MIXTURE.diffuse(sde), eta)
+    p = sde.reverse(mixture(sde), eta)
     truth = sample(p, x, ts, Ancestral(), noise=Tape(z))
     for step in (DPMSolverPP(1), SASolver(1, 0), *((DEIS(1), IPNDM(1), IPNDM(1, 1.0)) if not eta else ())):
         near(sample(p, x, ts, step, noise=Tape(z)), truth)
@@ -234,7 +236,7 @@ def test_time_that_is_noise():
     """On EDM t is sigma/alpha, so that DEIS is iPNDM there; on VP it is not."""
     for k in (2, 3, 4):
         for sde, same in ((EDM(T=30.0), True), (VP(), False)):
-            ts, q = times(sde), sde.reverse(MIXTURE.diffuse(sde), 0.0)
+            ts, q = times(sde), sde.reverse(mixture(sde), 0.0)
             x = sde.sigma(ts[0]) * normal(4, 2)
             a, b = (sample(q, x, ts, step) for step in (DEIS(k), IPNDM(k)))
             assert (float((a - b).abs().max()) < 1e-12) == same
@@ -328,9 +330,9 @@ def line(sde, ts, m, c, eta):
     return a1 * m - factor * a0 * m, factor, s1**2 * (1 - fall ** (2 * eta**2))
 
 
-def check_line(sde, law, step, ts, m, c, eta):
+def check_line(sde, step, ts, m, c, eta):
     """The sampler is that affine map, and so takes p_t to p_s in mean and covariance."""
-    c, p = torch.tensor(c, dtype=F64), sde.reverse(law.diffuse(sde), eta)
+    c, p = torch.tensor(c, dtype=F64), sde.reverse(gaussian(sde, c, m), eta)
     start, A, V = probed(lambda x, noise: sample(p, x, ts, step, noise=noise))
     want, factor, variance = line(sde, ts, m, c, eta)
     eye, scale = torch.eye(2, dtype=F64), float(torch.hypot(c * sde.alpha(ts[-1]), sde.sigma(ts[-1])))
@@ -348,7 +350,7 @@ def test_data_members_are_exact_for_a_point(sde, eta):
     """Data at one point: mean and covariance after one step or seven, for every member with data prediction."""
     for step in DATA_MEMBERS.values():
         for ts in (times(sde), times(sde)[[0, -1]]):
-            check_line(sde, POINT, step, ts, MEAN, 0.0, eta)
+            check_line(sde, step, ts, MEAN, 0.0, eta)
 
 
 @every_sde
@@ -356,7 +358,7 @@ def test_noise_members_are_exact_for_a_point(sde):
     """So are those with noise prediction on the flow, along which eps is constant."""
     for step in NOISE_MEMBERS.values():
         for ts in (times(sde), times(sde)[[0, -1]]):
-            q, x = sde.reverse(POINT.diffuse(sde), 0.0), sde.sigma(ts[0]) * normal(3, 2)
+            q, x = sde.reverse(point(sde), 0.0), sde.sigma(ts[0]) * normal(3, 2)
             start, factor, _ = line(sde, ts, MEAN, torch.zeros((), dtype=F64), 0.0)
             near(sample(q, x, ts, step, noise=no_noise), start + factor * x, 1e-11)
 
@@ -365,10 +367,9 @@ def test_noise_members_are_exact_for_a_point(sde):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.7])
 def test_reference_members_are_exact_for_gaussian_data(sde, eta):
     """Data N(m, c^2 I): the same, whatever the interpolation, the orders and the sizes."""
-    law = exact.Gaussian(MEAN, STD**2)
     for step in REFERENCE_MEMBERS.values():
         for ts in (times(sde), times(sde)[[0, -1]]):
-            check_line(sde, law, step, ts, MEAN, STD, eta)
+            check_line(sde, step, ts, MEAN, STD, eta)
 
 
 @given(
@@ -381,15 +382,15 @@ def test_reference_members_are_exact_for_gaussian_data(sde, eta):
 )
 def test_exact_for_gaussian_data_with_any_sizes(table, std, steps, eta, predictor, corrector):
     """On any grid, with any table and any standard deviation."""
-    sde, law = VP(), exact.Gaussian(MEAN, std**2)
+    sde = VP()
     step = Multistep(predictor, corrector, Reference(MEAN, std, tuple(sorted(table))))
-    check_line(sde, law, step, times(sde, [-2.0, *(-2 + s for s in itertools.accumulate(steps))]), MEAN, std, eta)
+    check_line(sde, step, times(sde, [-2.0, *(-2 + s for s in itertools.accumulate(steps))]), MEAN, std, eta)
 
 
 def test_constant_size_changes_nothing():
     """A table with one size, or the same size twice, whatever it is."""
     sde, ts = VP(), times(VP())
-    q, x = sde.reverse(MIXTURE.diffuse(sde), 0.0), normal(4, 2)
+    q, x = sde.reverse(mixture(sde), 0.0), normal(4, 2)
     for around, (k, m) in itertools.product((DATA, REFERENCE, NOISE), ((2, 3), (4, 0), (3, 4))):
         truth = sample(q, x, ts, Multistep(k, m, around))
         for table in (((0.3, 1e-3),), ((-1.0, 47.0), (1.0, 47.0))):
@@ -399,7 +400,7 @@ def test_constant_size_changes_nothing():
 def test_a_table_of_sizes_changes_the_weights():
     """A table that is not constant does, on data that are not Gaussian, and beyond one node."""
     sde, ts = VP(), times(VP())
-    q, x = sde.reverse(MIXTURE.diffuse(sde), 0.0), normal(4, 2)
+    q, x = sde.reverse(mixture(sde), 0.0), normal(4, 2)
     off = [
         float((sample(q, x, ts, Multistep(k, 0, SIZED)) - sample(q, x, ts, Multistep(k, 0, REFERENCE))).abs().max())
         for k in (1, 2)
@@ -412,7 +413,7 @@ def test_reference_between_data_and_noise(sde):
     """std -> 0 is data prediction and std -> infinity noise prediction, with errors that fall as std^2 and std^-2."""
     ts, x = times(sde), sde.sigma(times(sde)[0]) * normal(4, 2)
     for eta, (k, m) in itertools.product((0.0, 0.7), ((1, 0), (3, 0), (2, 3), (4, 0))):
-        p, z = sde.reverse(MIXTURE.diffuse(sde), eta), normal(7, 4, 2, seed=1)
+        p, z = sde.reverse(mixture(sde), eta), normal(7, 4, 2, seed=1)
 
         def run(around, p=p, z=z, k=k, m=m):
             return sample(p, x, ts, Multistep(k, m, around), noise=Tape(z))
@@ -459,7 +460,7 @@ def test_fit_reference():
 def test_the_flow_draws_no_noise(step):
     """At eta=0 no noise is drawn, and eta -> 0 leads there, but for the start-up that only the flow has."""
     sde, ts = VP(), times(VP())
-    score, x, z = MIXTURE.diffuse(sde), normal(4, 2), normal(7, 4, 2, seed=1)
+    score, x, z = mixture(sde), normal(4, 2), normal(7, 4, 2, seed=1)
     flow = sample(sde.reverse(score, 0.0), x, ts, step, noise=no_noise)
     almost = sample(sde.reverse(score, 1e-7), x, ts, step, noise=Tape(z))
     starts = step.predictor > 2 and not step.corrector and not step.interpolation.compat
@@ -472,7 +473,7 @@ def test_langevin_beside_it():
     """
     sde, e, eta = VP(), 2e-3, 0.8
     ts = times(sde)
-    p = sde.reverse(POINT.diffuse(sde), eta)
+    p = sde.reverse(point(sde), eta)
     zero = torch.zeros((), dtype=F64)
     for step in DATA_MEMBERS.values():
         for first in (True, False):
@@ -511,7 +512,7 @@ def test_calls_and_states(step, eta, end):
         ts = times(sde)[: n + 1].clone()
         if end is not None:
             ts[-1] = end
-        score = Counted(MIXTURE.diffuse(sde))
+        score = Counted(mixture(sde))
         states = list(trajectory(sde.reverse(score, eta), normal(3, 2), ts, step))
         clean = end is not None
         expected = (calls(step, n - 1, eta) if n > 1 else 0) + 1 if clean else calls(step, n, eta)
@@ -525,7 +526,7 @@ def test_last_interval_to_clean_data(sde, eta):
     """Where sigma = 0 at the end, the last state is alpha_s E[x_0 | x_t] of the one before, without noise, and those
     before are as without it.
     """
-    law, z = MIXTURE.diffuse(sde), normal(7, 4, 2, seed=1)
+    law, z = mixture(sde), normal(7, 4, 2, seed=1)
     p, x, ts = sde.reverse(law, eta), sde.sigma(times(sde)[0]) * normal(4, 2), times(sde)
     longer = torch.cat([ts, torch.zeros(1, dtype=F64)])
     for step in MEMBERS.values():
@@ -539,7 +540,7 @@ def test_last_interval_to_clean_data(sde, eta):
 def test_memory_is_fresh(step):
     """One value samples twice, and two trajectories at once, each as if alone; a call is a trajectory of one step."""
     sde, ts, other = VP(), times(VP()), times(VP(), [-2.0, -1.0, 0.5, 1.0])
-    q = sde.reverse(MIXTURE.diffuse(sde), 0.0)
+    q = sde.reverse(mixture(sde), 0.0)
     x, y = normal(3, 2), normal(3, 2, seed=8)
     a, b = sample(q, x, ts, step), sample(q, y, other, step)
     both = list(itertools.zip_longest(trajectory(q, x, ts, step), trajectory(q, y, other, step)))
@@ -567,7 +568,7 @@ def test_rows_are_independent(step, eta):
 def test_single_precision(step, eta):
     """A state in float32 stays so, and agrees with float64 to its digits: coefficients are computed in float64."""
     sde, x, z = VP(), normal(20, 2), normal(7, 20, 2, seed=1)
-    p, ts = sde.reverse(MIXTURE.diffuse(sde), eta), times(VP())
+    p, ts = sde.reverse(mixture(sde), eta), times(VP())
     y = sample(p, x.float(), ts, step, noise=Tape(z))
     assert y.dtype == torch.float32
     near(y.double(), sample(p, x, ts, step, noise=Tape(z)), 2e-5)
@@ -587,7 +588,7 @@ def test_a_few_steps_do_not_overshoot(sde, n):
     for eta, (name, step) in itertools.product((0.0, 1.0), MEMBERS.items()):
         if (eta and step.around is NOISE) or name == "predictor 3, in time":
             continue  # eps is for the flow
-        y = sample(sde.reverse(MIXTURE.diffuse(sde), eta), x, ts, step, noise=Tape(z)) / sde.alpha(end)
+        y = sample(sde.reverse(mixture(sde), eta), x, ts, step, noise=Tape(z)) / sde.alpha(end)
         assert y.abs().max() < most, name
 
 
@@ -638,7 +639,7 @@ def test_bad_values(make, said):
 def test_bad_grids(step):
     """Grids must decrease, strictly, and eta cannot be negative."""
     sde, x = VP(), normal(2, 2)
-    q = sde.reverse(MIXTURE.diffuse(sde), 0.0)
+    q = sde.reverse(mixture(sde), 0.0)
     for bad in ([0.2, 0.5], [0.5, 0.5], [0.9, 0.3, 0.4]):
         with pytest.raises(ValueError, match=r"^ts must strictly decrease, but ts\["):
             sample(q, x, torch.tensor(bad, dtype=F64), step)
@@ -646,13 +647,13 @@ def test_bad_grids(step):
         with pytest.raises(ValueError, match=r"^ts must lie in \[0, T\]"):
             sample(q, x, torch.tensor(bad, dtype=F64), step)
     with pytest.raises(ValueError, match="^eta must be a finite number >= 0, got -0.5$"):
-        sde.reverse(MIXTURE.diffuse(sde), -0.5)
+        sde.reverse(mixture(sde), -0.5)
 
 
 def test_off_its_grid():
     """A started step takes the intervals of its grid, in order, and no other."""
     sde, x, ts = VP(), normal(2, 2), times(VP())
-    q = sde.reverse(MIXTURE.diffuse(sde), 0.0)
+    q = sde.reverse(mixture(sde), 0.0)
     for t, s in ((ts[1], ts[2]), (ts[0], ts[2]), (ts[0], ts[0])):
         with pytest.raises(ValueError, match=r"^Multistep\(.*\) was started on a grid with no step from t = "):
             DPMSolverPP(2).start(q, ts)(q, x, t, s, no_noise)
@@ -669,9 +670,14 @@ def test_a_score_of_another_shape():
         sample(p, normal(3, 2), times(VP()), DPMSolverPP(2))
 
 
-def test_grid_of_lambdas_is_what_tests_suppose():
-    """The grid is inside every process, strictly decreasing, and far from equal steps."""
+def test_what_these_laws_suppose():
+    """The grid is inside every process and decreases; the scores in closed form are those of exact laws."""
+    x = normal(5, 2)
     for sde in SDES:
         ts = times(sde)
         torch.testing.assert_close(sde.log_snr(ts), torch.tensor(LAMBDAS, dtype=F64), rtol=1e-9, atol=1e-9)
         assert (ts.diff() < 0).all() and ts[0] <= sde.T
+        for t in ts:
+            near(mixture(sde)(x, t), MIXTURE.diffuse(sde)(x, t), 1e-11)
+            near(gaussian(sde)(x, t), exact.Gaussian(MEAN, STD**2).diffuse(sde)(x, t), 1e-11)
+            near(point(sde)(x, t), exact.Empirical(MEAN[None]).diffuse(sde)(x, t), 1e-11)

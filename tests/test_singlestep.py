@@ -13,7 +13,6 @@ from papers import (
     F64,
     MEAN,
     MIXTURE,
-    POINT,
     SDES,
     SIZE,
     STD,
@@ -23,10 +22,13 @@ from papers import (
     dpm_solver_3,
     dpm_solver_pp_2s,
     edm_heun,
+    gaussian,
+    mixture,
     near,
     no_noise,
     normal,
     phi,
+    point,
     probed,
     res_2,
     res_3,
@@ -48,7 +50,6 @@ from scoresde import (
     RectifiedFlow,
     Reference,
     SingleStep,
-    exact,
     grid,
     ode,
     per_sample,
@@ -106,7 +107,7 @@ FORMULAS = {
 def test_formula(name, sde):
     """The solver is what its paper says, on seven unequal steps."""
     (step, paper, options), ts = FORMULAS[name], times(sde)
-    score, x, z = MIXTURE.diffuse(sde), sde.sigma(ts[0]) * normal(5, 2), normal(7, 5, 2, seed=1)
+    score, x, z = mixture(sde), sde.sigma(ts[0]) * normal(5, 2), normal(7, 5, 2, seed=1)
     found = sample(sde.reverse(score, 0.0), x, ts, step, noise=Tape(z) if "churn" in options else no_noise)
     near(found, paper(Problem(sde, score), x, ts, z, **options))
 
@@ -117,7 +118,7 @@ def test_edm_to_clean_data():
     """
     sde = EDM(T=30.0)
     ts = torch.cat([grid.karras(sde, 6, 0.05), torch.zeros(1, dtype=F64)])
-    law, x, z = MIXTURE.diffuse(sde), 30 * normal(5, 2), normal(7, 5, 2, seed=1)
+    law, x, z = mixture(sde), 30 * normal(5, 2), normal(7, 5, 2, seed=1)
     score = Counted(law)
     for churn, high in ((0.0, 80.0), (2.0, 80.0), (1e3, 10.0)):
         step, before, tape = EDMHeun(churn, 0.1, high, 1.01), score.nfe, Tape(z)
@@ -132,7 +133,7 @@ def test_edm_to_clean_data():
 def test_churn_is_churn(gamma):
     """On EDM, where t is sigma, EDMHeun is Churn around Heun's method in t, with churn = n gamma."""
     sde, ts = EDM(T=30.0), times(EDM(T=30.0))
-    q, x, z = sde.reverse(MIXTURE.diffuse(sde), 0.0), 12 * normal(4, 2), normal(7, 4, 2, seed=1)
+    q, x, z = sde.reverse(mixture(sde), 0.0), 12 * normal(4, 2), normal(7, 4, 2, seed=1)
     a = sample(q, x, ts, EDMHeun(7 * gamma, 0.2, 5.0), noise=Tape(z))
     near(a, sample(q, x, ts, Churn(Flow(ode.Heun()), gamma, 0.2, 5.0), noise=Tape(z)))
 
@@ -176,13 +177,13 @@ def test_exact_for_a_point(sde):
         ratio = sde.sigma(ts[-1]) / sde.sigma(ts[0])
         truth = sde.alpha(ts[-1]) * MEAN + ratio * (x - sde.alpha(ts[0]) * MEAN)
         for step in [*(step for step, _ in STAGES.values()), EDMHeun()]:
-            near(sample(sde.reverse(POINT.diffuse(sde), 0.0), x, ts, step, noise=no_noise), truth, 1e-11)
+            near(sample(sde.reverse(point(sde), 0.0), x, ts, step, noise=no_noise), truth, 1e-11)
 
 
 @every_sde
 def test_exact_for_gaussian_data(sde):
     """Data N(m, c^2 I): (x - alpha m)/sqrt(alpha^2 c^2 + sigma^2) is kept, in one step or seven, for any sizes."""
-    q, x = sde.reverse(exact.Gaussian(MEAN, STD**2).diffuse(sde), 0.0), normal(3, 2)
+    q, x = sde.reverse(gaussian(sde), 0.0), normal(3, 2)
     for ts in (times(sde), times(sde)[[0, -1]]):
         wide = [torch.hypot(STD * sde.alpha(t), sde.sigma(t)) for t in (ts[0], ts[-1])]
         truth = sde.alpha(ts[-1]) * MEAN + wide[1] / wide[0] * (x - sde.alpha(ts[0]) * MEAN)
@@ -194,7 +195,7 @@ def test_churn_keeps_the_law_of_a_point():
     """With churn, and S_noise = 1, x_t has the law N(alpha_t m, sigma_t^2 I) at every time: kicks are transitions."""
     for sde in SDES:
         ts = times(sde)
-        q = sde.reverse(POINT.diffuse(sde), 0.0)
+        q = sde.reverse(point(sde), 0.0)
         start, A, V = probed(lambda x, noise, q=q, ts=ts: sample(q, x, ts, EDMHeun(3.0), noise=noise))
         eye = torch.eye(2, dtype=F64)
         near(start + A @ (sde.alpha(ts[0]) * MEAN), sde.alpha(ts[-1]) * MEAN, 1e-10)
@@ -205,7 +206,7 @@ def test_churn_keeps_the_law_of_a_point():
 @three
 def test_reference_between_data_and_noise(sde):
     """std -> 0 is data prediction and std -> infinity noise prediction."""
-    q, ts, x = sde.reverse(MIXTURE.diffuse(sde), 0.0), times(sde), normal(4, 2)
+    q, ts, x = sde.reverse(mixture(sde), 0.0), times(sde), normal(4, 2)
     for tableau in (Line(0.4), Thirds(), Refined()):
         for limit, sign in ((DATA, -1), (NOISE, 1)):
             truth = sample(q, x, ts, SingleStep(tableau, limit))
@@ -219,7 +220,7 @@ def test_reference_between_data_and_noise(sde):
 def test_sizes():
     """One size changes nothing; several change the weights, but of the first stage of one step."""
     sde, ts = VP(), times(VP())
-    q, x = sde.reverse(MIXTURE.diffuse(sde), 0.0), normal(4, 2)
+    q, x = sde.reverse(mixture(sde), 0.0), normal(4, 2)
     for tableau, around in itertools.product((Line(0.4), Thirds(), Refined()), (DATA, REFERENCE, NOISE)):
         truth = sample(q, x, ts, SingleStep(tableau, around))
         near(sample(q, x, ts, SingleStep(tableau, replace(around, size=((0.1, 7.0),)))), truth)
@@ -235,7 +236,7 @@ def test_calls_and_states(step, stages):
     alpha_s E[x_0 | x_t].
     """
     sde, x = VP(), normal(3, 2)
-    law, score = MIXTURE.diffuse(sde), Counted(MIXTURE.diffuse(sde))
+    law, score = mixture(sde), Counted(mixture(sde))
     q = sde.reverse(score, 0.0)
     for n in (1, 2, 7):
         ts, before = times(sde)[: n + 1], score.nfe
@@ -251,7 +252,7 @@ def test_calls_and_states(step, stages):
 def test_calls_of_edm():
     """2n calls, 2n - 1 to sigma = 0, with churn or without."""
     sde, x = VP(), normal(3, 2)
-    score = Counted(MIXTURE.diffuse(sde))
+    score = Counted(mixture(sde))
     for step, n in itertools.product((EDMHeun(), CHURNED), (1, 2, 7)):
         ts, before = times(sde)[: n + 1], score.nfe
         assert len(list(trajectory(sde.reverse(score, 0.0), x, ts, step))) == n + 1 and score.nfe - before == 2 * n
@@ -268,7 +269,7 @@ every_step = pytest.mark.parametrize("step", EVERY.values(), ids=EVERY.keys())
 def test_memory_is_fresh(step):
     """One value samples twice, and two trajectories at once, each as if alone; a call is a trajectory of one step."""
     sde, ts, other = VP(), times(VP()), times(VP(), [-2.0, -1.0, 0.5, 1.0])
-    q, x, y = sde.reverse(MIXTURE.diffuse(sde), 0.0), normal(3, 2), normal(3, 2, seed=8)
+    q, x, y = sde.reverse(mixture(sde), 0.0), normal(3, 2), normal(3, 2, seed=8)
     z = normal(7, 3, 2, seed=1)
     a, b = sample(q, x, ts, step, noise=Tape(z)), sample(q, y, other, step, noise=Tape(z))
     pair = (trajectory(q, x, ts, step, noise=Tape(z)), trajectory(q, y, other, step, noise=Tape(z)))
@@ -296,7 +297,7 @@ def test_rows_are_independent(step):
 def test_single_precision(step):
     """A state in float32 stays so, and agrees with float64 to its digits."""
     sde, x, z = VP(), normal(20, 2), normal(7, 20, 2, seed=1)
-    q, ts = sde.reverse(MIXTURE.diffuse(sde), 0.0), times(VP())
+    q, ts = sde.reverse(mixture(sde), 0.0), times(VP())
     y = sample(q, x.float(), ts, step, noise=Tape(z))
     assert y.dtype == torch.float32
     near(y.double(), sample(q, x, ts, step, noise=Tape(z)), 2e-5)
@@ -313,7 +314,7 @@ def test_a_few_steps_do_not_overshoot(sde, n):
     """
     end = sde.time(torch.tensor(-math.log(0.1), dtype=F64))
     ts, x = grid.log_snr(sde, n, float(end)), sde.sigma(sde.T) * normal(200, 2)
-    q, most = sde.reverse(MIXTURE.diffuse(sde), 0.0), 2 * float(MIXTURE.sample(2000, torch.Generator()).abs().max())
+    q, most = sde.reverse(mixture(sde), 0.0), 2 * float(MIXTURE.sample(2000, torch.Generator()).abs().max())
     far = (x / sde.alpha(sde.T)).abs().max()
     for name, step in EVERY.items():
         y = sample(q, x, ts, step, noise=Tape(normal(n, 200, 2, seed=1))) / sde.alpha(end)
@@ -350,20 +351,20 @@ def test_it_needs_the_flow(step):
     """eta is 0, and the grid decreases."""
     sde, x = VP(), normal(2, 2)
     for eta in (0.3, 1.0):
-        p, ts = sde.reverse(MIXTURE.diffuse(sde), eta), times(sde)
+        p, ts = sde.reverse(mixture(sde), eta), times(sde)
         said = f"^an ODE step needs the probability flow, eta=0, got eta={eta:g}$"
         for run in (lambda p=p, ts=ts: sample(p, x, ts, step), lambda p=p, ts=ts: step(p, x, ts[0], ts[1], no_noise)):
             with pytest.raises(ValueError, match=said):
                 run()
     with pytest.raises(ValueError, match=r"^ts must strictly decrease, but ts\[1\] = 0.4 and ts\[2\] = 0.4$"):
-        sample(sde.reverse(MIXTURE.diffuse(sde), 0.0), x, torch.tensor([0.9, 0.4, 0.4], dtype=F64), step)
+        sample(sde.reverse(mixture(sde), 0.0), x, torch.tensor([0.9, 0.4, 0.4], dtype=F64), step)
 
 
 @every_step
 def test_off_its_grid(step):
     """A started step takes the intervals of its grid, in order, and no other."""
     sde, x, ts = VP(), normal(2, 2), times(VP())
-    q, said = sde.reverse(MIXTURE.diffuse(sde), 0.0), r"^(SingleStep|EDMHeun)\(.*\) was started on a grid with no step"
+    q, said = sde.reverse(mixture(sde), 0.0), r"^(SingleStep|EDMHeun)\(.*\) was started on a grid with no step"
     for t, s in ((ts[1], ts[2]), (ts[0], ts[2]), (ts[0], ts[0])):
         with pytest.raises(ValueError, match=said):
             step.start(q, ts)(q, x, t, s, Tape(normal(7, 2, 2)))
