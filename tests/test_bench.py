@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -47,7 +48,8 @@ from scoresde.tune import tune
 
 F64, CPU = torch.float64, torch.device("cpu")
 N, WEAK = 16, 50
-PUBLIC = {**vars(scoresde), **vars(ode), **vars(adaptive_steps), **vars(singlestep), "tune": tune, "torch": torch}
+QUICK = partial(tune, fine=30)  # with few intervals for its pilots
+PUBLIC = {**vars(scoresde), **vars(ode), **vars(adaptive_steps), **vars(singlestep), "tune": QUICK, "torch": torch}
 TIMES = ("seconds", "overhead_us", "seconds_to_fit")
 
 
@@ -80,10 +82,15 @@ def few():
 ALL = [(s.name, s.grid) for s in handful()], [(s.name, s.grid) for s in few()]
 
 
+def small(patch):
+    patch.setattr(module, "flows", handful)
+    patch.setattr(module, "diffusions", few)
+    patch.setattr(solvers, "tune", QUICK)
+
+
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(module, "flows", handful)
-    monkeypatch.setattr(module, "diffusions", few)
+    small(monkeypatch)
 
 
 def without_pictures(patch):
@@ -125,8 +132,7 @@ def run(tmp_path_factory):
         return real(self, x, t)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "flows", handful)
-        patch.setattr(module, "diffusions", few)
+        small(patch)
         patch.setattr(exact.Diffused, "__call__", call)
         benched(out, *ARGS)
     return out, asked
@@ -390,6 +396,7 @@ def test_what_diverges_stops_no_other(monkeypatch, tmp_path):
     assert math.isnan(found[1]["rms"]) and found[2]["rms"] < 1
     text = (tmp_path / "report.md").read_text()
     assert text.index("| DDIM |") < text.index("| Wild |") and "Broken: the drift of sample 0" in text
+    without_pictures(monkeypatch)
     assert [repr(row) for row in timeless(benched(tmp_path, "--nfe", 4))] == [repr(row) for row in timeless(found)]
 
 
