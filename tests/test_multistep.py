@@ -345,7 +345,7 @@ def check_line(sde, step, ts, m, c, eta):
 
 
 @every_sde
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.7])
+@pytest.mark.parametrize("eta", [0.0, 1.7, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_data_members_are_exact_for_a_point(sde, eta):
     """Data at one point: mean and covariance after one step or seven, for every member with data prediction."""
     for step in DATA_MEMBERS.values():
@@ -364,7 +364,7 @@ def test_noise_members_are_exact_for_a_point(sde):
 
 
 @every_sde
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.7])
+@pytest.mark.parametrize("eta", [0.0, 1.7, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_reference_members_are_exact_for_gaussian_data(sde, eta):
     """Data N(m, c^2 I): the same, whatever the interpolation, the orders and the sizes."""
     for step in REFERENCE_MEMBERS.values():

@@ -216,6 +216,12 @@ RANDOM = {
 }
 
 
+LATER = ("AnalyticDPM", "LearnedVariance", "UniPC(1)", "UniPC(3)", "SASolver(1, 0)", "SASolver(2, 0)")
+every_random = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LATER else name for name in RANDOM]
+)
+
+
 def fitted(name, p, law, ts):
     """The step; what is fitted to p on ts, where it must be."""
     if name == "AnalyticDPM":
@@ -243,7 +249,7 @@ def path(eta):
 
 
 @pytest.mark.parametrize("eta", [1.0, pytest.param(0.7, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", RANDOM)
+@every_random
 def test_strong_order(name, eta):
     """All tend to one solution, at the declared rate: the interval holds it, or the value is within 0.15 of it, or not
     more than 0.25 above, where the deterministic part, of higher order, is still seen.
@@ -257,7 +263,7 @@ def test_strong_order(name, eta):
 
 
 @pytest.mark.parametrize("eta", [1.0, pytest.param(0.7, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", RANDOM)
+@every_random
 def test_weak_order(name, eta):
     """On N(m, C) the sampler is affine, and its covariance is computed without chance: it tends to that of the process
     at the declared rate, on unequal steps; the mean at least as fast.
@@ -265,14 +271,14 @@ def test_weak_order(name, eta):
     sde, law, errors = VP(), exact.Gaussian(MEAN, COV), []
     p = process(name, eta, law, sde)
     a, b = ((sde.alpha(t), sde.alpha(t) ** 2 * COV + sde.var(t) * torch.eye(2)) for t in between(sde, 1))
-    for n in COARSE:
+    for n in NUMBERS:
         ts = between(sde, n)
         step = fitted(name, p, law, ts)
         start, A, V = probed(lambda x, noise, ts=ts, step=step: sample(p, x, ts, step, noise=noise))
         errors.append(
             torch.stack([(start + A @ (a[0] * MEAN) - b[0] * MEAN).norm(), (A @ a[1] @ A.T + V - b[1]).norm()])
         )
-    mean, cov = (slope(torch.tensor(COARSE), e[:, None], 1).value for e in torch.stack(errors, 1))
+    mean, cov = (slope(torch.tensor(NUMBERS), e[:, None], 1).value for e in torch.stack(errors, 1))
     assert abs(cov - step.weak) < 0.2, f"{cov:.2f}, declared {step.weak}"
     assert max(e[0] for e in errors) < 1e-12 or mean > step.weak - 0.1
 
