@@ -12,7 +12,8 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import safetensors
 import safetensors.torch
@@ -82,11 +83,17 @@ def build(base: type, described: Any) -> Any:
 
 
 def _field(hint: Any, v: Any) -> Any:
-    if hint is Tensor:
+    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    if Tensor in kinds and (isinstance(v, list) or hint is Tensor):
         return torch.tensor(v, dtype=torch.float64)
-    if isinstance(v, dict) and isinstance(hint, type):
-        return build(hint, v)
-    return Path(v) if hint is Path else tuple(v) if isinstance(v, list) else v
+    base = next((kind for kind in kinds if isinstance(kind, type) and kind not in (dict, type(None))), None)
+    if isinstance(v, dict) and base:
+        return build(base, v)
+    return Path(v) if hint is Path else _tuples(v)
+
+
+def _tuples(v: Any) -> Any:
+    return tuple(map(_tuples, v)) if isinstance(v, list) else v
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ class Reference:
 
     mean: a number or (*D). std: from 0, data prediction, to infinity, noise prediction. size: the root mean square of
     q = R S/sigma~ at some lambdas, increasing; q is divided by it (linear in the logarithm, constant beyond the ends),
-    so that what is interpolated has one size. Raises ValueError for std < 0 and for a size that is not as stated.
+    so that what is interpolated has one size. Raises ValueError for std < 0, and for a mean or a size that is not as
+    stated.
     """
 
     mean: Tensor | float = 0.0
@@ -51,8 +52,12 @@ class Reference:
     def __post_init__(self) -> None:
         if self.std != math.inf:
             number("std", self.std, least=0)
-        table = torch.tensor(self.size, dtype=torch.float64).view(-1, 2)
-        if not (table.isfinite().all() and (table[:, 1] > 0).all() and (table[:, 0].diff() > 0).all()):
+        if not isinstance(self.mean, Tensor):
+            number("mean", self.mean)
+        pairs = [pair for pair in self.size if isinstance(pair, tuple) and len(pair) == 2]
+        lam, size = torch.tensor(pairs, dtype=torch.float64).view(-1, 2).T
+        good = lam.isfinite() & size.isfinite() & (size > 0)
+        if len(pairs) < len(self.size) or not (good.all() and (lam.diff() > 0).all()):
             raise ValueError("size must be pairs (lambda, size) with increasing lambda and positive size")
 
     def log_S(self, lam: Tensor) -> Tensor:
@@ -69,7 +74,7 @@ class Reference:
         if not self.size:
             return 0 * lam
         known, size = torch.tensor(self.size, dtype=torch.float64).T
-        return torch.from_numpy(np.interp(lam.numpy(), known.numpy(), size.log().numpy()))
+        return torch.as_tensor(np.interp(lam.numpy(), known.numpy(), size.log().numpy()))
 
     def q(self, sde: LinearSDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(A, B, C) with q = A x + B score + C mean at time t."""

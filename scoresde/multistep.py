@@ -11,9 +11,9 @@ and every member of the family is the same loop: one call of the network, one we
 
 Start-up: without a corrector, interval n < order - 1 has only n + 1 nodes. For order 3 the first interval is corrected
 with two nodes, for order 4 it is taken in three stages (two further calls), and the second is corrected with three, so
-that every error at the start is O(h^order). On the reverse SDE, whose order is 1 anyway, with `compat`, and on a grid
-of no more intervals than nodes, where nothing after a correction of so large a step would make up for it, the orders
-just rise.
+that every error at the start is O(h^order). The orders just rise on the reverse SDE, whose strong order is 1 anyway,
+with `compat`, and on a grid of no more intervals than nodes, where nothing after a correction of so large a step would
+make up for it.
 """
 
 from dataclasses import dataclass
@@ -169,8 +169,8 @@ def DPMSolverPP(order: int = 2, compat: float = 0.0, taper: bool = False) -> Mul
 
 
 def UniPC(order: int = 2, taper: bool = False) -> Multistep:
-    """UniPC of order 1, 2 or 3, in data prediction with B(h) = e^h - 1 (Zhao et al. 2023, Algorithms 1 and 2), which is
-    of one order more in the middle of the grid.
+    """UniPC of order 1, 2 or 3, in data prediction with B(h) = e^h - 1 (Zhao et al. 2023, Algorithms 1 and 2); its
+    corrector raises the order by one, to 3 at most.
     """
     if count("order", order) > 3:
         raise ValueError(f"order must be 1, 2 or 3, got {order}")

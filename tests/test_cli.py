@@ -177,6 +177,8 @@ BAD = {
     "train, no labels": ("train data:ring --conditional --out OUT", "conditional"),
     "train, wrong network": ("train data:ring net:u-net --out OUT", "shape must"),
     "train, no device": ("train data:ring --device nowhere --out OUT", "device must"),
+    "tune, two subjects": ("tune RING law:lattice --out OUT", "law must not be given beside a model"),
+    "compare, two subjects": ("compare RING law:lattice --out OUT", "law must not be given beside a model"),
     "sample, no model": ("sample", "PATH"),
     "sample, missing": ("sample NONE --out OUT", "checkpoint must"),
     "sample, negative": ("sample RING --n -1 --out OUT", "n must"),

@@ -19,8 +19,8 @@ FLOORS = (
     {"singlestep", "adaptive", "elbo", "nn"},  # nn for its users only: what is below takes any network
     {"multistep", "data", "metrics", "convergence"},
     {"checkpoint", "problems"},
-    {"train", "tune"},
-    {"report", "interop"},
+    {"train", "tuned"},
+    {"report", "tune", "interop"},
     {"cli"},
     {"__init__", "__main__"},
 )

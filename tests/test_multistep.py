@@ -681,3 +681,11 @@ def test_what_these_laws_suppose():
             near(mixture(sde)(x, t), MIXTURE.diffuse(sde)(x, t), 1e-11)
             near(gaussian(sde)(x, t), exact.Gaussian(MEAN, STD**2).diffuse(sde)(x, t), 1e-11)
             near(point(sde)(x, t), exact.Empirical(MEAN[None]).diffuse(sde)(x, t), 1e-11)
+
+
+def test_reference_at_one_time():
+    """The coefficients of q at one time are those of a grid there, with sizes too."""
+    sde, around = VP(), Reference(0.3, 0.7, ((-2.0, 0.5), (1.0, 2.0)))
+    ts = grid.log_snr(sde, 4)
+    for many, i in ((around.q(sde, ts), i) for i in range(5)):
+        assert all(torch.equal(one, c[i]) for one, c in zip(around.q(sde, ts[i]), many))

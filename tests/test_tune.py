@@ -37,7 +37,7 @@ from scoresde import (
 from scoresde import (
     tune as module,
 )
-from scoresde.checkpoint import load
+from scoresde.checkpoint import describe, load
 from scoresde.cli import main
 from scoresde.cli.common import draw
 from scoresde.convergence import Error
@@ -49,7 +49,8 @@ from scoresde.ode import Dopri5
 from scoresde.problems import Modes
 from scoresde.sample import trajectory
 from scoresde.singlestep import THIRD
-from scoresde.tune import Tuned, Tuning, noise_amplification, tune, untuned
+from scoresde.tune import noise_amplification, tune, untuned
+from scoresde.tuned import Tuned, Tuning
 
 F64 = torch.float64
 CALLS = 10
@@ -313,7 +314,7 @@ def test_the_seed_says_all(few_others):
     """One seed gives one result, to the bit; another gives another."""
     made = [tune(flow(("modes", "EDM")), (2,), 5, pilots=8, fine=20, seed=seed) for seed in (3, 3, 4)]
     torch.manual_seed(99)
-    one, same, other = (json.dumps(module.describe(found)) for found in made)
+    one, same, other = (json.dumps(describe(found)) for found in made)
     assert one == same != other
 
 
@@ -845,12 +846,12 @@ def test_tune_a_checkpoint(ring, solver, tmp_path):
     found, model = Tuning.load(solver), load(ring).model
     x_0 = Ring(150).load().train
     want = QUICK(model.sde.reverse(model, 0.0), (2,), 5, x_0, pilots=16, dtype=torch.float32)
-    assert module.describe(found) == module.describe(want)
+    assert describe(found) == describe(want)
     sde, other = VE(sigma_max=20.0), tmp_path / "ve.json"
     tune_quickly(ring, "--nfe", 3, "--pilots", 8, "--out", other, "sde:ve", "--sde.sigma-max", 20)
     q = sde.reverse(transport(model, model.sde, sde), 0.0)
     want = QUICK(q, (2,), 3, x_0, pilots=8, dtype=torch.float32)
-    assert module.describe(Tuning.load(other)) == module.describe(want)
+    assert describe(Tuning.load(other)) == describe(want)
 
     args = ["--tuned", str(other), "--n", "5", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert main(["sample", str(ring), *args]) == 0

@@ -71,7 +71,7 @@ class Bench(Command):
     n_sde: int | None = None
     """Samples of the reverse SDE: 1000, or 4000 if --full, unless given."""
     full: bool = False
-    """All problems, three processes, more budgets: about an hour on two cores."""
+    """All problems, three processes, more budgets and samples."""
     out: Path = Path("runs/bench")
     """The folder for everything that is written."""
 

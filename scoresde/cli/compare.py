@@ -52,8 +52,8 @@ class Compare(Command):
 
     model: tyro.conf.Positional[Path | None] = None
     """The folder of a checkpoint; without one, the exact law."""
-    law: Modes | Lattice | DigitClasses = Modes()
-    """The exact law."""
+    law: None | Modes | Lattice | DigitClasses = None
+    """The exact law, without a model; a ring of 8 modes unless given."""
     sde: None | VP | VE | SubVP | Cosine | RectifiedFlow | EDM = None
     """The process; the one that a checkpoint was trained on, and VP for an exact law, unless given."""
     nfe: tuple[int, ...] = ()
@@ -77,11 +77,14 @@ class Compare(Command):
         count("batch", self.batch)
         every = methods(number("r", self.r, above=0, most=0.7), count("corrections", self.corrections))
         budgets = [count("nfe", k) for k in self.nfe or ((20, 50, 100) if self.model else (20, 50, 100, 200, 500))]
+        if self.model and self.law:
+            raise ValueError(f"law must not be given beside a model, got {self.law!r}")
         if self.model:
             subject = trained_subject(self.model, self.sde, self.n, self.seed, device)
         else:
             n, sde = 4000 if self.n is None else self.n, self.sde or VP()
-            subject = exact_subject(repr(self.law), self.law.law(), sde, n, self.seed, device)
+            law = self.law or Modes()
+            subject = exact_subject(repr(law), law.law(), sde, n, self.seed, device)
         kept = {k: getattr(self, k) for k in ("seed", "spacing", "r", "corrections")}
         recipe(self.out, subject=subject.name, sde=subject.sde, n=subject.n, **kept)
         cells = [(method, k) for k in sorted(set(budgets)) for method in every if _affordable(method, k, subject)]

@@ -28,7 +28,7 @@ from ..report import grid_picture
 from ..sample import Step, sample
 from ..sde import LinearSDE, Reverse, Score
 from ..shapes import count
-from ..tune import Tuning
+from ..tuned import Tuning
 from .common import Command, as_bytes, draw, recipe
 
 ODE = Euler | Heun | RK4 | Dopri5

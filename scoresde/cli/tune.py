@@ -31,8 +31,8 @@ class Tune(Command):
 
     model: tyro.conf.Positional[Path | None] = None
     """The folder of a checkpoint; without one, the exact law."""
-    law: Modes | Lattice | DigitClasses = Modes()
-    """The exact law."""
+    law: None | Modes | Lattice | DigitClasses = None
+    """The exact law, without a model; a ring of 8 modes unless given."""
     sde: None | VP | VE | SubVP | Cosine | RectifiedFlow | EDM = None
     """The process; the one that a checkpoint was trained on, and VP for an exact law, unless given."""
     nfe: int = 10
@@ -45,6 +45,8 @@ class Tune(Command):
     def run(self) -> None:
         """Tune, and say how good the result is."""
         count("nfe", self.nfe, least=2)
+        if self.model and self.law:
+            raise ValueError(f"law must not be given beside a model, got {self.law!r}")
         if self.out.is_dir():
             raise ValueError(f"out must be a file to write, and {self.out} is a folder")
         sde, score, shape, data, dtype = self._subject(self.place())
@@ -72,7 +74,7 @@ class Tune(Command):
     def _subject(self, device: torch.device) -> tuple[LinearSDE, Score, tuple[int, ...], Tensor | None, torch.dtype]:
         """(sde, score, shape, data, dtype)."""
         if self.model is None:
-            law, g = self.law.law(), torch.Generator().manual_seed(self.seed)
+            law, g = (self.law or Modes()).law(), torch.Generator().manual_seed(self.seed)
             sde: LinearSDE = self.sde or VP()
             return sde, law.to(device).diffuse(sde), tuple(law.shape), law.sample(KNOWN, g), torch.float64
         checkpoint = load(self.model, device=device)
