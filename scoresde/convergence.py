@@ -31,6 +31,11 @@ class Slope:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
+def distance(x: Tensor, y: Tensor) -> Tensor:
+    """The root mean square over dimensions of x - y, in float64: (B, *D) -> (B,)."""
+    return (x - y).flatten(1).double().square().mean(1).sqrt()
+
+
 @dataclass(frozen=True)
 class Error:
     """Of last states: per sample the root mean square over dimensions; of these the root mean square, the median and
@@ -44,7 +49,11 @@ class Error:
     @classmethod
     def of(cls, x: Tensor, truth: Tensor) -> "Error":
         """x and truth are (B, *D)."""
-        e = (x - truth).flatten(1).double().square().mean(1).sqrt()
+        return cls.over(distance(x, truth))
+
+    @classmethod
+    def over(cls, e: Tensor) -> "Error":
+        """e: (B,), per sample."""
         return cls(float(e.square().mean().sqrt()), float(e.median()), float(e.quantile(0.9)))
 
     def __str__(self) -> str:
@@ -107,7 +116,7 @@ def path_errors(
         if n % count("steps", k):
             raise ValueError(f"steps must divide the {n} intervals of ts, got {k}")
         y = sample(p, x, ts[:: n // k], step, noise=noise)
-        strong.append((y - limit).flatten(1).square().mean(1).sqrt())
+        strong.append(distance(y, limit))
         weak.append((y.square() - limit.square()).flatten(1).mean(1))
     return PathErrors(torch.tensor(steps), torch.stack(strong), torch.stack(weak))
 

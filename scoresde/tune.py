@@ -2,6 +2,7 @@
 
 Pilots are trajectories of the flow, solved with hundreds of calls in batches of a few dozen. They tell
 
+- the mean of the data that the network supposes: that of its denoised pilots under much noise, where they vary little;
 - the size of the residual at each noise level (`Reference.size`), so that what is interpolated is of one size;
 - a grid: equal integrals of (RMS |q''| g/S)^(1/3), the density of steps that makes errors of second order equal,
   plus a part of its mean;
@@ -9,10 +10,10 @@ Pilots are trajectories of the flow, solved with hundreds of calls in batches of
   four q that the solver itself has seen, so that later weights know of earlier errors. Samples that are far off count
   less, and a ridge keeps weights small, since in a few dimensions the q are nearly dependent.
 
-All of it is forward calls and linear algebra. A second set of pilots decides between the fit and methods that need
-none: of the fits whose root mean square error is no larger than that of the best of these, the one with the least 90th
-percentile, since the first hangs on the few samples that end in another mode; if there is no such fit, the best of the
-others. A third set says how far the one chosen is from the flow.
+All of it is forward calls and linear algebra. A second set of pilots decides between the fits and the best method that
+needs none, by the mean of the square roots of the errors, among those whose mean square is not larger than the least
+one beyond chance. Mean squares hang on the few samples that end in another mode, and medians do not see them. A third
+set says how far the one chosen is from the flow.
 """
 
 import math
@@ -24,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import grid
-from .convergence import Error
-from .exponential import Exponential, Reference, fit_reference
+from .convergence import Error, distance
+from .exponential import DATA, Exponential, Reference, fit_reference
 from .multistep import DDIM, DEIS, IPNDM, DPMSolverPP, GaussianReference, Multistep, UniPC
 from .noise import iid
 from .sample import Step, sample, trajectory
@@ -35,6 +36,9 @@ from .singlestep import THIRD, SingleStep
 from .tuned import BAND, Tuned, Tuning
 
 RIDGE = 1e-3
+HUGE = 1e100
+FAR = 30.0
+"""The deviations of the data in sigma/alpha where the mean is taken: nearer it varies, further a network is loud."""
 TRIED = ((2, 0.05, True), (3, 0.05, True), (2, 0.2, True), (2, 0.2, False))
 """Nodes of the predictor, what is added to the density of the grid in units of its mean, and whether the first node is
 taken without a call: what suits depends on the dimension and the budget.
@@ -83,7 +87,7 @@ def tune(
 ) -> Tuning:
     """The best solver that is found of the flow q for that number of network calls, from T to q.sde.t_min.
 
-    data: (n, *shape), whose mean and deviation the integrator is built around; the pilots' own ends unless given.
+    data: (n, *shape), whose deviation the integrator is built around; the pilots' own ends unless given.
     pilots: trajectories of each of three sets. fine: intervals of three calls that they are solved in, at least; unless
     given 120, or twice `calls` if that is more. progress: called with a line before each part of the work.
     Raises ValueError unless eta is 0, and for fewer than 2 calls.
@@ -98,10 +102,11 @@ def tune(
     sde, g = q.sde, torch.Generator().manual_seed(seed)
     noises = [sde.prior((pilots, *shape), iid(g), dtype, device) for _ in range(3)]
     if data is None:
-        progress("the data's mean and deviation")
+        progress("the data's deviation")
         ends = sample(q, noises[0], grid.log_snr(sde, max(fine // 2, 2)), DPMSolverPP(2))
         data = ends / float(sde.alpha(sde.t_min))
-    around = fit_reference(data)
+    plain = fit_reference(data)
+    around = _centred(q, noises[0], plain)
     fits, second, third = (_Pilots(q, x, around, fine) for x in noises)
 
     progress("pilots, and what they tell of size and grid")
@@ -115,18 +120,17 @@ def tune(
         fitted += [_Candidate("tuned weights", step, ts, left), _Candidate("tuned size and grid", base, ts, before)]
 
     progress("a second set of pilots, and methods that need no fit")
-    plain = [_Candidate(*row) for row in untuned(sde, calls, around)]
+    usual = [_Candidate(*row) for row in untuned(sde, calls, plain)]
     truth = second.end()
-    seen = {one: Error.of(sample(q, noises[1], one.ts, one.step), truth) for one in (*fitted, *plain)}
-    other = min(plain, key=lambda one: _finite(seen[one].rms))
-    better = [one for one in fitted if _finite(seen[one].rms) <= _finite(seen[other].rms)]
-    best = min(better, key=lambda one: seen[one].p90) if better else other
+    off = {one: distance(sample(q, noises[1], one.ts, one.step), truth) for one in (*fitted, *usual)}
+    other = _best(usual, off)
+    best = _best([*fitted, other], off)
 
     progress("a third set of pilots")
     fresh = Error.of(sample(q, noises[2], best.ts, best.step), third.end())
     loud = noise_amplification(best.step, q, best.ts) if isinstance(best.step, Exponential) else 1.0
-    found = (best.name, best is not other, calls, best.left, seen[best], fresh, other.name, seen[other], loud)
-    return Tuning(best.step, best.ts, sde, *found)
+    validation = (Error.over(off[best]), fresh, other.name, Error.over(off[other]))
+    return Tuning(best.step, best.ts, sde, best.name, best is not other, calls, best.left, *validation, loud)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +143,14 @@ class _Candidate:
     left: Error | None = None
 
 
-def _finite(v: float) -> float:
-    return v if math.isfinite(v) else math.inf
+def _best(of: list[_Candidate], off: dict[_Candidate, Tensor]) -> _Candidate:
+    """The least mean square root of the errors `off`, of those whose mean square exceeds the least one by no more than
+    two standard errors of the difference.
+    """
+    e = torch.stack([off[one] for one in of]).nan_to_num(HUGE, HUGE)
+    more = e.square() - e[e.square().mean(1).argmin()].square()
+    chance = more.mean(1) <= 2 * more.std(1) / math.sqrt(e.shape[1])
+    return of[int(torch.where(chance, e.sqrt().mean(1), math.inf).argmin())]
 
 
 def untuned(sde: LinearSDE, calls: int, around: Reference) -> Iterator[tuple[str, Step, Tensor]]:
@@ -160,6 +170,19 @@ def untuned(sde: LinearSDE, calls: int, around: Reference) -> Iterator[tuple[str
         for spacing in (grid.uniform, grid.quadratic, grid.log_snr, grid.karras):
             yield f"{name} on grid.{spacing.__name__}", step, spacing(sde, n)
         yield f"{name} on grid.reference", step, grid.reference(sde, n, std=around.std)
+
+
+def _centred(q: Reverse, x_T: Tensor, around: Reference) -> Reference:
+    """Around the mean m that D = E[x_0|x_t] tells where Gaussian data lead to from x_T: D = m + shrink (x~ - m)."""
+    sde, x, ts = q.sde, x_T, torch.tensor([q.sde.T, q.sde.T], dtype=torch.float64)
+    lam = torch.tensor(-math.log(FAR * around.std), dtype=torch.float64)
+    if lam > sde.log_snr(ts[0]):
+        ts[1] = sde.time(lam)
+        x = sample(q, x_T, ts, GaussianReference(around))
+    A, B, _ = (float(v) for v in DATA.q(sde, ts[1]))
+    shrink = 1 / (1 + math.exp(-2 * float(sde.log_snr(ts[1]))) / around.std**2)
+    off = (A - shrink / float(sde.alpha(ts[1]))) * x + B * q.ask(x, ts[1])
+    return replace(around, mean=off.mean(0) / (1 - shrink))
 
 
 def _residual(pilots: _Pilots) -> tuple[Reference, Tensor, Tensor]:

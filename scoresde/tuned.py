@@ -76,10 +76,10 @@ class Tuning:
 
     name: of the method; tuned: whether it was fitted, which it is unless a method that needs no fit was better. calls:
     of the network. calibration: the error of the fit on the pilots that it was fitted to, None without a fit;
-    validation: on those that decided; fresh: on noise that nothing was chosen by. untuned: the method that needs no fit
-    and has the least root mean square error on those that decided, and that error. noise_amplification: the sum of |w|
-    over |the sum of w|, w being what each q weighs in the last state: how much louder errors of the network come out
-    than they would with positive weights.
+    validation: on those that decided; fresh: on noise that nothing was chosen by. untuned: of the methods that need no
+    fit the best on those that decided, and its error. noise_amplification: the sum of |w| over |the sum of w|, w being
+    what each q weighs in the last state: how much louder errors of the network come out than they would with positive
+    weights.
     """
 
     step: Step

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import write
-from ..convergence import Error
+from ..convergence import Error, distance
 from ..count import Counted
 from ..progress import bar
 from ..provenance import provenance
@@ -139,8 +139,7 @@ class Bench(Command):
             if solver.weak:
                 measured = {k: measure(x.cpu()) for k, measure in here.subject.measures.items()}
             else:
-                e = (x - truth).flatten(1).double().square().mean(1).sqrt()
-                switched = float((e > SWITCHED * here.around.std).double().mean())
+                switched = float((distance(x, truth) > SWITCHED * here.around.std).double().mean())
                 measured = {**vars(Error.of(x, truth)), "switched": switched}
             yield {
                 **_names(here, solver, calls),
