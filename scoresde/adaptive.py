@@ -13,24 +13,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .bridge import Bridge, Draws, Recent, choose
 from .noise import Noise
-from .sample import Step, needs_noise
+from .ode import Adaptive as Embedded
+from .predict import Flow
+from .sample import Run, Step, needs_noise
 from .sde import Reverse
 from .shapes import count, like, number
-
-
-class Run(NamedTuple):
-    """x at the end, (B, *D); the steps that were accepted and rejected for each sample, (B,)."""
-
-    x: Tensor
-    accepted: Tensor
-    rejected: Tensor
 
 
 class Adaptive(Step):
@@ -274,12 +268,13 @@ class DPMSolverAdaptive(Adaptive):
 
 
 class Tallied(Step):
-    """A step that chooses its own sizes, with a count of those that it took: after sampling, `accepted` and `rejected`
-    are (B,), summed over the intervals of the grid.
+    """A step that chooses its own sizes, as those of this module and `Flow(Dopri5())` do, with a count of those that it
+    took: after sampling, `accepted` and `rejected` are (B,), summed over the intervals of the grid.
     """
 
     def __init__(self, step: Any) -> None:
-        if not isinstance(step, Step) or not hasattr(step, "run"):
+        fixed = isinstance(step, Flow) and not isinstance(step.method, Embedded)
+        if not isinstance(step, Step) or not hasattr(step, "run") or fixed:
             raise ValueError(f"step must choose its own sizes, as GottaGoFast() does, got {step!r}")
         self.step, self.at_work = step, step
         self.accepted, self.rejected = torch.zeros(2, 1, dtype=torch.long)

@@ -80,7 +80,8 @@ class Node(NamedTuple):
 
 class Solution(NamedTuple):
     """y(s), (B, *D); int q dt, (B, m); the variance of its mean over channels if nodes are independent, (B,); an
-    estimate of the error that the solver makes in the report, (B,), not negative; and the nodes evaluated.
+    estimate of the error that the solver makes in the report, (B,), not negative; the nodes evaluated; and the steps
+    accepted and rejected, (B,).
     """
 
     y: Tensor
@@ -88,6 +89,8 @@ class Solution(NamedTuple):
     var: Tensor
     error: Tensor
     nodes: int
+    accepted: Tensor
+    rejected: Tensor
 
 
 Observed = Callable[[Tensor, Tensor, Tensor], Node]
@@ -184,8 +187,12 @@ class Adaptive(Integrator):
         count("max_steps", self.max_steps)
 
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.solve(f, y, t, s).y
+
+    def solve(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Solution:
+        """From y at t to s, with the steps that it took."""
         nothing = y.new_zeros(len(y), 0)
-        return self._run(lambda t, y, rows: Node(f(t, y), nothing, nothing.sum(1), 0 * y), y, t, s, False).y
+        return self._run(lambda t, y, rows: Node(f(t, y), nothing, nothing.sum(1), 0 * y), y, t, s, False)
 
     def integrate(self, f: Observed, y: Tensor, t: Tensor, s: Tensor) -> Solution:
         """From y at t to s, with f called on those rows that have not arrived."""
@@ -198,7 +205,7 @@ class Adaptive(Integrator):
         y, first, h, before = y.clone(), f(now.clone(), y, everyone), (end - now) / 50, torch.ones_like(now)
         k1 = Node(*(v.clone() for v in first))
         Q, var, wrong = torch.zeros_like(k1.q), torch.zeros_like(k1.var), torch.zeros_like(k1.var)
-        nodes = 1
+        nodes, (accepted, rejected) = 1, torch.zeros(2, B, dtype=torch.long, device=y.device)
         for _ in range(self.max_steps):
             rows = everyone[now != end]
             if not len(rows):
@@ -216,6 +223,8 @@ class Adaptive(Integrator):
             self._require_finite(r, moving, t0, rows)
             accept = moving & (r <= 1)
             arrived = rows[accept]
+            accepted[rows] += accept
+            rejected[rows] += moving & ~accept
             if len(arrived):
                 b, w = self.pair.a[-1], step[accept].to(y)
                 y[arrived] = y1[accept]
@@ -228,14 +237,14 @@ class Adaptive(Integrator):
                 wrong[arrived] += lost.abs() + ((w * _weighted(self.pair.e, q)).abs() if Q.shape[1] else 0.0)
                 now[arrived] = torch.where(last[accept], to[accept], (t0 + step)[accept])
             r = r.clamp_min(1e-10)
-            grow = (0.9 * r**-0.14 * before[rows] ** 0.08).clamp(0.2, 5.0)
+            grow = (0.9 * (0.08 * before[rows].log() - 0.14 * r.log()).exp()).clamp(0.2, 5.0)
             h[rows] = torch.where(moving, step * torch.where(accept, grow, grow.clamp_max(1.0)), h[rows])
             before[arrived] = r[accept].clamp_min(1e-4)
         late = everyone[now != end]
         if len(late):
             i = int(late[0])
             raise RuntimeError(f"{self} did not reach t = {float(end[i]):g}: sample {i} is at t = {float(now[i]):.6g}")
-        return Solution(y, Q, var, wrong, nodes)
+        return Solution(y, Q, var, wrong, nodes, accepted, rejected)
 
     def _stages(
         self, f: Observed, y: Tensor, k1: Node, t: Tensor, h: Tensor, rows: Tensor
@@ -296,7 +305,7 @@ class RungeKutta(Integrator):
             var = var + h**2 * _weighted([v**2 for v in b], [node.var for node in k])
             lost = (h * _weighted(e, [node.q.detach().mean(1) for node in k])).abs()
             wrong = wrong + (k1.gradient * off).flatten(1).sum(1).abs() + lost
-        return Solution(y, Q, var, wrong, 6 * self.n + 1)
+        return Solution(y, Q, var, wrong, 6 * self.n + 1, torch.full_like(rows, self.n), torch.zeros_like(rows))
 
 
 BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12))
@@ -350,7 +359,8 @@ class Adams(Integrator):
             Q, var = Q + fine[j] * node.q, var + fine[j] ** 2 * node.var
             half = half if j % 2 else half + coarse[j // 2] * node.q.detach()
         error = wrong + (h * (Q.detach() - half)).mean(1).abs() / 4
-        return Solution(y, h * Q, h**2 * var, error, self.n + 1)
+        taken, refused = torch.full_like(rows, self.n), torch.zeros_like(rows)
+        return Solution(y, h * Q, h**2 * var, error, self.n + 1, taken, refused)
 
 
 def _gregory(n: int) -> Tensor:

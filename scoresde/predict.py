@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .noise import Noise
-from .ode import Heun, Method
-from .sample import Affine, Step, needs_noise
+from .ode import Adaptive, Field, Heun, Method
+from .sample import Affine, Run, Step, needs_noise
 from .sde import Reverse
 from .shapes import number
 
@@ -84,6 +84,17 @@ class Flow(Step):
             needs_noise(p, ts[-1])
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        return self.method(self._drift(p), x, t, s)
+
+    def run(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Run:
+        """With the steps taken. Raises ValueError if the method does not choose its own."""
+        if not isinstance(self.method, Adaptive):
+            raise ValueError(f"method must choose its own steps, as Dopri5() does, got {self.method!r}")
+        found = self.method.solve(self._drift(p), x, t, s)
+        return Run(found.y, found.accepted, found.rejected)
+
+    @staticmethod
+    def _drift(p: Reverse) -> Field:
         needs_flow(p)
 
         def drift(u: Tensor, y: Tensor) -> Tensor:
@@ -91,7 +102,7 @@ class Flow(Step):
                 needs_noise(p, u)
             return p.drift(y, u)
 
-        return self.method(drift, x, t, s)
+        return drift
 
 
 @dataclass(frozen=True)

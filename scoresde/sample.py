@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,16 @@ class Step(ABC):
 
     @abstractmethod
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor: ...
+
+
+class Run(NamedTuple):
+    """What a step that chooses its own sizes returns from a method `run`, called as the step is: x at the end (B, *D);
+    the steps that were accepted and rejected for each sample, (B,).
+    """
+
+    x: Tensor
+    accepted: Tensor
+    rejected: Tensor
 
 
 class Affine(Step):

@@ -31,7 +31,7 @@ from scoresde import (
 )
 from scoresde.adaptive import Adaptive, DPMSolverAdaptive, GottaGoFast, Tallied, phi
 from scoresde.bridge import Bridge, Draws
-from scoresde.ode import Dopri5
+from scoresde.ode import Dopri5, Heun, Tsit5
 from scoresde.problems import Modes
 
 F64 = torch.float64
@@ -47,6 +47,8 @@ every_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__nam
 STEPS = [(1.0, GottaGoFast(0.05, 0.02)), (0.4, GottaGoFast(0.05, 0.02))]
 STEPS += [(0.0, DPMSolverAdaptive(order, 0.01, 0.001)) for order in (2, 3)]
 every_step = pytest.mark.parametrize(("eta", "step"), STEPS, ids=str)
+PAIRS = [(0.0, Flow(method(1e-4, 1e-4))) for method in (Dopri5, Tsit5)]
+and_pairs = pytest.mark.parametrize(("eta", "step"), STEPS + PAIRS, ids=str)
 both_orders = pytest.mark.parametrize("order", [2, 3])
 ALWAYS = {"rtol": 1e30, "atol": 1e30, "h_init": 1e30}  # one step an interval
 
@@ -432,7 +434,7 @@ class Bends(LinearSDE):
         return -x / (0.1 + t) + 3 * x / (0.3 + x * x)
 
 
-@every_step
+@and_pairs
 @pytest.mark.parametrize("ts", [time(1.0, 0.05), time(1.0, 0.7, 0.3, 0.05)], ids=["one interval", "three"])
 def test_rows_are_independent_to_the_last_bit(eta, step, ts):
     """A batch of 24 is 24 batches of 1, and 7 + 17, with noise per sample; so are the steps that each row took."""
@@ -444,13 +446,13 @@ def test_rows_are_independent_to_the_last_bit(eta, step, ts):
         return y, tallied.accepted, tallied.rejected
 
     whole = run(0, 24)
-    assert len(set(whole[1].tolist())) > 3 and whole[2].sum() > 0
+    assert len(set(whole[1].tolist())) > 3 and (whole[2].sum() > 0 or (0.0, step) in PAIRS)
     for parts in ([run(0, 7), run(7, 24)], [run(i, i + 1) for i in range(24)]):
         for a, b in zip(whole, zip(*parts)):
             assert torch.equal(a, torch.cat(b))
 
 
-@every_step
+@and_pairs
 def test_rows_are_independent_with_the_exact_score(eta, step):
     """The same to 1e-9 with a mixture's score, whose own sums depend on the batch in the last bits."""
     sde, x, noise = VE(0.05, 20.0), 20 * normal(24, 2), per_sample(range(24))
@@ -472,6 +474,23 @@ def test_every_call_is_accounted_for(eta, step, seed):
     assert draws.nfe == (taken + refused if eta else 0)
 
 
+@pytest.mark.parametrize(("eta", "step"), PAIRS, ids=str)
+@pytest.mark.parametrize("tol", [1e-2, 1e-5])
+def test_calls_of_an_embedded_pair(eta, step, tol):
+    """Six a step, accepted or not, and one to start each interval; a stricter tolerance takes more steps, to less than
+    it of the tightest result.
+    """
+    score, ts, x = Counted(MIXTURE.diffuse(VP())), time(1.0, 0.5, 0.01), normal(1, 2)
+    tallied = Tallied(Flow(type(step.method)(tol, tol)))
+    y = sample(VP().reverse(score, eta), x, ts, tallied)
+    assert score.nfe == 6 * int(tallied.accepted + tallied.rejected) + 2
+    rough = Tallied(Flow(type(step.method)(10 * tol, 10 * tol)))
+    sample(VP().reverse(score, eta), x, ts, rough)
+    assert tallied.accepted > rough.accepted
+    best = sample(VP().reverse(score, eta), x, ts, Flow(type(step.method)(1e-11, 1e-11)))
+    assert float((y - best).abs().max()) < 10 * tol
+
+
 @every_step
 def test_the_network_always_sees_the_whole_batch(eta, step):
     """A score may hold one label a row: it is asked for all rows, each at a time of its own between the ends; the
@@ -491,7 +510,7 @@ def test_the_network_always_sees_the_whole_batch(eta, step):
     assert (calls - 1) * longest < len(times) <= calls * longest
 
 
-@every_step
+@and_pairs
 def test_counts_add_up_over_a_grid(eta, step):
     """Over a grid the counts are the sums of those of its intervals; sampling again counts anew."""
     sde, ts = Bends(), time(1.0, 0.5, 0.05)
@@ -595,6 +614,6 @@ def test_own_arguments_are_checked():
             DPMSolverAdaptive(order)
     with pytest.raises(ValueError, match="^r must"):
         GottaGoFast(r=0)
-    for step in (EulerMaruyama(), GottaGoFast, None):
+    for step in (EulerMaruyama(), GottaGoFast, None, Flow(Heun())):
         with pytest.raises(ValueError, match="^step must choose its own sizes"):
             Tallied(step)

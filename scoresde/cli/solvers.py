@@ -229,7 +229,8 @@ def flows() -> list[Solver]:
     ]
     placed = [on_grid(name, step, spacing, 0.0, *cost) for name, step, *cost in steps for spacing in SPACINGS]
     loose = [adaptive(f"DPMSolverAdaptive({k})", partial(DPMSolverAdaptive, k), 0.0) for k in (2, 3)]
-    return [tuned(), *placed, *loose]
+    pair = adaptive("Flow(Dopri5)", lambda rtol, atol: Flow(Dopri5(rtol, atol)), 0.0)
+    return [tuned(), *placed, *loose, pair]
 
 
 def diffusions() -> list[Solver]:
