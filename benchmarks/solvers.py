@@ -5,11 +5,13 @@
 
 Takes the options of `scoresde bench`. Every row of OUT/results.jsonl is a recipe; packages that cannot be imported are
 listed with the reason in OUT/made.json and in the report. Each library is run on every grid that its arguments allow,
-and the report shows each solver on its best one; so does benchmarks/results/solvers-DEVICE.json, in a few columns.
+and the report shows each solver on its best one; so does benchmarks/results/NAME-DEVICE.json, in a few columns, NAME
+being that of the folder OUT.
 """
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,12 +44,12 @@ def contender(peer: Peer) -> Solver:
 
 
 def main() -> None:
-    bench = tyro.cli(Bench, description=__doc__)
+    bench = tyro.cli(Bench, default=Bench(out=Path("runs/solvers")), description=__doc__)
     torch.set_num_threads(1)
     found, reasons = peers()
     bench.measure([*flows(), *diffusions(), *map(contender, found)], PACKAGES, reasons)
     rows = [json.loads(line) for line in (bench.out / "results.jsonl").read_text().splitlines()]
-    print(f"written to {save('solvers', bench.place().type, PACKAGES, summary(rows))}")
+    print(f"written to {save(bench.out.name, bench.place().type, PACKAGES, summary(rows))}")
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

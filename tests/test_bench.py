@@ -386,6 +386,17 @@ class Wild(Step):
         return p.ask(x, t) * math.nan
 
 
+def test_only_some_solvers(quick, monkeypatch, tmp_path):
+    """Of the solvers named there are the same rows as among all; others can join them later."""
+    without_pictures(monkeypatch)
+    every = benched(tmp_path / "all", *ARGS)
+    names = ("DPMSolverPP(2)", "Ancestral")
+    some = benched(tmp_path / "some", *ARGS, "--only", *names)
+    assert timeless(some) == timeless(row for row in every if row["solver"] in names)
+    more = benched(tmp_path / "some", *ARGS, "--only", "DDIM")
+    assert timeless(more) == timeless([*some, *(row for row in every if row["solver"] == "DDIM")])
+
+
 def test_what_diverges_stops_no_other(monkeypatch, tmp_path):
     """An error of one solver is its row; nan is a number like others, and comes last."""
     some = [on_grid("Broken", Broken(), "uniform"), on_grid("Wild", Wild(), "uniform"), *handful()[1:2]]
@@ -535,6 +546,7 @@ BAD = {
     "no starts": ("--n 0", "n must"),
     "no samples": ("--n-sde 0", "n must"),
     "one sample": ("--problems modes --n-sde 1", "n must"),
+    "no such solver": ("--only DDIM DDIN", "only must name solvers, got ['DDIN']; there are "),
     "no device": ("--device cuda:99", "device must"),
 }
 

@@ -90,6 +90,23 @@ def test_comparisons(folder, measure, digits):
     assert body == [[m, *(f"{values[m, k]:.{digits}f}" for k in head[1:])] for m in methods]
 
 
+def test_many_starts():
+    """And those on more starts, in which the tuned solver comes first."""
+    file = "benchmarks/results/solvers-many-cpu.json"
+    rows = [r for r in json.loads((ROOT / file).read_text())["rows"] if "rms" in r]
+    best = {}
+    for r in sorted(rows, key=lambda r: -r["rms"]):
+        assert r["n"] == 4096
+        best[r["process"], r["solver"], str(r["budget"])] = f"{r['rms']:.1e} ({r['median']:.1e}) {r['spacing']}"
+    head, _, *body = numbers(file)
+    assert body == [[*row[:2], *(best[row[0], row[1], k] for k in head[2:])] for row in body]
+    for r in rows:
+        tuned = next(
+            t for t in rows if (t["solver"], t["process"], t["budget"]) == ("Tuned", r["process"], r["budget"])
+        )
+        assert tuned["rms"] <= r["rms"]
+
+
 def test_solvers_table():
     """And those of solvers: the least root mean square error over grids, with the median of the same run."""
     mixture, model = "benchmarks/results/solvers-cpu.json", "benchmarks/results/bench-model/results.jsonl"

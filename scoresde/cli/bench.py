@@ -66,6 +66,8 @@ class Bench(Command):
     """Budgets of network calls for the flow: 6 10 20, and also 5 8 15 40 if --full, unless given."""
     nfe_sde: tuple[int, ...] = ()
     """Budgets for the reverse SDE: 10 20 50; and also 100 200 if --full, unless given."""
+    only: tuple[str, ...] = ()
+    """Names of the solvers to run, as the report has them; all unless given."""
     n: int | None = None
     """Starts of the flow: 128, or 384 if --full, unless given."""
     n_sde: int | None = None
@@ -95,6 +97,10 @@ class Bench(Command):
         for name, values in (("nfe", (*budgets, *budgets_sde)), ("n", (n, n_sde))):
             for value in values:
                 count(name, value)
+        if unknown := sorted(set(self.only) - {solver.name for solver in solvers}):
+            names = sorted({solver.name for solver in solvers})
+            raise ValueError(f"only must name solvers, got {unknown}; there are {', '.join(names)}")
+        solvers = [solver for solver in solvers if not self.only or solver.name in self.only]
         recipe(self.out, seed=self.seed, n=n, n_sde=n_sde, model=self.model, device=device.type)
         file = self.out / "results.jsonl"
         rows = {_key(row): row for row in read_lines(file)}
