@@ -1,6 +1,6 @@
 """Orders of convergence, measured: ours beside what each step declares, and other libraries' beside their names.
 
-    pip install -e '.[bench]' && pip install --no-deps k-diffusion azula flow_matching
+    pip install -e '.[bench]' && pip install --no-deps k-diffusion azula
     python benchmarks/orders.py
 
 The exact score of a ring of eight modes (deviation 0.3) in float64. Ours: the flow from log(alpha/sigma) = 0.3, where x

@@ -24,7 +24,8 @@ first-order schedulers against `Ancestral` on the 8-mode ring, is 2e-6 RMS and 1
 a single step from T; third-order data prediction at 6 calls amplifies it to 1e-3, and cancellation in the coefficients
 of DEIS 3 and SASolver to 1e-4 from about 60 calls on. The float64 libraries leave 1e-12.
 
-k-diffusion is loaded as its one module `sampling`, since the package imports what training needs. What takes a
+azula and k-diffusion ask for torchvision and more, which nothing here uses: hence `--no-deps`. k-diffusion is loaded as
+its one module `sampling`, since the package imports what training needs. What takes a
 tolerance in place of a budget is in `adaptive()`: dpm_adaptive, and torchdiffeq's embedded pairs told to step at t_min
 (left to themselves, as in flow_matching, they step beyond it and interpolate, and no score is known there).
 """

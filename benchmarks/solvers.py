@@ -1,6 +1,6 @@
 """Our solvers and those of other libraries on the same problems, in one run: `scoresde bench` with more contenders.
 
-    pip install -e '.[bench]' && pip install --no-deps k-diffusion azula flow_matching
+    pip install -e '.[bench]' && pip install --no-deps k-diffusion azula
     python benchmarks/solvers.py [--full] [--problems digits modes] [--processes vp] [--out runs/solvers]
 
 Takes the options of `scoresde bench`. Every row of OUT/results.jsonl is a recipe; packages that cannot be imported are
