@@ -163,9 +163,10 @@ class Adaptive(Integrator):
     Sample i takes its own steps: the root mean square r over its dimensions of err / (atol + rtol max(|y|, |y_s|)) is
     kept at most 1, and the next step is h min(5, max(0.2, 0.9 r^(-0.7/5) r_before^(0.4/5))), r_before being that of the
     step before (proportional-integral control; Hairer, Norsett & Wanner 1993, II.4). What a sample becomes does not
-    depend on its neighbours in the batch. Called as a method of a sampler, a sample that has arrived waits for the
-    others; in `integrate` it leaves the batch, and costs nothing more. The error is the sum over steps of what the
-    embedded solution differs by in y and in Q, all signs alike.
+    depend on its neighbours in the batch, if f does not; how f rounds can decide whether a step is accepted. Called as
+    a method of a sampler, a sample that has arrived waits for the others; in `integrate` it leaves the batch, and costs
+    nothing more. The error is the sum over steps of what the embedded solution differs by in y and in Q, all signs
+    alike.
 
     Six calls of f a step, and one to start. Raises RuntimeError naming the sample and its time if f is not finite, or
     if `max_steps` do not suffice.

@@ -378,9 +378,11 @@ def drawn(out, *args):
 @pytest.mark.parametrize("kind", KINDS)
 def test_sample_is_the_library(capsys, tmp_path, ring, calls, kind):
     """The samples are those of the six-line loop on the same choices; they do not depend on --batch, but on --seed; and
-    the number of network calls that is told is the number made.
+    the number of network calls that is told is the number made. (How a network rounds can depend on the batch, and that
+    can decide whether an adaptive step is accepted: the samples are then equal to the solver's error.)
     """
     args, reverse, ts, steps = KINDS[kind]
+    tol = 1e-2 if kind == "dopri5" else 1e-4
     n = 23
     x = drawn(tmp_path / "a", ring, "--n", n, "--seed", 5, *args.split())
     told = [int(re.search(r"(\d+) network calls now, in 1 of 1 batches", capsys.readouterr().out)[1])]
@@ -394,7 +396,7 @@ def test_sample_is_the_library(capsys, tmp_path, ring, calls, kind):
         torch.testing.assert_close(x, p.denoise(want, ts[-1]), rtol=1e-5, atol=1e-5)
     calls.clear()
     chunks = drawn(tmp_path / "b", ring, "--n", n, "--seed", 5, "--batch", 7, *args.split())
-    torch.testing.assert_close(chunks, x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(chunks, x, rtol=tol, atol=tol / 10)
     assert int(re.search(r"(\d+) network calls now, in \d of 4 batches", capsys.readouterr().out)[1]) == len(calls)
     raw = drawn(tmp_path / "c", ring, "--n", n, "--seed", 5, "--no-denoise", *args.split())
     torch.testing.assert_close(raw, want, rtol=1e-5, atol=1e-5)
@@ -520,7 +522,8 @@ CHOICES = {
 @pytest.mark.parametrize("choice", CHOICES)
 def test_likelihood_is_the_library(capsys, tmp_path, ring, choice):
     """Each line is what `log_prob` gives its sample, with errors for each dimension, and the bounds; printed are the
-    means with standard errors, also in summary.json. --batch changes no value, the seed only those that are random.
+    means with standard errors, also in summary.json. --batch changes no value, the seed only those that are random. (Of
+    an adaptive method --batch changes values by less than the solver's error, as it does samples.)
     """
     line, options = CHOICES[choice]
     data = Ring(n=150).load()
@@ -550,7 +553,7 @@ def test_likelihood_is_the_library(capsys, tmp_path, ring, choice):
     assert summary["errors_of_the_first"]["probes"] == pytest.approx(probes, rel=1e-4, abs=1e-12)
     means = [float(v.mean()) for v in (values, *bounds)]
     assert [row["mean"] for row in summary["table"]] == pytest.approx(means, rel=1e-5)
-    alike(measured(tmp_path / "b", *args, "--batch", 7), found)
+    alike(measured(tmp_path / "b", *args, "--batch", 7), found, 0.1 if choice == "tsit5" else 1e-4)
     other = measured(tmp_path / "c", *args[:1], "--seed", 4, "--n", 10, *line.split())
     same = torch.allclose(column(other, "log_p"), column(found, "log_p")[:10], rtol=1e-4, atol=1e-4)
     assert same == (choice in ("default", "hadamard", "hutch-pp"))  # exact in the plane; the seed moves other probes
