@@ -90,7 +90,7 @@ def tune(
     data: (n, *shape), whose deviation the integrator is built around; the pilots' own ends unless given.
     pilots: trajectories of each of three sets. fine: intervals of three calls that they are solved in, at least; unless
     given 120, or twice `calls` if that is more. progress: called with a line before each part of the work.
-    Raises ValueError unless eta is 0, and for fewer than 2 calls.
+    Raises ValueError unless eta is 0, for fewer than 2 calls, and for data that do not vary.
     """
     count("calls", calls, least=2)
     count("pilots", pilots, least=8)
@@ -106,6 +106,8 @@ def tune(
         ends = sample(q, noises[0], grid.log_snr(sde, max(fine // 2, 2)), DPMSolverPP(2))
         data = ends / float(sde.alpha(sde.t_min))
     plain = fit_reference(data)
+    if not plain.std:
+        raise ValueError(f"data must vary, got {len(data)} samples that are all the same")
     around = _centred(q, noises[0], plain)
     fits, second, third = (_Pilots(q, x, around, fine) for x in noises)
 

@@ -384,6 +384,7 @@ def test_many_calls(monkeypatch, few_others):
         ({"fine": 9}, "fine must be a whole number >= 10"),
         ({"data": torch.zeros(9, 3)}, "data must hold samples of shape (2,), got (3,)"),
         ({"data": torch.zeros(1, 2)}, "x_0 must hold at least 2 samples"),
+        ({"data": torch.ones(9, 2)}, "data must vary, got 9 samples that are all the same"),
         ({"data": torch.full((9, 2), math.nan)}, "data must be finite"),
         ({"q": VP().reverse(Modes().law().diffuse(VP()))}, "q must be a probability flow, eta=0, got eta=1"),
     ],
