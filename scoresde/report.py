@@ -37,9 +37,10 @@ for (const head of document.querySelectorAll('th')) head.onclick = () => {
   const i = [...head.parentNode.children].indexOf(head), body = head.closest('table').tBodies[0];
   const down = head.dataset.down === 'yes', key = row => row.children[i].textContent;
   head.dataset.down = down ? '' : 'yes';
-  const n = text => parseFloat(text);  // NaN is falsy: text stands after numbers
-  const order = (a, b) => n(a) - n(b) || isNaN(n(a)) - isNaN(n(b)) || a.localeCompare(b);
-  [...body.rows].sort((a, b) => (down ? -1 : 1) * order(key(a), key(b))).forEach(row => body.append(row));
+  const last = row => isNaN(parseFloat(key(row)));  // text, or nothing, stands after numbers either way
+  const order = (a, b) => parseFloat(a) - parseFloat(b) || a.localeCompare(b);  // NaN is falsy
+  const sorted = (a, b) => last(a) - last(b) || (down ? -1 : 1) * order(key(a), key(b));
+  [...body.rows].sort(sorted).forEach(row => body.append(row));
 };
 """
 
