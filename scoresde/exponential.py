@@ -254,7 +254,7 @@ class Exponential(Step):
     def intervals(self, p: Reverse, ts: Tensor) -> list[Interval]:
         """All that there is to compute on a grid with sigma > 0, but for what the network says."""
 
-    def start(self, p: Reverse, ts: Tensor) -> "Step":
+    def start(self, p: Reverse, ts: Tensor) -> "Started":
         """With its coefficients on ts, and no memory."""
         self.check(p, ts)
         ends = bool(p.sde.var(ts[-1]) == 0)
@@ -286,8 +286,10 @@ class Started(Step):
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         now = next(self.todo, None)
-        if now is None or t != now.t or s != now.s:
+        if now is None or s != now.s or (t != now.t and self.step.fixed):
             raise off_grid(self.step, t, s)
+        if t != now.t:  # as `Churn` has it
+            (now,) = self.step.start(p, torch.stack([t, s])).todo
         mean, y, known = self._mean(x), x, self.known
         for i, stage in enumerate(now.stages):
             q = (stage.A * y).add(p.ask(y, stage.t), alpha=stage.B) if stage.B else torch.zeros_like(x)

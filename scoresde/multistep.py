@@ -73,6 +73,11 @@ class Multistep(Exponential):
             raise ValueError("compat must be 0 with a corrector: the weights of InSigma(compat=1) are a predictor's")
 
     @property
+    def fixed(self) -> bool:  # type: ignore[override]
+        """It is, unless it is of one step."""
+        return self.predictor > 1 or self.corrector > 0 or self.analytic
+
+    @property
     def order(self) -> int:  # type: ignore[override]
         """Of convergence on the flow: that of the predictor, one more with a corrector of more nodes. The first
         interval, corrected with two nodes, lets no corrected method be of order 4; `taper` and `compat` let none be of

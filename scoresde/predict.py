@@ -112,7 +112,7 @@ class Churn(Step):
     Where low <= sigma/alpha <= high, x is first carried back to the time u with sigma/alpha larger by the factor
     1 + gamma (never beyond T), by the forward transition; `step` then goes from u to s. gamma is per step: Karras et
     al. use min(S_churn/n, sqrt(2) - 1). With gamma = 0 it is `step` itself; else it draws noise on the probability flow
-    too, as theirs does.
+    too, as theirs does, and raises ValueError for a multistep method, whose memory does not outlast noise.
     """
 
     step: Step = Flow()
@@ -125,6 +125,8 @@ class Churn(Step):
         number("high", self.high, least=number("low", self.low, least=0))
         if not isinstance(self.step, Step) or not self.step.moves:
             raise ValueError(f"step must be a predictor such as Flow(), got {self.step!r}")
+        if self.gamma and self.step.fixed:
+            raise ValueError(f"step must take any interval, as a method of one step does, got {self.step!r}")
 
     def check(self, p: Reverse, ts: Tensor) -> None:
         """As `step` has it."""

@@ -27,6 +27,8 @@ class Step(ABC):
     """
 
     moves: ClassVar[bool] = True
+    fixed: ClassVar[bool] = False
+    """Whether, once started on a grid, it can take no other intervals: what it remembers belongs to those."""
     order: ClassVar[int | None] = None
     """The order of convergence on the flow, eta = 0."""
     strong: ClassVar[float | None] = None

@@ -176,6 +176,7 @@ class EDMHeun(Step):
     high: float = 1e300
     noise: float = 1.0
     order: ClassVar[int] = 2
+    fixed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         number("churn", self.churn, least=0)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ class Tuned(Exponential):
     process, or on other times.
     """
 
+    fixed: ClassVar[bool] = True
     base: Multistep
     sde: LinearSDE
     ts: Tensor

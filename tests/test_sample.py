@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoresde import (
+    DEIS,
     EDM,
     NCSN,
+    RES,
     SNR,
     VE,
     VP,
@@ -19,16 +21,22 @@ from scoresde import (
     Constant,
     Cosine,
     Counted,
+    DPMSolver,
+    DPMSolverPP,
+    EDMHeun,
     EulerMaruyama,
     Flow,
+    GaussianReference,
     Langevin,
     Path,
     RectifiedFlow,
+    Reference,
     ReverseDiffusion,
     ScoreModel,
     Step,
     SubVP,
     Tabulated,
+    UniPC,
     Velocity,
     exact,
     grid,
@@ -830,6 +838,35 @@ def test_step_size_is_a_rule(rule):
 def test_churn_needs_a_predictor(step):
     """A corrector, a class or a solver cannot pay for the churn."""
     refuses("step", Churn, step)
+
+
+@pytest.mark.parametrize("step", [UniPC(2), DPMSolverPP(2), GaussianReference(Reference(std=0.7)), EDMHeun()], ids=str)
+def test_churn_needs_one_step(step):
+    """What remembers earlier intervals cannot begin them elsewhere; without churn it can."""
+    refuses("step", Churn, step)
+    assert Churn(step, gamma=0).step is step
+
+
+@pytest.mark.parametrize("end", [0.0, 0.01])
+@pytest.mark.parametrize("step", [DPMSolver(2), DPMSolver(3), RES(2), DPMSolverPP(1), DEIS(1)], ids=str)
+def test_churn_of_exponential_steps(step, end):
+    """From the noisier time the step is the one that it takes there alone, and it costs no more calls."""
+    sde, ts = VP(), torch.tensor([0.8, 0.5, 0.2, end], dtype=F64)
+    score = Counted(MIXTURE.diffuse(sde))
+    q, x = sde.reverse(score, 0.0), normal(3, 2)
+    got = sample(q, x, ts, Churn(step, 0.2, low=0.5), noise=per_sample(range(3)))
+    calls, noise = score.nfe, per_sample(range(3))
+    for t, s in zip(ts, ts[1:]):
+        lam = sde.log_snr(t)
+        if (-lam).exp() >= 0.5:
+            u = sde.time(lam - math.log(1.2))
+            a, v = sde.transition(u, t)
+            x, t = a * x + v.sqrt() * noise(x, t, u), u
+        score.nfe = 0
+        x = sample(q, x, torch.stack([t, s]), step)
+        calls -= score.nfe
+    torch.testing.assert_close(got, x, rtol=1e-12, atol=1e-12)
+    assert calls == 0
 
 
 @pytest.mark.parametrize("method", [Heun, None, "rk4", 4], ids=str)
