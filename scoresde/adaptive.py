@@ -273,8 +273,8 @@ class Tallied(Step):
     """
 
     def __init__(self, step: Any) -> None:
-        fixed = isinstance(step, Flow) and not isinstance(step.method, Embedded)
-        if not isinstance(step, Step) or not hasattr(step, "run") or fixed:
+        told = isinstance(step, Flow) and not isinstance(step.method, Embedded)
+        if not isinstance(step, Step) or not hasattr(step, "run") or told:
             raise ValueError(f"step must choose its own sizes, as GottaGoFast() does, got {step!r}")
         self.step, self.at_work = step, step
         self.accepted, self.rejected = torch.zeros(2, 1, dtype=torch.long)

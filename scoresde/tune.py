@@ -36,7 +36,7 @@ from .singlestep import THIRD, SingleStep
 from .tuned import BAND, Tuned, Tuning
 
 RIDGE = 1e-3
-HUGE = 1e100
+HUGE = 1e100  # in place of an error that is not finite
 FAR = 30.0
 """The deviations of the data in sigma/alpha where the mean is taken: nearer it varies, further a network is loud."""
 TRIED = ((2, 0.05, True), (3, 0.05, True), (2, 0.2, True), (2, 0.2, False))
@@ -146,8 +146,8 @@ class _Candidate:
 
 
 def _best(of: list[_Candidate], off: dict[_Candidate, Tensor]) -> _Candidate:
-    """The least mean square root of the errors `off`, of those whose mean square exceeds the least one by no more than
-    two standard errors of the difference.
+    """The least mean of the square roots of the errors `off`, of those whose mean square exceeds the least one by no
+    more than two standard errors of the difference.
     """
     e = torch.stack([off[one] for one in of]).nan_to_num(HUGE, HUGE)
     more = e.square() - e[e.square().mean(1).argmin()].square()
