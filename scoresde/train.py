@@ -57,6 +57,8 @@ class Settings:
     """Whether the times of a batch are spread evenly over their law."""
     label_dropout: float = 0.1
     """The share of labels hidden from a network that has classes."""
+    bf16: bool = False
+    """Compute the network in bfloat16 (autocast); weights, their average and the loss stay in float32."""
     seed: int = 0
     """The seed of batches, times and noise."""
 
@@ -85,12 +87,13 @@ class Settings:
 class _Loss(nn.Module):
     """The mean loss of a batch, per dimension; a module, so that gradients can be shared between processes."""
 
-    def __init__(self, model: ScoreModel) -> None:
+    def __init__(self, model: ScoreModel, bf16: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.bf16 = model, bf16
 
     def forward(self, x_0: Tensor, t: Tensor, z: Tensor, weight: Weight, cond: dict[str, Tensor]) -> Tensor:
-        return dsm(self.model, x_0, t, weight, lambda *_: z, **cond).mean() / x_0[0].numel()
+        with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self.bf16):
+            return dsm(self.model, x_0, t, weight, lambda *_: z, **cond).mean() / x_0[0].numel()
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -191,7 +194,8 @@ def train(
     run = _Run(model.train(), average, optimizer)
     if resume:
         _resume(run, settings, source, folder)
-    loss_of: nn.Module = _Loss(model) if world == 1 else DistributedDataParallel(_Loss(model))
+    loss_of: nn.Module = _Loss(model, settings.bf16)
+    loss_of = loss_of if world == 1 else DistributedDataParallel(loss_of)
     batches, logger = _Batches(len(data.train), settings), _logger(folder if rank == 0 else None)
     saved = monotonic()
 
@@ -265,8 +269,8 @@ def _step(
     z = torch.randn(x_0.shape, generator=g)
     cond, classes = {}, getattr(run.model.net, "classes", 0)
     if classes and data.train_labels is not None:
-        cond["label"] = drop_labels(data.train_labels[rows], settings.label_dropout, classes, g)[mine].to(device)
-    loss = loss_of(*(a[mine].to(device) for a in (x_0, t, z)), settings.weight, cond)
+        cond["label"] = _sent(drop_labels(data.train_labels[rows], settings.label_dropout, classes, g)[mine], device)
+    loss = loss_of(*(_sent(a[mine], device) for a in (x_0, t, z)), settings.weight, cond)
     for group in run.optimizer.param_groups:
         group["lr"] = settings.lr * settings.lr_factor(step)
     run.optimizer.zero_grad()
@@ -275,12 +279,16 @@ def _step(
     with unbroken(), torch.no_grad():
         run.optimizer.step()
         rate = settings.ema_rate(step)
-        for a, b in zip(run.average.parameters(), run.model.parameters(), strict=True):
-            a.lerp_(b, rate)
+        torch._foreach_lerp_(list(run.average.parameters()), list(run.model.parameters()), rate)
         for kept, now in zip(run.average.buffers(), run.model.buffers(), strict=True):
             kept.copy_(now)
         run.step = step
     return loss
+
+
+def _sent(a: Tensor, device: torch.device) -> Tensor:
+    """a on the device; a GPU fetches it while this process goes on."""
+    return a.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else a.to(device)
 
 
 def _resume(run: _Run, settings: Settings, source: Source | None, folder: str | Path | None) -> None:

@@ -144,6 +144,28 @@ def test_noise_level_and_class_are_told(kind):
         assert ((net(x, other) - answers[3]).abs().flatten(1).amax(1) > 1e-5).all()
 
 
+def test_fourier_features():
+    """The first layer sees the input, its sines and its cosines, frequency by frequency; and in bfloat16 they are still
+    told of what the input says far below its own size.
+    """
+    x, c = batch()
+    plain, fine = awake(small("unet")), UNet((2, 4, 4), 8, (1, 2), 1, 1, fourier=(3.0, 200.0))
+    seen = []
+    fine.enter.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    rest = {k: v for k, v in plain.state_dict().items() if not k.startswith("enter")}
+    assert fine.load_state_dict(rest, strict=False).missing_keys == ["enter.weight", "enter.bias"]
+    fine.enter.weight.data.zero_()[:, :2] = plain.enter.weight.data
+    fine.enter.bias.data = plain.enter.bias.data
+    assert torch.equal(fine(x, c), plain(x, c))
+    expected = [x, *((w * x).sin() for w in (3.0, 200.0)), *((w * x).cos() for w in (3.0, 200.0))]
+    torch.testing.assert_close(seen[0], torch.cat(expected, 1))
+    near = torch.full((1, 2, 4, 4), -1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        fine(near, c[:1]), fine(near + 1e-3, c[:1])
+    a, b = (s[:, 4:6].bfloat16() for s in seen[-2:])
+    assert ((a - b).abs() > 0.01).all()
+
+
 @kinds
 def test_smooth_in_the_noise_level(kind):
     """A step of 1e-3 in c moves the output by about a thousandth of what a step of 1 does: no step index is hashed."""
@@ -178,6 +200,7 @@ def test_share_of_dropped_labels(p):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
+        (lambda: UNet((1, 4, 4), fourier=(0.0,)), "fourier must be a finite number > 0"),
         (lambda: MLP((0,)), "shape"),
         (lambda: MLP((2.5,)), "shape"),
         (lambda: MLP((2,), width=0), "width"),

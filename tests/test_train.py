@@ -132,7 +132,8 @@ def test_checkpoint_has_all_that_is_needed(tmp_path):
 
 CHANGES = {
     "steps": 41, "batch": 8, "lr": 1e-3, "warmup": 6, "decay": 0.4, "beta2": 0.9, "clip": 2.0, "ema": 0.1,
-    "weight": loss.Simple(), "times": loss.Uniform(), "stratified": False, "label_dropout": 0.2, "seed": 2,
+    "weight": loss.Simple(), "times": loss.Uniform(), "stratified": False, "label_dropout": 0.2,
+    "bf16": True, "seed": 2,
 }  # fmt: skip
 
 
