@@ -73,7 +73,7 @@ class SNR(StepSize):
 
     def __call__(self, p: Reverse, t: Tensor, score: Tensor, z: Tensor) -> Tensor:
         z2, s2 = (a.flatten(1).square().sum(1) for a in (z, score))
-        return torch.minimum(2 * self.r**2 * z2 / s2, p.sde.var(t).to(z2))
+        return (2 * self.r**2 * z2 / s2).clamp_max(float(p.sde.var(t)))
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,10 @@ class Diffused:
     def _at(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         t = as_time(t).to(torch.float64)
         rows = self.law._rows(x)
-        alpha, var = (
-            torch.as_tensor(like(c, rows), device=x.device).view(-1, 1) for c in (self.sde.alpha(t), self.sde.var(t))
-        )
+        if t.ndim:
+            alpha, var = (torch.as_tensor(like(c, rows)) for c in (self.sde.alpha(t), self.sde.var(t)))
+        else:  # filled in, since a copy would wait for the device
+            alpha, var = (rows.new_full((1, 1), float(c)) for c in (self.sde.alpha(t), self.sde.var(t)))
         return rows, alpha, var
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:

@@ -111,9 +111,9 @@ class TruncatedNormal(Dequantization):
     def __call__(self, p: Reverse, data: Quantized, x: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         alpha, sigma = p.sde.alpha(t), p.sde.sigma(t)
         tau = alpha * data.width / (2 * sigma)
-        tail = torch.special.ndtr(-tau)
+        tail, most = torch.special.ndtr(-tau), float(tau)
         v = torch.special.ndtr(noise(data.check(x), t, t))
-        u = torch.special.ndtri(tail + (1 - 2 * tail) * v.double()).clamp(-tau, tau).to(x)
+        u = torch.special.ndtri(tail + (1 - 2 * tail) * v.double()).clamp(-most, most).to(x)
         constant = sigma.log() + math.log(2 * math.pi) / 2 + torch.log1p(-2 * tail)
         return alpha * x + sigma * u, (u.square() / 2).flatten(1).sum(1) + x[0].numel() * constant.to(x)
 

@@ -1,4 +1,7 @@
-"""Every law is checked with one thread: sums then have one order, and shared cores do not slow each other down."""
+"""Every law is checked with one thread: sums then have one order, and shared cores do not slow each other down.
+
+`pytest --device cuda` checks the laws that take a device on it.
+"""
 
 import hypothesis
 import pytest
@@ -7,6 +10,23 @@ import torch
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("laws", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("laws")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the laws that take a device are checked: cpu, cuda, ...")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def gpu(device: torch.device) -> torch.device:
+    """The device, for laws that say nothing elsewhere."""
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda")
+    return device
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,9 @@ import torch
 
 from scoresde import VP, Ancestral, DPMSolverPP, Langevin, captured, exact, grid, sample
 
-GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 LAW = exact.Gaussian(torch.zeros(3), torch.tensor([0.5, 1.0, 2.0]))
 
 
-@pytest.mark.parametrize("device", ["cpu", GPU])
 def test_captured_flow_is_sample(device):
     """On the flow, for any start, also one that differs from that of the recording; the result is not overwritten."""
     sde = VP()
@@ -23,7 +21,6 @@ def test_captured_flow_is_sample(device):
     assert torch.equal(first, kept)
 
 
-@pytest.mark.parametrize("device", ["cpu", GPU])
 def test_captured_noise_is_new_each_time(device):
     """Two runs from one start differ, and have the moments of the marginal at the end."""
     sde, n = VP(), 4000
