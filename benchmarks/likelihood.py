@@ -1,6 +1,6 @@
 """The likelihood of held-out digits: ours, the customary procedure, and torchdiffeq, under the same networks.
 
-    python benchmarks/likelihood.py [--images 24] [--repeats 3] [--models runs/bench-likelihood]
+    python benchmarks/likelihood.py [--images 24] [--repeats 3] [--models runs/bench-likelihood] [--device cpu]
 
 The customary procedure (Song et al. 2021, appendix D.2): SciPy's RK45 at rtol = atol = 1e-5, all images one system, one
 Rademacher probe an image for the whole path, drift and divergence by separate network calls. torchdiffeq: dopri5 at the
@@ -14,13 +14,12 @@ networks are trained first, if they are not there. Settings of ours were chosen 
 import argparse
 import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from harness import save, table
+from harness import save, seconds, table
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
@@ -71,17 +70,17 @@ def customary(model: ScoreModel, x: Tensor, seed: int, t: float) -> Result:
     def f(at: float, state: object) -> object:
         nonlocal stages
         stages += 1
-        y = torch.as_tensor(state, dtype=torch.float32)[: x.numel()].view(shape)
-        now = torch.full((len(x),), at)
+        y = torch.as_tensor(state, dtype=torch.float32, device=x.device)[: x.numel()].view(shape)
+        now = torch.full((len(x),), at, device=x.device)
         with torch.no_grad():
             drift = p.drift(y, now)
         y = y.requires_grad_()
         (g,) = torch.autograd.grad((p.drift(y, now) * probe).sum(), y)
-        return torch.cat([drift.flatten(), (g * probe).flatten(1).sum(1)]).double().numpy()
+        return torch.cat([drift.flatten(), (g * probe).flatten(1).sum(1)]).double().cpu().numpy()
 
-    start = torch.cat([x.flatten(), torch.zeros(len(x))]).double().numpy()
-    span = (t, model.sde.T)
-    end = torch.as_tensor(solve_ivp(f, span, start, rtol=TOLERANCE, atol=TOLERANCE, method="RK45").y[:, -1]).float()
+    start = torch.cat([x.flatten(), x.new_zeros(len(x))]).double().cpu().numpy()
+    found = solve_ivp(f, (t, model.sde.T), start, rtol=TOLERANCE, atol=TOLERANCE, method="RK45")
+    end = torch.as_tensor(found.y[:, -1]).to(x)
     return Result(model.sde.log_prior(end[: x.numel()].view(shape)) + end[x.numel() :], score.nfe, stages)
 
 
@@ -97,8 +96,8 @@ def differentiated(model: ScoreModel, x: Tensor, seed: int, t: float) -> Result:
             (g,) = torch.autograd.grad((drift * probe).sum(), y)
         return drift.detach(), (g * probe).flatten(1).sum(1)
 
-    ts = torch.tensor([t, model.sde.T])
-    y, log_p = odeint(f, (x, torch.zeros(len(x))), ts, rtol=TOLERANCE, atol=TOLERANCE, method="dopri5")
+    ts = torch.tensor([t, model.sde.T], device=x.device)
+    y, log_p = odeint(f, (x, x.new_zeros(len(x))), ts, rtol=TOLERANCE, atol=TOLERANCE, method="dopri5")
     return Result(model.sde.log_prior(y[-1]) + log_p[-1], score.nfe, score.nfe)
 
 
@@ -112,7 +111,7 @@ def ours(frame: Frame, **choices: object) -> Method:
     return run
 
 
-def network(name: str, folder: Path) -> ScoreModel:
+def network(name: str, folder: Path, device: str) -> ScoreModel:
     """The demo's U-Net, or a multilayer perceptron of the same kind, trained as in the demo."""
     data, here = Digits().load(), folder / name
     std = float(data.train.std())
@@ -124,7 +123,7 @@ def network(name: str, folder: Path) -> ScoreModel:
         with seeded(0):
             model = ScoreModel(nets[name](), VP(), Karras(std))
         train(model, data, Settings(steps=1500, weight=KarrasWeight(std)), folder=here, source=Digits())
-    return load(here).model
+    return load(here, device=device).model
 
 
 def main() -> None:
@@ -132,15 +131,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", type=Path, default=Path("runs/bench-likelihood"))
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = Digits().load()
+    data, device, clock = Digits().load(), options.device, "CPU" if options.device == "cpu" else "GPU"
     assert data.quantized is not None
-    x = data.quantized.dequantize(data.held_out[: options.images], noise(0))
+    x = data.quantized.dequantize(data.held_out[: options.images], noise(0)).to(device)
     mean, std = float(data.train.mean()), float(data.train.std())
     rows = []
     for name, t in ((name, t) for name in ("U-Net", "MLP") for t in (1e-3, 1e-5)):
-        model = network(name, options.models)
+        model = network(name, options.models, device)
         frame, unit = Frame(model.sde, mean, std), x[0].numel() * math.log(2)
         methods: dict[str, Method] = {
             "customary: RK45, one system": customary,
@@ -156,13 +156,12 @@ def main() -> None:
             for key, method in methods.items():
                 if seed and key == "ours, exact divergence":
                     continue  # the same again
-                start = time.process_time()
-                result = method(model, x, seed, t)
-                result.seconds = time.process_time() - start
-                found[key].append(result)
+                taken = seconds(lambda: found[key].append(method(model, x, seed, t)), device)  # noqa: B023
+                found[key][-1].seconds = taken
         for key, results in found.items():
             off = torch.stack([(truth.log_p - r.log_p).double() / unit for r in results])
-            paired = zip(found["customary: RK45, one system"], results, strict=False)
+            pairs = zip(found["customary: RK45, one system"], results, strict=False)
+            faster = statistics.median(a.seconds / b.seconds for a, b in pairs)
             rows.append(
                 {
                     "network": name,
@@ -173,12 +172,12 @@ def main() -> None:
                     "worst image": round(float(off.abs().max()), 4),
                     "network calls": results[0].calls,
                     "products": results[0].products,
-                    "CPU seconds": round(statistics.median(r.seconds for r in results), 2),
-                    "customary/this, CPU time": round(statistics.median(a.seconds / b.seconds for a, b in paired), 2),
+                    f"{clock} seconds": round(statistics.median(r.seconds for r in results), 2),
+                    f"customary/this, {clock} time": round(faster, 2),
                 }
             )
             print(rows[-1], flush=True)
-    file = save("likelihood", "cpu", ("scoresde", "torch", "scipy", "torchdiffeq"), rows)
+    file = save("likelihood", device, ("scoresde", "torch", "scipy", "torchdiffeq"), rows)
     print(table(rows), f"\nwritten to {file}")
 
 

@@ -5,7 +5,8 @@
 
 The network is x -> -x, whatever a library takes that for, and 50 steps of 50 calls are taken in float32; said is
 the median time of a step, and the median over repeats of the ratios to the loop by hand, which is the method's formula
-with Python numbers: no checks, no noise argument, no other method. All compute their coefficients inside the time.
+with Python numbers: no checks, no noise argument, no other method. All compute their coefficients inside the time. On a
+GPU there is also ours recorded once as a CUDA graph (`captured`), without the recording.
 """
 
 import argparse
@@ -21,10 +22,11 @@ from harness import interleaved, ratio, save, table
 from peers import k_sampling
 from torch import Tensor
 
-from scoresde import VP, Ancestral, DPMSolverPP, GaussianReference, Reference, UniPC, grid, sample
+from scoresde import VP, Ancestral, DPMSolverPP, GaussianReference, Reference, UniPC, captured, grid, sample
 
 N = 50
 SHAPES = ((1, 1, 8, 8), (16, 3, 32, 32))
+GPU_SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32))
 SDE = VP()
 
 
@@ -140,7 +142,7 @@ def main() -> None:
     found = others()
     p, q = SDE.reverse(network), SDE.reverse(network, 0.0)
     rows = []
-    for shape in SHAPES:
+    for shape in SHAPES if options.device == "cpu" else GPU_SHAPES:
         x, g = torch.randn(shape, device=options.device), GaussianReference(Reference(std=0.5))
         methods: dict[str, dict[str, Callable[[], Tensor]]] = {
             "DDIM": {
@@ -161,8 +163,18 @@ def main() -> None:
                 "ours": lambda x=x: sample(q, x, grid.log_snr(SDE, N), UniPC(3)),
             },
         }
+        if x.is_cuda:
+            ts = grid.log_snr(SDE, N)
+            methods["DDIM"]["ours, captured"] = partial(captured(q, x, ts, Ancestral()), x)
+            methods["DDPM"]["ours, captured"] = partial(captured(p, x, ts, Ancestral()), x)
+            methods["DPM-Solver++(2M)"]["ours, captured"] = partial(captured(q, x, ts, DPMSolverPP(2)), x)
         for method, calls in methods.items():
-            calls |= {name: partial(run, x) for name, run in found.get(method, {}).items()}
+            for name, run in found.get(method, {}).items():
+                try:
+                    run(x)
+                    calls[name] = partial(run, x)
+                except RuntimeError as error:  # not every library has its tables on the device
+                    print(f"{name} is left out: {error}")
             with torch.no_grad():
                 times = interleaved(calls, options.repeats, options.device)
             hand = next(iter(calls))
