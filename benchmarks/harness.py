@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scoresde.provenance import provenance
+from scoresde.lab.provenance import origin
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -47,7 +47,7 @@ def save(name: str, device: str, packages: tuple[str, ...], rows: list[dict[str,
     """Write results/NAME-DEVICE.json, which says how it was made."""
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}-{device}.json"
-    file.write_text(json.dumps({**provenance(device, packages), "rows": rows}, indent=2) + "\n")
+    file.write_text(json.dumps({**origin(device, packages), "rows": rows}, indent=2) + "\n")
     return file
 
 

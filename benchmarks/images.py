@@ -37,34 +37,38 @@ from torch import Tensor
 from scoresde import (
     EDM,
     VP,
-    Dequantization,
+    Checkpoint,
     Flow,
-    Frame,
     GaussianReference,
     Karras,
+    LinearSDE,
     Quantized,
+    Reference,
     ScoreModel,
-    TruncatedNormal,
-    Uniform,
-    fit_reference,
+    Settings,
+    draw,
     grid,
+    iid,
+    load,
     log_prob,
     loss,
     ode,
     per_sample,
     sample,
+    save,
+    train,
+    tune,
 )
-from scoresde.checkpoint import Checkpoint, exists, load, save, write
-from scoresde.convergence import Error
+from scoresde.checkpoint import exists
 from scoresde.data import Dataset
-from scoresde.metrics import frechet
+from scoresde.lab import frechet, origin
+from scoresde.lab.report import grid_picture
+from scoresde.likelihood import Adams, Dequantization, Quadrature, TruncatedNormal, Uniform
 from scoresde.nn import UNet
-from scoresde.noise import iid, seeded, seeds
-from scoresde.provenance import provenance
-from scoresde.report import grid_picture
-from scoresde.sde import LinearSDE
-from scoresde.train import Settings, train
-from scoresde.tune import tune, untuned
+from scoresde.noise import seeded, seeds
+from scoresde.steps import Error, Pilots
+from scoresde.steps.fit import untuned
+from scoresde.values import write
 
 GREY = Quantized(256, -1.0, 1.0)
 
@@ -99,12 +103,11 @@ class Recipe:
         fourier = [2**n * math.pi * std for n in self.octaves]
         with seeded(0):
             net = UNet(data.shape, self.width, self.multipliers, 2, self.attention, fourier=fourier)
-            return ScoreModel(net, self.sde, Karras(std))
+            return ScoreModel(net, self.sde, Karras(Reference(std=std)))
 
-    def settings(self, steps: int, data: Dataset, bf16: bool) -> Settings:
+    def settings(self, steps: int, bf16: bool) -> Settings:
         """For that many steps."""
-        weight = self.weight or loss.Karras(float(data.train.std()))
-        rest = {"weight": weight, "times": self.times, "warmup": min(500, steps // 10), "bf16": bf16}
+        rest = {"weight": self.weight, "times": self.times, "warmup": min(500, steps // 10), "bf16": bf16}
         return Settings(steps, self.batch, self.lr, **rest)  # type: ignore[arg-type]
 
 
@@ -120,7 +123,7 @@ RECIPES = {
         lr=2e-3,
         discrete=True,
         flips=False,
-        dequantization=TruncatedNormal(),
+        dequantization=TruncatedNormal(GREY),
     ),
     "cifar10": Recipe(
         sde=Fine(),
@@ -133,7 +136,7 @@ RECIPES = {
         lr=1e-3,
         discrete=False,
         flips=True,
-        dequantization=Uniform(),
+        dequantization=Uniform(GREY),
     ),
 }
 
@@ -164,9 +167,9 @@ def images(name: str, folder: Path) -> tuple[Tensor, Tensor]:
 
 def rate(recipe: Recipe, model: ScoreModel, data: Dataset, bf16: bool, n: int) -> float:
     """Steps a second, after a few that do not count."""
-    train(model, data, recipe.settings(max(2, n // 4), data, bf16), progress=False)
+    train(model, data, recipe.settings(max(2, n // 4), bf16), progress=False)
     start = perf_counter()
-    train(model, data, recipe.settings(n, data, bf16), progress=False)
+    train(model, data, recipe.settings(n, bf16), progress=False)
     return n / (perf_counter() - start)
 
 
@@ -186,13 +189,12 @@ def by_level(model: ScoreModel, x: Tensor, n: int = 17) -> dict[str, float]:
 
 def bits(recipe: Recipe, model: ScoreModel, data: Dataset, x: Tensor, nodes: int) -> dict[str, Any]:
     """Bits/dim of grey levels with its budget, of 128 images at a time."""
-    q, total = model.sde.reverse(model, 0.0), []
-    frame = Frame(model.sde, float(data.train.mean()), float(data.train.std()))
+    q, total, how = model.sde.reverse(model, 0.0), [], Quadrature(Adams(nodes))
+    around = Reference.fit(data.train).overall
     for start in range(0, len(x), 128):
         part = x[start : start + 128]
         noise = per_sample(seeds(0, len(part), start))
-        options = {"method": ode.Adams(nodes), "dequantization": recipe.dequantization, "noise": noise, "frame": frame}
-        total.append(log_prob(q, part, GREY, **options))  # type: ignore[arg-type]
+        total.append(log_prob(q, part, recipe.dequantization, around=around, how=how, noise=noise))
     values, n = torch.cat([r.bits_per_dim for r in total]), len(x)
     unit = x[0].numel() * math.log(2)
     return {
@@ -210,13 +212,13 @@ def bits(recipe: Recipe, model: ScoreModel, data: Dataset, x: Tensor, nodes: int
 
 def samples(model: ScoreModel, data: Dataset, n: int, calls: int, device: str) -> Tensor:
     """n samples on the CPU, in `calls` network calls."""
-    q, around = model.sde.reverse(model, 0.0), fit_reference(data.train[:5000])
-    ts, parts = grid.reference(model.sde, calls + 1, std=around.std), []
+    q, around = model.sde.reverse(model, 0.0), Reference.fit(data.train[:5000])
+    ts, parts = grid.reference(model.sde, calls + 1, around=Reference(std=around.std)), []
+    like, step = torch.empty(0, device=device), GaussianReference(around)
     for start in range(0, n, 500):
-        noise = per_sample(seeds(0, min(500, n - start), start))
-        x_T = model.sde.prior((min(500, n - start), *data.shape), noise, torch.float32, device)
-        parts.append((sample(q, x_T, ts, GaussianReference(around)) / float(model.sde.alpha(ts[-1]))).cpu())
-    return torch.cat(parts)
+        every = seeds(0, min(500, n - start), start)
+        parts.append(draw(q, data.shape, ts, step, seeds=every, like=like, denoise=False).cpu())
+    return torch.cat(parts) / float(model.sde.alpha(ts[-1]))
 
 
 def solvers(
@@ -225,15 +227,15 @@ def solvers(
     """Errors of last states against the flow solved to 1e-5, at those numbers of network calls: `tune`, and the five
     best of the usual methods on the usual grids.
     """
-    q, around = model.sde.reverse(model, 0.0), fit_reference(data.train[:5000])
+    q, around = model.sde.reverse(model, 0.0), Reference.fit(data.train[:5000])
     x_T = model.sde.prior((n, *data.shape), per_sample(seeds(1, n)), torch.float32, device)
     ends = torch.tensor([model.sde.T, model.sde.t_min], dtype=torch.float64)
     truth, rows = sample(q, x_T, ends, Flow(ode.Dopri5(1e-5, 1e-5))), []
     for calls in budgets:
         began = perf_counter()
-        found = tune(q, data.shape, calls, data.train[:5000], pilots=pilots, dtype=torch.float32, device=device)
+        found = tune(q, x_T, calls, around, Pilots(pilots))
         fit = round(perf_counter() - began, 1)
-        tried = [(name, sample(q, x_T, ts, step)) for name, step, ts in untuned(model.sde, calls, around)]
+        tried = [(name, sample(q, x_T, ts, step)) for name, step, ts in untuned(q, calls, around)]
         usual = sorted(((name, Error.of(x, truth)) for name, x in tried), key=lambda row: row[1].rms)[:5]
         tuned = (f"tune: {found.name}", Error.of(sample(q, x_T, found.ts, found.step), truth))
         rows += [{"calls": calls, "solver": name, **vars(e)} for name, e in (tuned, *usual)]
@@ -256,7 +258,7 @@ def trained(
         steps = max(10, int(60 * options.minutes * speed))
         note(steps=steps, images_a_second=speed * recipe.batch)
         model.load_state_dict(recipe.model(data).state_dict())
-    start, settings = perf_counter(), recipe.settings(steps, data, options.bf16)
+    start, settings = perf_counter(), recipe.settings(steps, options.bf16)
     found = train(model, data, settings, folder=folder, resume=exists(folder), progress=options.device == "cpu")
     note(training_seconds=perf_counter() - start, epochs=steps * recipe.batch / len(data.train))
     if options.device != "cpu":
@@ -294,7 +296,7 @@ def main() -> None:
     if options.nhwc:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     out.mkdir(parents=True, exist_ok=True)
-    said: dict[str, Any] = {**provenance(device), "recipe": repr(recipe), "parameters": size(model)}
+    said: dict[str, Any] = {**origin(device), "recipe": repr(recipe), "parameters": size(model)}
 
     def note(**values: Any) -> None:
         said.update(values)

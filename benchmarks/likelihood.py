@@ -15,7 +15,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,13 +23,13 @@ from harness import save, seconds, table
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
-from scoresde import VP, Counted, Exact, Frame, Hadamard, Hutchinson, Karras, ScoreModel, iid, log_prob, ode
-from scoresde.checkpoint import exists, load
+from scoresde import VP, Karras, Reference, ScoreModel, Settings, iid, load, log_prob, ode, train
+from scoresde.checkpoint import exists
 from scoresde.data import Digits
-from scoresde.loss import Karras as KarrasWeight
+from scoresde.likelihood import Adams, Exact, Hadamard, Hutchinson, Quadrature
+from scoresde.model import Counted
 from scoresde.nn import MLP, UNet
 from scoresde.noise import seeded
-from scoresde.train import Settings, train
 
 try:
     from torchdiffeq import odeint
@@ -101,11 +101,11 @@ def differentiated(model: ScoreModel, x: Tensor, seed: int, t: float) -> Result:
     return Result(model.sde.log_prior(y[-1]) + log_p[-1], score.nfe, score.nfe)
 
 
-def ours(frame: Frame, **choices: object) -> Method:
+def ours(around: Reference, how: Quadrature = Quadrature()) -> Method:
     """`log_prob` with these choices."""
 
     def run(model: ScoreModel, x: Tensor, seed: int, t: float) -> Result:
-        found = log_prob(model.sde.reverse(model, 0.0), x, noise=noise(seed), frame=frame, t=t, **choices)  # type: ignore[arg-type]
+        found = log_prob(model.sde.reverse(model), x, around=around, how=replace(how, t=t), noise=noise(seed))
         return Result(found.log_p, found.nfe, found.products)
 
     return run
@@ -121,8 +121,8 @@ def network(name: str, folder: Path, device: str) -> ScoreModel:
             "MLP": lambda: MLP(data.shape, 256, 4),
         }
         with seeded(0):
-            model = ScoreModel(nets[name](), VP(), Karras(std))
-        train(model, data, Settings(steps=1500, weight=KarrasWeight(std)), folder=here, source=Digits())
+            model = ScoreModel(nets[name](), VP(), Karras(Reference(std=std)))
+        train(model, data, Settings(steps=1500), folder=here, source=Digits())
     return load(here, device=device).model
 
 
@@ -137,20 +137,19 @@ def main() -> None:
     data, device, clock = Digits().load(), options.device, "CPU" if options.device == "cpu" else "GPU"
     assert data.quantized is not None
     x = data.quantized.dequantize(data.held_out[: options.images], noise(0)).to(device)
-    mean, std = float(data.train.mean()), float(data.train.std())
-    rows = []
+    around, rows = Reference.fit(data.train).overall, []
     for name, t in ((name, t) for name in ("U-Net", "MLP") for t in (1e-3, 1e-5)):
         model = network(name, options.models, device)
-        frame, unit = Frame(model.sde, mean, std), x[0].numel() * math.log(2)
+        unit = x[0].numel() * math.log(2)
         methods: dict[str, Method] = {
             "customary: RK45, one system": customary,
             "torchdiffeq dopri5": differentiated,
-            "ours, default": ours(frame),
-            "ours, one probe": ours(frame, trace=Hutchinson(1)),
-            "ours, Hadamard(4)": ours(frame, trace=Hadamard(4)),
-            "ours, exact divergence": ours(frame, method=ode.Adams(22), trace=Exact()),
+            "ours, default": ours(around),
+            "ours, one probe": ours(around, Quadrature(trace=Hutchinson(1))),
+            "ours, Hadamard(4)": ours(around, Quadrature(trace=Hadamard(4))),
+            "ours, exact divergence": ours(around, Quadrature(Adams(22), Exact())),
         }
-        truth = ours(frame, method=ode.Dopri5(TOLERANCE, TOLERANCE), trace=Exact())(model, x, 0, t)
+        truth = ours(around, Quadrature(ode.Dopri5(TOLERANCE, TOLERANCE), Exact()))(model, x, 0, t)
         found: dict[str, list[Result]] = {key: [] for key in methods}
         for seed in range(options.repeats):
             for key, method in methods.items():

@@ -19,18 +19,11 @@ from torch import Tensor
 
 from scoresde import (
     DDIM,
-    DEIS,
     EDM,
-    IPNDM,
-    RES,
     VP,
-    DPMSolver,
     DPMSolverPP,
-    DPMSolverPP2S,
-    EDMHeun,
     EulerMaruyama,
     Flow,
-    Multistep,
     Reference,
     ReverseDiffusion,
     SASolver,
@@ -41,7 +34,8 @@ from scoresde import (
     ode,
     sample,
 )
-from scoresde.problems import Modes
+from scoresde.lab.problems import Modes
+from scoresde.steps import DEIS, IPNDM, RES, DPMSolver, DPMSolverPP2S, EDMHeun, EqualSteps, HalfBent, Multistep
 
 STEPS, CALLS, FLOAT = (200, 400), (15, 30, 60, 120, 240, 480), 3e-5
 OURS: dict[str, Step] = {
@@ -53,11 +47,11 @@ OURS: dict[str, Step] = {
     "Flow(ode.RK4())": Flow(ode.RK4()),
     **{f"Multistep({k})": Multistep(k) for k in (1, 2, 3, 4)},
     **{f"DPMSolverPP({k})": DPMSolverPP(k) for k in (2, 3)},
-    "DPMSolverPP(3, compat=1)": DPMSolverPP(3, 1.0),
+    "DPMSolverPP(3, interpolation=HalfBent())": DPMSolverPP(3, interpolation=HalfBent()),
     **{f"UniPC({k})": UniPC(k) for k in (1, 2, 3)},
     **{f"DEIS({k})": DEIS(k) for k in (2, 3, 4)},
     **{f"IPNDM({k})": IPNDM(k) for k in (2, 3, 4)},
-    "IPNDM(4, compat=1)": IPNDM(4, 1.0),
+    "IPNDM(4, EqualSteps())": IPNDM(4, EqualSteps()),
     "SASolver(3, 4)": SASolver(3, 4),
     **{f"DPMSolver({k})": DPMSolver(k) for k in (2, 3)},
     "DPMSolverPP2S()": DPMSolverPP2S(),

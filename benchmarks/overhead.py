@@ -4,9 +4,10 @@
     python benchmarks/overhead.py [--repeats 21] [--device cpu]
 
 The network is x -> -x, whatever a library takes that for, and 50 steps of 50 calls are taken in float32; said is
-the median time of a step, and the median over repeats of the ratios to the loop by hand, which is the method's formula
+the median time of a call, and the median over repeats of the ratios to the loop by hand, which is the method's formula
 with Python numbers: no checks, no noise argument, no other method. All compute their coefficients inside the time. On a
-GPU there is also ours recorded once as a CUDA graph (`captured`), without the recording.
+GPU there is also ours recorded once as a CUDA graph (`captured`), without the recording. "Other steps" are ours, beside
+`Ancestral` on the reverse SDE: their cost should be that of their noise and of one more sum of tensors.
 """
 
 import argparse
@@ -22,7 +23,19 @@ from harness import interleaved, ratio, save, table
 from peers import k_sampling
 from torch import Tensor
 
-from scoresde import VP, Ancestral, DPMSolverPP, GaussianReference, Reference, UniPC, captured, grid, sample
+from scoresde import (
+    VP,
+    Ancestral,
+    DPMSolverPP,
+    EulerMaruyama,
+    GaussianReference,
+    Reference,
+    ReverseDiffusion,
+    UniPC,
+    grid,
+    sample,
+)
+from scoresde.steps import AnalyticDPM, Churn, ConsistentAnnealed, DPMSolver, EDMHeun, captured
 
 N = 50
 SHAPES = ((1, 1, 8, 8), (16, 3, 32, 32))
@@ -70,12 +83,25 @@ def dpm_by_hand(x: Tensor) -> Tensor:
     return x
 
 
+def heun_by_hand(x: Tensor) -> Tensor:
+    """Heun's method for dx~/dsigma~ = eps, with x~ = x/alpha and sigma~ = sigma/alpha (Karras et al. 2022)."""
+    ts = grid.log_snr(SDE, N // 2)
+    alpha, sigma = SDE.alpha(ts).tolist(), SDE.sigma(ts).tolist()
+    x = x / alpha[0]
+    for i in range(N // 2):
+        h = sigma[i + 1] / alpha[i + 1] - sigma[i] / alpha[i]
+        d = -sigma[i] * network(alpha[i] * x, ts[i])
+        ahead = x + h * d
+        x = x + h / 2 * (d - sigma[i + 1] * network(alpha[i + 1] * ahead, ts[i + 1]))
+    return alpha[-1] * x
+
+
 def scheduler(make: Callable[..., Any], **options: Any) -> Callable[[Tensor], Tensor]:
     """The loop of diffusers around one of its schedulers, with the table of betas that it has by default."""
 
     def run(x: Tensor) -> Tensor:
         steps = make(**options)
-        steps.set_timesteps(N)
+        steps.set_timesteps(N // 2 if "Heun" in make.__name__ else N)
         for t in steps.timesteps:
             x = steps.step(-x, t, x).prev_sample
         return x
@@ -115,7 +141,7 @@ def others() -> dict[str, dict[str, Callable[[Tensor], Tensor]]]:
     def k(name: str) -> Callable[[], Callable[[Tensor], Tensor]]:
         def make() -> Callable[[Tensor], Tensor]:
             sampler = getattr(k_sampling(), name)
-            sigmas = (-SDE.log_snr(grid.log_snr(SDE, N))).exp().float()
+            sigmas = (-SDE.log_snr(grid.log_snr(SDE, N // 2 if "heun" in name else N))).exp().float()
             return lambda x: sampler(lambda x, sigma: -x, x, sigmas.to(x.device), disable=True)
 
         return make
@@ -130,6 +156,8 @@ def others() -> dict[str, dict[str, Callable[[Tensor], Tensor]]]:
     add("DPM-Solver++(2M)", "k-diffusion sample_dpmpp_2m", k("sample_dpmpp_2m"))
     add("DPM-Solver++(2M)", "azula xEABSampler", a("xEABSampler", order=2))
     add("UniPC(3)", "diffusers UniPCMultistepScheduler", d("UniPCMultistepScheduler", solver_order=3))
+    add("Heun", "diffusers HeunDiscreteScheduler", d("HeunDiscreteScheduler"))
+    add("Heun", "k-diffusion sample_heun", k("sample_heun"))
     return found
 
 
@@ -141,9 +169,17 @@ def main() -> None:
     torch.set_num_threads(1)
     found = others()
     p, q = SDE.reverse(network), SDE.reverse(network, 0.0)
-    rows = []
+    rows, ts, half = [], grid.log_snr(SDE, N), partial(grid.log_snr, SDE, N // 2)
     for shape in SHAPES if options.device == "cpu" else GPU_SHAPES:
         x, g = torch.randn(shape, device=options.device), GaussianReference(Reference(std=0.5))
+        others_of_ours = {
+            "Ancestral()": Ancestral(),
+            "Ancestral(v=1)": Ancestral(1.0),
+            "EulerMaruyama()": EulerMaruyama(),
+            "ReverseDiffusion()": ReverseDiffusion(),
+            "ConsistentAnnealed()": ConsistentAnnealed(),
+            "AnalyticDPM": AnalyticDPM.fit(p, x, ts),
+        }
         methods: dict[str, dict[str, Callable[[], Tensor]]] = {
             "DDIM": {
                 "by hand": lambda x=x: ddim_by_hand(x),
@@ -162,9 +198,18 @@ def main() -> None:
                 "DPM-Solver++(2M) by hand": lambda x=x: dpm_by_hand(x),
                 "ours": lambda x=x: sample(q, x, grid.log_snr(SDE, N), UniPC(3)),
             },
+            "Heun": {
+                "by hand": lambda x=x: heun_by_hand(x),
+                "ours, EDMHeun()": lambda x=x: sample(q, x, half(), EDMHeun()),
+                "ours, EDMHeun(churn=10)": lambda x=x: sample(q, x, half(), EDMHeun(10.0)),
+                "ours, Churn(DPMSolver(2), 10)": lambda x=x: sample(q, x, half(), Churn(DPMSolver(2), 10.0)),
+            },
+            "other steps": {
+                name: lambda x=x, step=step: sample(p, x, grid.log_snr(SDE, N), step)
+                for name, step in others_of_ours.items()
+            },
         }
         if x.is_cuda:
-            ts = grid.log_snr(SDE, N)
             methods["DDIM"]["ours, captured"] = partial(captured(q, x, ts, Ancestral()), x)
             methods["DDPM"]["ours, captured"] = partial(captured(p, x, ts, Ancestral()), x)
             methods["DPM-Solver++(2M)"]["ours, captured"] = partial(captured(q, x, ts, DPMSolverPP(2)), x)
@@ -184,8 +229,8 @@ def main() -> None:
                         "method": method,
                         "batch": "x".join(map(str, shape)),
                         "who": name,
-                        "us a step": round(1e6 * statistics.median(times[name]) / N, 1),
-                        "to the loop by hand": round(ratio(times, name, hand), 2),
+                        "us a call": round(1e6 * statistics.median(times[name]) / N, 1),
+                        "to the first": round(ratio(times, name, hand), 2),
                     }
                 )
     file = save("overhead", options.device, ("scoresde", "torch", "diffusers", "k-diffusion", "azula"), rows)

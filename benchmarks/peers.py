@@ -41,7 +41,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde import LinearSDE, Reverse, Score, grid
+from scoresde import LinearSDE, Reverse, grid
+from scoresde.process import Score
 
 Grid = Callable[[LinearSDE, int], Tensor]
 Solve = Callable[[LinearSDE, Score, Tensor, int], Tensor]

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from harness import save
 from peers import Peer, peers
 from torch import Tensor
 
-from scoresde import Score
-from scoresde.cli.bench import Bench
-from scoresde.cli.solvers import Case, Solver, diffusions, flows
+from scoresde.cli import Parser
+from scoresde.cli.bench import measure
+from scoresde.cli.common import place
+from scoresde.lab import Solver, Subject, diffusions, flows
+from scoresde.process import Score
 
 COLUMNS = (
     *("problem", "process", "solver", "package", "spacing", "budget", "nfe", "rms", "median", "p90", "switched"),
@@ -35,21 +36,23 @@ def contender(peer: Peer) -> Solver:
     """A peer as the benchmark wants it. Its noise is that of torch's global generator."""
     name, _, spacing = peer.name.partition(", ")
 
-    def solve(case: Case, score: Score, x_T: Tensor, calls: int) -> tuple[Tensor, dict[str, Any]]:
+    def solve(subject: Subject, score: Score, x_T: Tensor, calls: int) -> tuple[Tensor, dict[str, Any]]:
         torch.manual_seed(calls)
-        x = peer.solve(case.sde, score, x_T, calls).to(x_T.dtype)
+        x = peer.solve(subject.sde, score, x_T, calls).to(x_T.dtype)
         return x, {"steps": [peer.name], "grid": spacing or "its own", "noise": f"torch.manual_seed({calls})"}
 
     return Solver(name, spacing or "its own", peer.eta, solve, peer.package, weak=peer.eta > 0)
 
 
 def main() -> None:
-    bench = tyro.cli(Bench, default=Bench(out=Path("runs/solvers")), description=__doc__)
+    parser = Parser("bench")
+    parser.set_defaults(out=Path("runs/solvers"))
+    options = parser.parse_args()
     torch.set_num_threads(1)
     found, reasons = peers()
-    bench.measure([*flows(), *diffusions(), *map(contender, found)], PACKAGES, reasons)
-    rows = [json.loads(line) for line in (bench.out / "results.jsonl").read_text().splitlines()]
-    print(f"written to {save(bench.out.name, bench.place().type, PACKAGES, summary(rows))}")
+    measure(options, [*flows(), *diffusions(), *map(contender, found)], PACKAGES, reasons)
+    rows = [json.loads(line) for line in (options.out / "results.jsonl").read_text().splitlines()]
+    print(f"written to {save(options.out.name, place(options).type, PACKAGES, summary(rows))}")
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

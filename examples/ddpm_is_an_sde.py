@@ -16,17 +16,16 @@ from scoresde import (
     Chain,
     Epsilon,
     Langevin,
-    LinearSDE,
     ReverseDiffusion,
     ScoreModel,
-    Steps,
     Tabulated,
-    TabulatedVE,
     dsm,
     elbo,
     sample,
 )
-from scoresde.chain import cosine_betas, geometric_sigmas, linear_betas
+from scoresde.model import Steps
+from scoresde.process import TabulatedVE
+from scoresde.process.chain import cosine_betas, geometric_sigmas, linear_betas
 
 F64 = torch.float64
 N = 100
@@ -117,7 +116,7 @@ def reverse_diffusion() -> float:
 
 
 LEVELS = geometric_sigmas(20, 0.05, 10.0)
-SMLD: LinearSDE = TabulatedVE(LEVELS)
+SMLD = TabulatedVE(LEVELS)
 
 
 def level_score(x: Tensor, t: Tensor) -> Tensor:
@@ -151,7 +150,7 @@ def geometric() -> float:
 
 def bound() -> float:
     chain, i = Chain(DDPM, DDPM.grid()), 40
-    got = elbo(chain, DDPM.reverse(score), X, kernel=Ancestral(1.0), noise=lambda *_: Z[0]).steps[:, i - 2]
+    got = elbo(chain, score, X, kernel=Ancestral(1.0), noise=lambda *_: Z[0]).steps[:, i - 2]
     x_t = BAR[i].sqrt() * X + (1 - BAR[i]).sqrt() * Z[0]
     b, tilde = BETAS[i - 1], (1 - BAR[i - 1]) / (1 - BAR[i]) * BETAS[i - 1]
     # eq. 12 with sigma_t^2 = beta_t, and the part of the KL divergence that does not depend on the network

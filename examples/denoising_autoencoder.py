@@ -16,8 +16,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from scoresde import Ancestral, Data, ScoreModel, TabulatedVE, dsm, exact, iid, sample
-from scoresde.chain import geometric_sigmas
+from scoresde import Ancestral, ScoreModel, dsm, exact, iid, sample
+from scoresde.model import Data
+from scoresde.process import TabulatedVE
+from scoresde.process.chain import geometric_sigmas
 
 ANGLE = torch.arange(8, dtype=torch.float64) * math.pi / 4
 LAW = exact.GaussianMixture(torch.ones(8), torch.stack([ANGLE.cos(), ANGLE.sin()], 1), torch.full((8,), 0.1**2))
@@ -33,7 +35,8 @@ class Autoencoder(nn.Module):
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        return x + self.sigma * self.net(x)
+        cleaned: Tensor = x + self.sigma * self.net(x)
+        return cleaned
 
 
 def train(sigma: float, steps: int, generator: torch.Generator) -> Autoencoder:
@@ -79,7 +82,8 @@ def main(steps: int = 400) -> None:
 
     def score_of(x: Tensor, t: Tensor) -> Tensor:
         i = round(float(t) * (len(SIGMAS) - 1))
-        return (nets[i](x.float()).to(x.dtype) - x) / SIGMAS[i] ** 2
+        cleaned: Tensor = nets[i](x.float())
+        return (cleaned.to(x.dtype) - x) / SIGMAS[i] ** 2
 
     p, noise = sde.reverse(score_of), iid(g)
     x = p.denoise(

@@ -10,14 +10,16 @@ samples of the same number have; plotted into FOLDER/mixing.png.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import torch
-from torch import Tensor
 
-from scoresde import MALA, NCSN, VE, Counted, Langevin, exact, grid, iid, sample
+from scoresde import NCSN, VE, Counted, Langevin, exact, grid, iid, sample
 from scoresde.data import Digits
+from scoresde.lab import weights_error
+from scoresde.steps import MALA
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -43,24 +45,18 @@ def digits() -> exact.GaussianMixture:
     return exact.GaussianMixture.from_covariances(weights, torch.stack([c.mean(0) for c in classes]), C)
 
 
-def weights_error(law: exact.GaussianMixture, x: Tensor) -> float:
-    """Total variation between the law's weights and the mean responsibilities of its modes for the samples."""
-    responsibilities = law.responsibilities(x)
-    return float((responsibilities.mean(0) - law.weights).abs().sum() / 2)
-
-
-def annealed(law: exact.GaussianMixture, sigma_max: float, calls: int, seed: int) -> tuple[float, int]:
+def annealed(law: exact.GaussianMixture, sigma_max: float, calls: int) -> tuple[float, int]:
     """Ten Langevin steps a level, from sigma_max down to 0.1."""
-    ve, noise = VE(0.1, sigma_max), iid(torch.Generator().manual_seed(seed))
+    ve, noise = VE(0.1, sigma_max), iid(torch.Generator().manual_seed(0))
     score = Counted(law.diffuse(ve))
     ts = grid.uniform(ve, max(1, calls // 10 - 1))
     x = ve.prior((N, *law.shape), noise, torch.float64)
     return weights_error(law, sample(ve.reverse(score), x, ts, Langevin(NCSN(0.002, 0.1), 10), noise=noise)), score.nfe
 
 
-def single(law: exact.GaussianMixture, adjusted: bool, calls: int, seed: int) -> tuple[float, int]:
+def single(law: exact.GaussianMixture, adjusted: bool, calls: int) -> tuple[float, int]:
     """One level, sigma = 0.1, all the way: unadjusted or Metropolis-adjusted."""
-    ve, noise = VE(0.1, 1.0), iid(torch.Generator().manual_seed(seed))
+    ve, noise = VE(0.1, 1.0), iid(torch.Generator().manual_seed(0))
     score, rule = Counted(law.diffuse(ve)), NCSN(0.004, 0.1)
     step = MALA(rule, max(1, calls // 2 - 1)) if adjusted else Langevin(rule, calls)
     t = torch.tensor(0.0, dtype=torch.float64)
@@ -70,17 +66,18 @@ def single(law: exact.GaussianMixture, adjusted: bool, calls: int, seed: int) ->
     return weights_error(law, x), score.nfe
 
 
-def main(folder: str = ".", calls: tuple[int, ...] = CALLS) -> None:
+def main(folder: str = ".", *, calls: tuple[int, ...] = CALLS) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     for axis, (name, law, sigma_max) in zip(axes, (("plane", plane(), 5.0), ("digits", digits(), 20.0)), strict=True):
         floor = weights_error(law, law.sample(N, torch.Generator().manual_seed(9)))
         print(f"{name}: floor of {N} exact samples {floor:.3f}")
-        for title, run in (
-            ("Langevin at one level", lambda k, law=law: single(law, False, k, 0)),
-            ("MALA at one level", lambda k, law=law: single(law, True, k, 0)),
-            ("annealed Langevin", lambda k, law=law, top=sigma_max: annealed(law, top, k, 0)),
-        ):
-            errors, spent = zip(*(run(k) for k in calls), strict=True)
+        chains = {
+            "Langevin at one level": partial(single, law, False),
+            "MALA at one level": partial(single, law, True),
+            "annealed Langevin": partial(annealed, law, sigma_max),
+        }
+        for title, chain in chains.items():
+            errors, spent = zip(*(chain(k) for k in calls), strict=True)
             print(f"  {title:22s} " + ", ".join(f"{e:.3f} at {n}" for e, n in zip(errors, spent, strict=True)))
             axis.loglog(spent, errors, marker="o", label=title)
         axis.set_ylim(bottom=floor / 3)
@@ -92,4 +89,4 @@ def main(folder: str = ".", calls: tuple[int, ...] = CALLS) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main(*sys.argv[1:])

@@ -9,6 +9,7 @@ Mean log-density under the true law, and the same of exact samples: a sampler is
 import math
 
 import torch
+from torch import Tensor
 
 from scoresde import (
     NCSN,
@@ -19,7 +20,9 @@ from scoresde import (
     Counted,
     Flow,
     Langevin,
+    LinearSDE,
     ReverseDiffusion,
+    Step,
     exact,
     grid,
     iid,
@@ -30,7 +33,7 @@ from scoresde import (
 angle = torch.arange(8, dtype=torch.float64) * math.pi / 4
 law = exact.GaussianMixture(torch.ones(8), torch.stack([angle.cos(), angle.sin()], 1), torch.full((8,), 0.05**2))
 vp, ve = VP(), VE(sigma_min=0.01, sigma_max=5.0)
-SAMPLERS = {
+SAMPLERS: dict[str, tuple[LinearSDE, float, Tensor, list[Step]]] = {
     "DDPM": (vp, 1.0, grid.uniform(vp, 200), [Ancestral()]),
     "predictor-corrector": (vp, 1.0, grid.quadratic(vp, 100), [Langevin(SNR(0.16)), ReverseDiffusion()]),
     "annealed Langevin": (ve, 1.0, grid.uniform(ve, 40), [Langevin(NCSN(2e-5, 0.01), n=10)]),

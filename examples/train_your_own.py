@@ -8,7 +8,7 @@ The network is any nn.Module called as net(x, c); the times of a batch are drawn
 import torch
 from torch import Tensor, nn
 
-from scoresde import VP, Flow, Karras, ScoreModel, dsm, grid, log_prob, loss, ode, sample
+from scoresde import VP, GaussianReference, Karras, Reference, ScoreModel, draw, dsm, grid, log_prob, loss
 from scoresde.data import Moons
 
 
@@ -20,26 +20,27 @@ class Net(nn.Module):
         self.layers = nn.Sequential(nn.Linear(3, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        return self.layers(torch.cat([x, c[:, None] / 4], 1))
+        out: Tensor = self.layers(torch.cat([x, c[:, None] / 4], 1))
+        return out
 
 
 def main(steps: int = 1000) -> None:
     torch.manual_seed(0)
     data, sde = Moons().load(), VP()
-    model = ScoreModel(Net(), sde, Karras(float(data.train.std())))
+    around = Reference.fit(data.train)
+    model = ScoreModel(Net(), sde, Karras(around))
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for step in range(steps):
         x_0 = data.train[torch.randint(len(data.train), (256,))]
-        t = loss.LogNormal().draw(sde, len(x_0), stratified=True)
-        value = dsm(model, x_0, t, loss.Karras(float(data.train.std()))).mean()
+        value = dsm(model, x_0, loss.LogNormal().draw(sde, len(x_0), stratified=True)).mean()
         optimizer.zero_grad()
-        value.backward()
+        torch.autograd.backward(value)
         optimizer.step()
         if step % 200 == 0:
             print(f"step {step}: loss {value.item():.3f}")
-    q = sde.reverse(model, eta=0)
-    print(f"held out: {log_prob(q, data.held_out[:500])}")
-    x = sample(q, sde.prior((1000, 2), dtype=torch.float32), grid.karras(sde, 20), Flow(ode.Heun()))
+    print(f"held out: {log_prob(sde.reverse(model), data.held_out[:500])}")
+    ts = grid.reference(sde, 20, around=around)
+    x = draw(sde.reverse(model, eta=0), (2,), ts, GaussianReference(around), seeds=range(1000))
     print(f"{len(x)} samples with standard deviations {x.std(0).tolist()}")
 
 

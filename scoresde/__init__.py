@@ -1,38 +1,29 @@
-"""Continuous-time score-based models: which process, which times, which steps."""
+"""Continuous-time score-based models: which process, which times, which steps.
 
-from . import chain, exact, grid, loss, nn, ode
-from .adaptive import DPMSolverAdaptive, GottaGoFast, Tallied
-from .ancestral import AnalyticDPM, Ancestral, ConsistentAnnealed, LearnedVariance
-from .capture import captured
-from .chain import Chain, TabulatedVE
-from .correct import MALA, NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
-from .count import Counted
-from .elbo import Bound, continuous_elbo, elbo
-from .exponential import Centred, InLogSNR, InSigma, Interpolation, InTime, Reference, fit_reference
-from .likelihood import Frame, Likelihood, decode, encode, gaussian_prior, log_prob, prior_mismatch
-from .loss import dsm, ssm
-from .model import (
-    Clock,
-    Data,
-    EnergyModel,
-    Epsilon,
-    Karras,
-    LogSNR,
-    Parametrisation,
-    ScoreModel,
-    ScoreValue,
-    Steps,
-    TwoHeads,
-    Velocity,
-    clamped,
-    transport,
-)
-from .multistep import DDIM, DEIS, IPNDM, DPMSolverPP, GaussianReference, Multistep, SASolver, UniPC
-from .noise import Noise, Path, iid, per_sample
-from .predict import Churn, EulerMaruyama, Flow, ReverseDiffusion
-from .processes import EDM, VE, VP, Cosine, RectifiedFlow, SubVP, Tabulated
-from .quantize import Decoded, Dequantization, Quantized, TruncatedNormal, Uniform
-from .sample import Step, sample, trajectory
-from .sde import SDE, LinearSDE, Reverse, Score
-from .singlestep import RES, DPMSolver, DPMSolverPP2S, EDMHeun, SingleStep
-from .trace import Exact, Hadamard, Hutchinson, HutchPP, Trace
+The names below are all that is needed every day; the rest lies in `process`, `steps`, `likelihood`, `lab` and the
+modules. What is here stands in `__init__.pyi`, for type checkers and for this file, and is imported when it is used.
+"""
+
+import ast
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text()).body
+_HOME = {node.names[0].name: node.module for node in _STUB if isinstance(node, ast.ImportFrom)}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOME[name]
+    globals()[name] = (
+        getattr(import_module(f".{home}", __name__), name) if home else import_module(f".{name}", __name__)
+    )
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

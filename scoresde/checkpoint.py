@@ -9,11 +9,9 @@ sha256, comes last: at every moment the folder holds one complete checkpoint.
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -24,76 +22,11 @@ from . import __name__ as package
 from .data import Source
 from .model import Clock, Parametrisation, ScoreModel
 from .nn import Network
+from .process import LinearSDE
 from .quantize import Quantized
-from .sde import LinearSDE
+from .values import build, describe, subclass, write
 
-MANIFEST, VERSION = "manifest.json", 1
-
-
-def describe(value: Any) -> Any:
-    """A value as JSON: a dataclass becomes {"class": its name, field: ...}, a tensor a list, a path a string.
-
-    Raises ValueError for any other object: it could not be made again.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {"class": type(value).__name__, **fields}
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [describe(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, (str, int, float, dict, type(None))):
-        raise ValueError(f"{type(value).__name__} must be a dataclass to be saved, got {value!r}")
-    return value
-
-
-def _subclass(base: type, name: Any) -> type:
-    found: list[type] = [base]
-    known: dict[str, type] = {}
-    while found:
-        cls = found.pop()
-        twin = known.setdefault(cls.__name__, cls)
-        if cls.__name__ == name and (twin.__module__, twin.__qualname__) != (cls.__module__, cls.__qualname__):
-            both = f"{twin.__module__}.{twin.__qualname__} and {cls.__module__}.{cls.__qualname__}"
-            raise ValueError(f"class must tell one {base.__name__}, but {name!r} is both {both}: rename one of them")
-        known[cls.__name__] = cls
-        found += cls.__subclasses__()
-    if not isinstance(name, str) or name not in known:
-        raise ValueError(
-            f"class must be a known {base.__name__} ({', '.join(sorted(known))}), got {name!r}: import the module that "
-            "defines it first"
-        )
-    return known[name]
-
-
-def build(base: type, described: Any) -> Any:
-    """The value that `describe` told of, a `base` or one of its subclasses. Raises ValueError if it is none."""
-    if not isinstance(described, dict) or "class" not in described:
-        raise ValueError(f"a {base.__name__} must be described by an object with a class, got {described!r}")
-    cls = _subclass(base, described["class"])
-    if not dataclasses.is_dataclass(cls):
-        raise ValueError(f"{cls.__name__} is no dataclass, so its fields cannot be read back")
-    hints, values = get_type_hints(cls), {k: v for k, v in described.items() if k != "class"}
-    unknown = set(values) - {f.name for f in dataclasses.fields(cls) if f.init}
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no field {min(unknown)!r}")
-    return cls(**{name: _field(hints[name], v) for name, v in values.items()})
-
-
-def _field(hint: Any, v: Any) -> Any:
-    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
-    if Tensor in kinds and (isinstance(v, list) or hint is Tensor):
-        return torch.tensor(v, dtype=torch.float64)
-    base = next((kind for kind in kinds if isinstance(kind, type) and kind not in (dict, type(None))), None)
-    if isinstance(v, dict) and base:
-        return build(base, v)
-    return Path(v) if hint is Path else _tuples(v)
-
-
-def _tuples(v: Any) -> Any:
-    return tuple(map(_tuples, v)) if isinstance(v, list) else v
+MANIFEST, VERSION = "manifest.json", 2
 
 
 @dataclass(frozen=True)
@@ -109,19 +42,6 @@ class Checkpoint:
     source: Source | None = None
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     digest: str = ""
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file so that the path never holds a part of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save(folder: str | Path, checkpoint: Checkpoint, state: dict[str, Tensor] | None = None) -> None:
@@ -153,7 +73,7 @@ def _manifest_of(checkpoint: Checkpoint) -> dict[str, Any]:
     model, net = checkpoint.model, checkpoint.model.net
     described = {"sde": describe(model.sde), "predicts": describe(model.predicts), "clock": describe(model.clock)}
     for base, name in ((LinearSDE, "sde"), (Parametrisation, "predicts"), (Clock, "clock")):
-        _subclass(base, described[name]["class"])  # raises if `load` could not tell which class it is
+        subclass(base, described[name]["class"])  # raises if `load` could not tell which class it is
     return {
         "format": f"{package}-checkpoint",
         "version": VERSION,
@@ -179,6 +99,14 @@ def exists(folder: str | Path) -> bool:
 def recorded_net(folder: str | Path) -> Any:
     """How the manifest in folder describes the network: its class and the arguments that it was made from."""
     return _manifest(Path(folder)).get("net")
+
+
+def recorded_shape(folder: str | Path) -> tuple[int, ...]:
+    """The shape of one sample, as the manifest in folder says."""
+    shape = _manifest(Path(folder)).get("shape")
+    if not isinstance(shape, list) or not all(isinstance(n, int) for n in shape):
+        raise ValueError(f"{Path(folder) / MANIFEST} does not say the shape of a sample, got {shape!r}")
+    return tuple(shape)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -226,7 +154,7 @@ def load(folder: str | Path, net: nn.Module | None = None, device: torch.device 
     try:
         made = net or _network(manifest["net"])
         sde, predicts = build(LinearSDE, manifest["sde"]), build(Parametrisation, manifest["predicts"])
-        kind = _subclass(ScoreModel, manifest["model"])
+        kind = subclass(ScoreModel, manifest["model"])
         model = kind(made, sde, predicts, build(Clock, manifest["clock"]))
         model.load_state_dict(tensors)
         quantized, source = (
@@ -252,4 +180,4 @@ def _network(described: dict[str, Any]) -> nn.Module:
     config = described["config"]
     if not isinstance(config, dict):
         raise ValueError(f"its network {described['class']!r} has no recorded arguments: give `net` to load")
-    return _subclass(Network, described["class"])(**config)
+    return subclass(Network, described["class"])(**config)

@@ -182,6 +182,9 @@ class Array(Source):
     seed: int = 0
     """The seed that chooses them."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
     def load(self) -> Dataset:
         """The samples, (n, *D); images of one channel stored as (n, height, width) become (n, 1, height, width)."""
         a = self._read()
@@ -225,6 +228,9 @@ class Images(Source):
     """The seed that chooses them."""
 
     SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
 
     def load(self) -> Dataset:
         """The images, (n, channels, height, width)."""

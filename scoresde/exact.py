@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .sde import LinearSDE
+from .process import LinearSDE
 from .shapes import as_time, count, like, state
 
 

@@ -5,12 +5,15 @@ inside [0, T). `equal` makes one from any density of steps, `arc_length` and `eq
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .sde import LinearSDE
+from .process import LinearSDE
+from .reference import Reference
 from .shapes import as_time, count, number, times
 
 
@@ -50,15 +53,23 @@ def karras(sde: LinearSDE, n: int, end: float | None = None, rho: float = 7.0) -
     return _pinned(sde.time(lam), T, end_)
 
 
-def reference(sde: LinearSDE, n: int, end: float | None = None, std: float = 0.5) -> Tensor:
-    """A density of steps in lambda proportional to sech(lambda - lambda_c)^(1/2) + 0.1 with lambda_c = -log std: most
-    steps where the noise is as large as data of that standard deviation, where the flow of anything but a Gaussian is
-    decided. It goes with integrators around Gaussian data (`GaussianReference`). Needs sigma(end) > 0.
+def reference(sde: LinearSDE, n: int, end: float | None = None, around: Reference = Reference(std=0.5)) -> Tensor:
+    """A density of steps in lambda proportional to sech(lambda - lambda_c)^(1/2) + 0.1 with lambda_c = -log c: most
+    steps where the noise is as large as the deviation c of the data around, where the flow of anything but a Gaussian
+    is decided. It goes with integrators around Gaussian data (`GaussianReference`). Needs sigma(end) > 0.
     """
+    if not isinstance(around, Reference):
+        raise ValueError(f"around must be a Reference, got {around!r}")
     T, end_ = _range(sde, n, end)
-    center = -math.log(number("std", std, above=0))
+    center = -math.log(number("std", around.std, above=0))
     lam = torch.linspace(float(sde.log_snr(T)), _finite(sde, end_), 1025, dtype=torch.float64)
     return equal(sde, n, lam, torch.cosh(lam - center) ** -0.5 + 0.1, end)
+
+
+def usual(around: Reference = Reference(std=0.5)) -> dict[str, Callable[..., Tensor]]:
+    """The grids above by name, called as (sde, n, end); `reference` is that of the data around."""
+    named = {spacing.__name__: spacing for spacing in (uniform, quadratic, log_snr, karras)}
+    return {**named, "reference": partial(reference, around=around)}
 
 
 def equal(sde: LinearSDE, n: int, lam: Tensor, density: Tensor, end: float | None = None) -> Tensor:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model import ScoreModel
+from .model import Parametrisation, ScoreModel
 from .noise import Noise, iid
-from .sde import LinearSDE, Score
+from .process import LinearSDE, Score
 from .shapes import as_time, count, number
 
 
@@ -38,7 +38,7 @@ class Simple(Weight):
 
 
 @dataclass(frozen=True)
-class Likelihood(Weight):
+class MaximumLikelihood(Weight):
     """g^2/sigma^2, that is g^2 on the error of the score: its integral bounds 2 KL (Song et al. 2021b, theorem 1)."""
 
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Likelihood(Weight):
 
 
 @dataclass(frozen=True)
-class SNR(Weight):
+class MinSNR(Weight):
     """min(SNR, gamma)/SNR with SNR = alpha^2/sigma^2 (Hang et al. 2023). gamma = inf is `Simple`; as gamma -> 0 it is
     proportional to 1/SNR, the plain squared error of x_0.
     """
@@ -63,17 +63,20 @@ class SNR(Weight):
 
 
 @dataclass(frozen=True)
-class Karras(Weight):
-    """1 + (sigma/alpha)^2/sigma_data^2: unit weight on a `model.Karras` network's output (Karras et al. 2022)."""
+class Output(Weight):
+    """1 on the output of a network that predicts so: what a network is trained with unless another weight is asked for.
+    For `Epsilon` it is `Simple`, for `Karras` 1 + (sigma/alpha)^2/c^2 (Karras et al. 2022, table 1).
+    """
 
-    sigma_data: float = 0.5
-    """The standard deviation of the data."""
+    predicts: Parametrisation
+    """What the network predicts."""
 
     def __post_init__(self) -> None:
-        number("sigma_data", self.sigma_data, above=0)
+        if not isinstance(self.predicts, Parametrisation):
+            raise ValueError(f"predicts must be a parametrisation such as Epsilon(), got {self.predicts!r}")
 
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
-        return 1 + (-2 * sde.log_snr(t)).exp() / self.sigma_data**2
+        return torch.ones_like(t) * self.predicts.weight(sde.alpha(t), sde.sigma(t))
 
 
 class Times(ABC):
@@ -104,8 +107,8 @@ class Times(ABC):
 
 
 @dataclass(frozen=True)
-class Uniform(Times):
-    """Uniform in t."""
+class UniformTime(Times):
+    """Times uniform in t from t_min to T (Song et al. 2021)."""
 
     def quantile(self, sde: LinearSDE, u: Tensor) -> Tensor:
         return sde.t_min + (sde.T - sde.t_min) * u
@@ -118,7 +121,8 @@ class Uniform(Times):
 class UniformLogSNR(Times):
     """Uniform in lambda. Since g^2/sigma^2 = -2 dlambda/dt for every linear SDE, this is the importance sampling of the
     likelihood weight (Song et al. 2021b, section 4; Kingma et al. 2021): use it with `Simple`, or with
-    `Unbiased(Likelihood(), UniformLogSNR())`, which is the same up to a constant. `Likelihood` alone would count twice.
+    `Unbiased(MaximumLikelihood(), UniformLogSNR())`, which is the same up to a constant. `MaximumLikelihood` by itself
+    would count twice.
     """
 
     def quantile(self, sde: LinearSDE, u: Tensor) -> Tensor:
@@ -168,17 +172,17 @@ class Unbiased(Weight):
 
 
 def dsm(
-    model: ScoreModel, x_0: Tensor, t: Tensor, weight: Weight = Simple(), noise: Noise = iid(), **cond: Any
+    model: ScoreModel, x_0: Tensor, t: Tensor, weight: Weight | None = None, noise: Noise = iid(), **cond: Any
 ) -> Tensor:
     """weight(t) |eps(x_t, t) - z|^2 summed over dimensions: x_0 (B, *D), t (B,) -> (B,).
 
-    The caller draws t. Raises ValueError if t does not have shape (B,).
+    The caller draws t. weight: `Output(model.predicts)` unless given. Raises ValueError if t does not have shape (B,).
     """
     if as_time(t).shape != (len(x_0),):
         raise ValueError(f"t must have shape ({len(x_0)},), one time for each sample, got {tuple(as_time(t).shape)}")
     x_t, z = model.sde.perturb(x_0, t, noise)
     error = (model.eps(x_t, t, **cond) - z).square().flatten(1).sum(1)
-    return weight(model.sde, t).to(error) * error
+    return (weight or Output(model.predicts))(model.sde, t).to(error) * error
 
 
 def ssm(score: Score, x_t: Tensor, t: Tensor, noise: Noise = iid()) -> Tensor:

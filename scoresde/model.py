@@ -3,7 +3,9 @@
 A network F sees c_in x and a clock value, and every parametrisation in the literature is one line that turns what it
 says into the noise in x = alpha x_0 + sigma z:
 
-    eps(x, t) = a x + b F(c_in x, clock(t)),    score = -eps / sigma.
+    eps(x, t) = a y + b F(c_in y, clock(t)),    y = x - alpha m,    score = -eps / sigma.
+
+m is 0 but for a parametrisation that knows the data's mean.
 
 The network computes in its own dtype (or autocast's); the state keeps its own.
 """
@@ -15,32 +17,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sde import LinearSDE, Score
+from .process import LinearSDE, Score, require_score_of
+from .reference import Reference
 from .shapes import as_time, like, number
 
-Line = tuple[Tensor | float, Tensor | float, Tensor | float]
+Scalings = tuple[Tensor | float, Tensor | float, Tensor | float]
 
 
 class Parametrisation(ABC):
     """What the network predicts: (alpha, sigma) -> (a, b, c_in), each a number or of the shape of alpha."""
 
+    mean: float = 0.0
+    """m."""
+
     @abstractmethod
-    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line: ...
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Scalings: ...
+
+    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor | float:
+        """The weight of the squared error of eps that is 1 on the network's own output, 1/b^2."""
+        return self(alpha, sigma)[1] ** -2
 
 
 @dataclass(frozen=True)
 class Epsilon(Parametrisation):
     """F = z, the noise (Ho et al. 2020)."""
 
-    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line:
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Scalings:
         return 0.0, 1.0, 1.0
 
 
 @dataclass(frozen=True)
 class Data(Parametrisation):
-    """F = x_0."""
+    """The network predicts the data: F = x_0."""
 
-    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line:
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Scalings:
         return 1 / sigma, -alpha / sigma, 1.0
 
 
@@ -48,32 +58,45 @@ class Data(Parametrisation):
 class Velocity(Parametrisation):
     """F = v = alpha z - sigma x_0 (Salimans & Ho 2022, section 4)."""
 
-    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line:
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Scalings:
         return sigma / (alpha**2 + sigma**2), alpha / (alpha**2 + sigma**2), 1.0
 
 
 @dataclass(frozen=True)
 class ScoreValue(Parametrisation):
-    """F = score."""
+    """The network predicts the score itself: F = score."""
 
-    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line:
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Scalings:
         return 0.0, -sigma, 1.0
+
+    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor | float:
+        """1: sigma^2 on the output, which makes all noise levels count about equally (Song & Ermon 2019, eq. 6)."""
+        return 1.0
 
 
 @dataclass(frozen=True)
 class Karras(Parametrisation):
-    """F has input and target of unit variance at every noise level (Karras et al. 2022, eq. 7 and table 1), for data of
-    standard deviation `sigma_data`; written for any alpha.
+    """F has input and target of unit variance at every noise level, and is what the data have beyond the Gaussian
+    around (Karras et al. 2022, eq. 7 and table 1, written for any alpha and mean).
+
+    A network treats all pixels alike, so it is told the overall mean and deviation. Raises ValueError unless the
+    deviation is above 0 and finite.
     """
 
-    sigma_data: float = 0.5
+    around: Reference = Reference(std=0.5)
 
     def __post_init__(self) -> None:
-        number("sigma_data", self.sigma_data, above=0)
+        if not isinstance(self.around, Reference):
+            raise ValueError(f"around must be a Reference such as Reference.fit(data), got {self.around!r}")
+        self.around.checked(getattr(self.around.mean, "shape", ()))
+        overall = self.around.overall
+        object.__setattr__(self, "mean", overall.mean)
+        object.__setattr__(self, "_std", overall.std)
 
-    def __call__(self, alpha: Tensor, sigma: Tensor) -> Line:
-        total = (alpha * self.sigma_data) ** 2 + sigma**2
-        return sigma / total, -alpha * self.sigma_data / total.sqrt(), 1 / total.sqrt()
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Scalings:
+        c: float = self._std  # type: ignore[attr-defined]
+        total = (alpha * c) ** 2 + sigma**2
+        return sigma / total, -alpha * c / total.sqrt(), 1 / total.sqrt()
 
 
 class Clock(ABC):
@@ -120,37 +143,49 @@ class ScoreModel(nn.Module):
         self, net: nn.Module, sde: LinearSDE, predicts: Parametrisation = Epsilon(), clock: Clock = LogSNR()
     ) -> None:
         super().__init__()
-        for name, value, kind in (("net", net, nn.Module), ("sde", sde, LinearSDE)):
+        for name, value, kind in (
+            ("net", net, nn.Module),
+            ("sde", sde, LinearSDE),
+            ("predicts", predicts, Parametrisation),
+        ):
             if not isinstance(value, kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
-        for name, fn in (("predicts", predicts), ("clock", clock)):
-            if isinstance(fn, type) or not callable(fn):
-                raise ValueError(f"{name} must be a value such as Epsilon() or LogSNR(), got {fn!r}")
+        if isinstance(clock, type) or not callable(clock):
+            raise ValueError(f"clock must be a value such as LogSNR(), got {clock!r}")
         self.net, self.sde, self.predicts, self.clock = net, sde, predicts, clock
+
+    @property
+    def around(self) -> Reference | None:
+        """The Gaussian of the data that the network was made for, if its parametrisation knows one."""
+        return getattr(self.predicts, "around", None)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype)
 
-    def _asked(self, x: Tensor, t: Tensor | float) -> tuple[Line, Tensor, Tensor]:
-        """(a, b, c_in), and what the network is called with: c_in x and the clock, in its dtype."""
+    def _asked(self, x: Tensor, t: Tensor | float) -> tuple[Scalings, Tensor, Tensor, Tensor]:
+        """(a, b, c_in), y, and what the network is called with: c_in y and the clock, in its dtype."""
         t, dtype = as_time(t), self._dtype(x)
         like(t, x)  # t of another shape raises here, where some parametrisations would broadcast it
-        line = self.predicts(self.sde.alpha(t), self.sde.sigma(t))
+        if self.around:
+            self.around.checked(x.shape[1:])
+        alpha = self.sde.alpha(t)
+        line, mean = self.predicts(alpha, self.sde.sigma(t)), self.predicts.mean
+        y = x - like(alpha * mean, x) if mean else x
         clock = torch.ones(len(x), dtype=dtype, device=x.device) * self.clock(self.sde, t).to(dtype)
-        return line, (like(line[2], x) * x).to(dtype), clock
+        return line, y, (like(line[2], x) * y).to(dtype), clock
 
     def _F(self, u: Tensor, c: Tensor, **cond: Any) -> Tensor:
         return self.net(u, c, **cond)
 
-    def _eps(self, line: Line, x: Tensor, out: Tensor) -> Tensor:
-        if out.shape != x.shape:
-            raise ValueError(f"net must return the shape of x, {tuple(x.shape)}, got {tuple(out.shape)}")
-        return like(line[0], x) * x + like(line[1], x) * out.to(x.dtype)
+    def _eps(self, line: Scalings, y: Tensor, out: Tensor) -> Tensor:
+        if out.shape != y.shape:
+            raise ValueError(f"net must return the shape of x, {tuple(y.shape)}, got {tuple(out.shape)}")
+        return like(line[0], y) * y + like(line[1], y) * out.to(y.dtype)
 
     def eps(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
-        """The predicted noise, a x + b F(c_in x, clock(t)): (B, *D), () or (B,) -> (B, *D)."""
-        line, u, c = self._asked(x, t)
-        return self._eps(line, x, self._F(u, c, **cond))
+        """The predicted noise, a y + b F(c_in y, clock(t)): (B, *D), () or (B,) -> (B, *D)."""
+        line, y, u, c = self._asked(x, t)
+        return self._eps(line, y, self._F(u, c, **cond))
 
     def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """The score, -eps / sigma."""
@@ -167,17 +202,17 @@ class TwoHeads(ScoreModel):
 
     def both(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
         """(score, v) by one network call, each (B, *D)."""
-        line, u, c = self._asked(x, t)
+        line, y, u, c = self._asked(x, t)
         out, v = self.net(u, c, **cond).chunk(2, 1)
-        return -self._eps(line, x, out) / like(self.sde.sigma(as_time(t)), x), (v.to(x.dtype) + 1) / 2
+        return -self._eps(line, y, out) / like(self.sde.sigma(as_time(t)), x), (v.to(x.dtype) + 1) / 2
 
 
 class EnergyModel(ScoreModel):
     """A network that returns one number a sample, read as an energy whose gradient is F: score = -grad E exactly.
 
-        E(x, t) = a/(2 sigma) |x|^2 + b/(sigma c_in) net(c_in x, clock(t)),    log p_t = -E + const(t),
+        E(x, t) = a/(2 sigma) |y|^2 + b/(sigma c_in) net(c_in y, clock(t)),    log p_t = -E + const(t),
 
-    in every parametrisation (a, b, c_in), so that eps = sigma grad E = a x + b (grad net)(c_in x). (Energies: Hyvarinen
+    in every parametrisation (a, b, c_in), so that eps = sigma grad E = a y + b (grad net)(c_in y). (Energies: Hyvarinen
     2005; Salimans & Ho 2021.) It is trained by the same `dsm`, through the gradient.
     """
 
@@ -195,10 +230,10 @@ class EnergyModel(ScoreModel):
 
     def log_prob(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """-E(x, t), the log-density up to a constant that depends on t: (B, *D) -> (B,)."""
-        (a, b, c_in), u, c = self._asked(x, t)
+        (a, b, c_in), y, u, c = self._asked(x, t)
         sigma, value = self.sde.sigma(as_time(t)), self._net(u, c, **cond).to(x.dtype)
         quadratic, linear = (torch.as_tensor(k).to(value) for k in (a / (2 * sigma), b / (sigma * c_in)))
-        return -quadratic * x.square().flatten(1).sum(1) - linear * value
+        return -quadratic * y.square().flatten(1).sum(1) - linear * value
 
 
 def clamped(score: Score, sde: LinearSDE, low: float = -1.0, high: float = 1.0) -> Score:
@@ -219,11 +254,15 @@ def clamped(score: Score, sde: LinearSDE, low: float = -1.0, high: float = 1.0) 
 def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:
     """The score of `source`'s marginals as that of `target`'s: p_t of both are one density at equal log-SNR, scaled.
 
-    With lambda_u(source) = lambda_t(target) and c = alpha_u / alpha_t: score_target(x, t) = c score_source(c x, u).
+    With lambda_u(source) = lambda_t(target) and c = alpha_u / alpha_t: score_target(x, t) = c score_source(c x, u). For
+    equal processes it is the score itself.
 
-    Raises ValueError where the target is noisier than the source ever is, or (times on the CPU) less noisy than it
-    is at t=0: the network was never asked there.
+    Raises ValueError for the score of another process than the source, and where the target is noisier than the source
+    ever is, or (times on the CPU) less noisy than it is at t=0: the network was never asked there.
     """
+    require_score_of(score, source)
+    if source == target:
+        return score
     most, least = (float(source.log_snr(t)) for t in (0.0, source.T))
     wanted = float(target.log_snr(target.T))
     if wanted < least - 1e-6:
@@ -244,3 +283,32 @@ def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:
         return c * score(c * x, u)
 
     return moved
+
+
+class Counted:
+    """A callable that counts its calls: `Counted(score).nfe` is the number of network calls made so far.
+
+    Rejected steps, correctors and the stages of a Runge-Kutta method all call the score, so all are counted.
+    """
+
+    def __init__(self, f: Any) -> None:
+        self.f, self.nfe = f, 0  # before any look-up can reach __getattr__
+
+    def __getattr__(self, name: str) -> Any:
+        """The same attribute of f; a method of it, such as `log_prob` of an energy, counts as a call too."""
+        value = getattr(self.f, name)
+        if not callable(value):
+            return value
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.nfe += 1
+            return value(*args, **kwargs)
+
+        return counted
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.nfe += 1
+        return self.f(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"Counted({self.f!r}, nfe={self.nfe})"

@@ -10,16 +10,13 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-import torchsde
 from torch import Tensor
-
-from .shapes import number
 
 
 class Noise(Protocol):
     """z ~ N(0, I) like x, for the interval from time t to time s."""
 
-    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor, /) -> Tensor: ...
 
 
 class iid:
@@ -53,6 +50,8 @@ class per_sample:
     BUFFER = 1 << 24  # values held by the whole buffer at most, unless one step needs more
 
     def __init__(self, seeds: Sequence[int]) -> None:
+        if not hasattr(seeds, "__len__"):
+            raise ValueError(f"seeds must be a sequence of one whole number a sample, got {seeds!r}")
         for i, seed in enumerate(seeds):
             if not (0 <= seed < 2**32 and seed == int(seed)):
                 raise ValueError(f"seeds must be whole numbers from 0 to 2**32 - 1, got seeds[{i}] = {seed}")
@@ -98,49 +97,6 @@ def seeds(seed: int, n: int, start: int = 0) -> list[int]:
     if not 0 <= seed < 2**32 or n < 0 or start < 0 or start + n > 2**32:
         raise ValueError(f"seed, n and start must be whole numbers inside 0..2**32, got {seed}, {n} and {start}")
     return [(start + i + seed * 2654435769) % 2**32 for i in range(n)]
-
-
-class Path:
-    """One Brownian path W on [t0, t1], the same at every step size: z = (W(t) - W(s)) / sqrt(t - s) for t > s,
-    and the same for the step from s to t.
-
-    Increments over the halves of an interval add up to the increment over the whole, whatever is asked first, so two
-    discretisations that are given the same Path approximate the same solution (strong convergence). It is
-    `torchsde.BrownianInterval` with a fixed dyadic tree, in units of the whole interval.
-
-    shape: that of the state, (B, *D). tol: the resolution of times, as a part of t1 - t0. Raises ValueError when asked
-    for another shape, for times outside [t0, t1] or for an interval below the resolution: an empty one, as a corrector
-    asks for, is no increment of the path.
-    """
-
-    def __init__(
-        self,
-        t0: float,
-        t1: float,
-        shape: Sequence[int],
-        seed: int = 0,
-        dtype: torch.dtype = torch.float64,
-        tol: float = 1e-9,
-    ) -> None:
-        self.t0 = number("t0", t0)
-        self.t1 = number("t1", t1, above=self.t0)
-        self.tol = number("tol", tol, above=0, below=1)
-        self.W = torchsde.BrownianInterval(
-            0.0, 1.0, size=tuple(shape), dtype=dtype, entropy=seed, tol=tol, halfway_tree=True
-        )
-
-    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        if x.shape != self.W.shape:
-            raise ValueError(f"this Path has shape {tuple(self.W.shape)}, but the state has {tuple(x.shape)}")
-        low, high = ((float(u) - self.t0) / (self.t1 - self.t0) for u in sorted((t, s), key=float))
-        if low < -self.tol or high > 1 + self.tol:
-            raise ValueError(f"a Path on [{self.t0:g}, {self.t1:g}] has no increment from {float(s):g} to {float(t):g}")
-        low, high = max(low, 0.0), min(high, 1.0)
-        if high - low <= self.tol:
-            raise ValueError(
-                f"a Path has no increment over the empty interval at t = {float(t):g}: correctors need their own noise"
-            )
-        return (self.W(low, high) / (high - low) ** 0.5).to(x)
 
 
 @contextmanager

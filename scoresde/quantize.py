@@ -1,23 +1,12 @@
-"""Discrete data, and what a density says of them.
-
-Data on a grid with bins of width h have probabilities, P(x) = int over the bin of the model's density. With x_t drawn
-from a law q(x_t | x) around the datum x,
-
-    log P(x) >= E log p_t(x_t) + log w,    w = p(x | x_t) / q(x_t | x),
-
-and a `Dequantization` says q and w. For those on the bin itself p(x | x_t) = 1. The mean over K draws inside the
-logarithm is a tighter bound (Burda et al. 2016; Ho et al. 2019).
-"""
+"""Discrete data, and what a density says of them: the Jacobian follows from the grid that they lie on."""
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .noise import Noise, iid
-from .sde import Reverse
 from .shapes import as_time, count, number, state
 
 
@@ -39,7 +28,7 @@ class Quantized:
 
     @property
     def width(self) -> float:
-        """h."""
+        """h, the distance between two neighbouring levels."""
         return (self.high - self.low) / (self.levels - 1)
 
     def check(self, x: Tensor) -> Tensor:
@@ -82,51 +71,3 @@ class Quantized:
         Its mean over uniform dequantisation bounds the bits/dim of the discrete data from above.
         """
         return -log_p / (count("d", d) * math.log(2)) - math.log2(self.width)
-
-
-class Dequantization(ABC):
-    """How discrete data become states of the flow at the time t where it ends."""
-
-    @abstractmethod
-    def __call__(self, p: Reverse, data: Quantized, x: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """(x_t, log w), (B, *D) and (B,)."""
-
-
-@dataclass(frozen=True)
-class Uniform(Dequantization):
-    """x + h (u - 1/2), u uniform: log w = d log h (Theis et al. 2016). The density at t is taken for that at 0."""
-
-    def __call__(self, p: Reverse, data: Quantized, x: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        d = x[0].numel()
-        return data.dequantize(x, noise), x.new_full((len(x),), d * math.log(data.width))
-
-
-@dataclass(frozen=True)
-class TruncatedNormal(Dequantization):
-    """alpha x + sigma u with u normal and cut to |u| < tau = alpha h/(2 sigma), for models trained on the discrete data
-    themselves (Zheng et al. 2023, section 4.2): log w = d log sigma + sum (u^2/2) + d log((2 pi)^(1/2) Z), where Z is
-    the mass that is not cut. It is tight where tau is about 3.
-    """
-
-    def __call__(self, p: Reverse, data: Quantized, x: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        alpha, sigma = p.sde.alpha(t), p.sde.sigma(t)
-        tau = alpha * data.width / (2 * sigma)
-        tail, most = torch.special.ndtr(-tau), float(tau)
-        v = torch.special.ndtr(noise(data.check(x), t, t))
-        u = torch.special.ndtri(tail + (1 - 2 * tail) * v.double()).clamp(-most, most).to(x)
-        constant = sigma.log() + math.log(2 * math.pi) / 2 + torch.log1p(-2 * tail)
-        return alpha * x + sigma * u, (u.square() / 2).flatten(1).sum(1) + x[0].numel() * constant.to(x)
-
-
-@dataclass(frozen=True)
-class Decoded(Dequantization):
-    """alpha x + sigma z with z normal, read back by the discretised Gaussian around E[x_0 | x_t] of width sigma/alpha
-    (Ho et al. 2020, eq. 13): log w = log p(x | x_t) - log q(x_t | x). One more network call.
-    """
-
-    def __call__(self, p: Reverse, data: Quantized, x: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        x_t, z = p.sde.perturb(data.check(x), t, noise)
-        sigma = p.sde.sigma(t)
-        q = -((z.square() + math.log(2 * math.pi)) / 2 + sigma.log()).flatten(1).sum(1)
-        read = data.log_bin(x, p.denoise(x_t, t), sigma / p.sde.alpha(t)).flatten(1).sum(1).to(x)
-        return x_t, read - q

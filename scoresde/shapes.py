@@ -25,6 +25,11 @@ def like(c: Tensor | float, x: Tensor) -> Tensor | float:
     return c.to(x).view(-1, *(1,) * (x.ndim - 1))
 
 
+def choose(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The rows of a (B, *D) where mask (B,) is true, and those of b elsewhere."""
+    return torch.where(mask.view(-1, *(1,) * (a.ndim - 1)), a, b)
+
+
 def as_time(t: Tensor | float) -> Tensor:
     """t as a floating-point tensor; a Python number becomes 0-dim float64."""
     if isinstance(t, Tensor) and t.is_floating_point():
@@ -68,20 +73,35 @@ def state(name: str, x: Any) -> Tensor:
     return x
 
 
-def times(name: str, ts: Any, T: float, *, increasing: bool = False) -> Tensor:
-    """Return ts on the CPU in float64; raise ValueError unless it is a strictly monotone 1-D tensor inside [0, T]."""
+def times(name: str, ts: Any, T: float) -> Tensor:
+    """Return ts on the CPU in float64; raise ValueError unless it is a decreasing 1-D tensor inside [0, T]."""
     if not isinstance(ts, Tensor) or not ts.is_floating_point() or ts.ndim != 1 or len(ts) < 2:
         what = f"{ts.dtype} of shape {tuple(ts.shape)}" if isinstance(ts, Tensor) else type(ts).__name__
         raise ValueError(f"{name} must be a 1-D floating-point tensor of at least 2 times, got {what}")
     ts = ts.detach().to("cpu", torch.float64)
-    order = ts.diff() if increasing else -ts.diff()
-    if not (order > 0).all():
-        k = int((~(order > 0)).nonzero()[0])
-        word = "increase" if increasing else "decrease"
+    if (wrong := ~(ts.diff() < 0)).any():
+        k = int(wrong.nonzero()[0])
         raise ValueError(
-            f"{name} must strictly {word}, but {name}[{k}] = {ts[k]:.6g} and {name}[{k + 1}] = {ts[k + 1]:.6g}"
+            f"{name} must strictly decrease, but {name}[{k}] = {ts[k]:.6g} and {name}[{k + 1}] = {ts[k + 1]:.6g}"
         )
-    low, high = sorted((float(ts[0]), float(ts[-1])))
-    if low < 0 or high > T * (1 + 1e-6):
-        raise ValueError(f"{name} must lie in [0, T] = [0, {T:g}], got {low:.6g} to {high:.6g}")
+    if ts[-1] < 0 or ts[0] > T * (1 + 1e-6):
+        raise ValueError(f"{name} must lie in [0, T] = [0, {T:g}], got {ts[-1]:.6g} to {ts[0]:.6g}")
     return ts
+
+
+def intervals(t: Tensor, s: Tensor, T: float, *, empty: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the starts t and the ends s, (n,), on the CPU in float64; raise ValueError unless every interval goes
+    down, or has no length where `empty` is set, inside [0, T].
+    """
+    for name, u in (("t", t), ("s", s)):
+        if not isinstance(u, Tensor) or not u.is_floating_point() or u.ndim != 1 or len(u) != len(t) or not len(u):
+            what = f"{u.dtype} of shape {tuple(u.shape)}" if isinstance(u, Tensor) else type(u).__name__
+            raise ValueError(f"{name} must be the (n,) ends of n intervals as floating-point numbers, got {what}")
+    t, s = (u.detach().to("cpu", torch.float64) for u in (t, s))
+    wrong = ~((t == s) if empty else (t > s))
+    if wrong.any():
+        k, word = int(wrong.nonzero()[0]), "be empty" if empty else "decrease"
+        raise ValueError(f"intervals must {word}, but number {k} goes from t = {t[k]:.6g} to s = {s[k]:.6g}")
+    if s.min() < 0 or t.max() > T * (1 + 1e-6):
+        raise ValueError(f"intervals must lie in [0, T] = [0, {T:g}], got {s.min():.6g} to {t.max():.6g}")
+    return t, s

@@ -289,17 +289,17 @@ def dpm_solver_pp_2m(p, x, ts, z):
     return x
 
 
-def dpm_solver_pp_3m(p, x, ts, z, compat):
+def dpm_solver_pp_3m(p, x, ts, z, halved):
     """The third-order update of the authors' code (`multistep_dpm_solver_third_update`), whose D_2, the second divided
-    difference, is half of the second derivative that phi_3 goes with; compat tells how much of the other half is left
-    out. Before it the first- and the second-order one; unless compat, the first interval is redone with the mean of
-    the predictions at its ends once the second is known.
+    difference, is half of the second derivative that phi_3 goes with: `halved`, or with the whole of it. Before it the
+    first- and the second-order one; unless halved, the first interval is redone with the mean of the predictions at its
+    ends once the second is known.
     """
     known, hs, x_first = [], [], x
     for i, (t, s) in enumerate(zip(ts, ts[1:])):
         h = p.lam(s) - p.lam(t)
         known = [p.x_0(x, t), *known]
-        if i == 1 and not compat:
+        if i == 1 and not halved:
             x = p.sigma(t) / p.sigma(ts[0]) * x_first - p.alpha(t) * math.expm1(-hs[0]) * (known[0] + known[1]) / 2
         phi_1 = math.expm1(-h)
         phi_2 = phi_1 / h + 1
@@ -311,7 +311,7 @@ def dpm_solver_pp_3m(p, x, ts, z, compat):
             r_0, r_1 = hs[0] / h, hs[1] / h
             D1_0, D1_1 = (known[0] - known[1]) / r_0, (known[1] - known[2]) / r_1
             D1, D2 = D1_0 + r_0 / (r_0 + r_1) * (D1_0 - D1_1), (D1_0 - D1_1) / (r_0 + r_1)
-            x_next = x_next + p.alpha(s) * phi_2 * D1 - p.alpha(s) * phi_3 * (2 - compat) * D2
+            x_next = x_next + p.alpha(s) * phi_2 * D1 - p.alpha(s) * phi_3 * (1 if halved else 2) * D2
         x, hs = x_next, [h, *hs]
     return x
 

@@ -24,31 +24,25 @@ from scoresde import (
     EDM,
     VE,
     VP,
-    Clock,
     Cosine,
-    Data,
-    EnergyModel,
     Epsilon,
     Karras,
     LinearSDE,
-    LogSNR,
-    Parametrisation,
     Quantized,
     RectifiedFlow,
+    Reference,
     ScoreModel,
-    ScoreValue,
-    Steps,
     SubVP,
     Tabulated,
-    TabulatedVE,
-    TwoHeads,
-    Velocity,
     loss,
 )
 from scoresde import checkpoint as module
 from scoresde import nn as networks
-from scoresde.checkpoint import MANIFEST, Checkpoint, build, describe, exists, load, load_state, save, write
+from scoresde.checkpoint import MANIFEST, Checkpoint, exists, load, load_state, save
 from scoresde.data import Array, Checkerboard, Digits, Images, Moons, Ring, Source, SwissRoll
+from scoresde.model import Clock, Data, EnergyModel, LogSNR, Parametrisation, ScoreValue, Steps, TwoHeads, Velocity
+from scoresde.process import TabulatedVE
+from scoresde.values import build, describe, write
 
 # describe and build
 
@@ -67,20 +61,25 @@ SDES = st.one_of(
     st.builds(Tabulated, st.lists(number(1e-6, 0.999), min_size=1, max_size=9).map(torch.tensor)),
     st.builds(TabulatedVE, st.lists(number(1e-6, 1e3), min_size=2, max_size=9, unique=True).map(sorted)),
 )
+MEANS = st.one_of(
+    number(-9, 9), st.lists(number(-9, 9), min_size=1, max_size=4).map(lambda m: torch.tensor(m, dtype=torch.float64))
+)
+SIZES = st.lists(st.tuples(number(-9, 9), number(1e-6, 9)), max_size=4, unique_by=lambda pair: pair[0])
+REFERENCES = st.builds(Reference, MEANS, number(1e-6, 1e6), SIZES.map(lambda pairs: tuple(sorted(pairs))))
 PREDICTS = st.one_of(
-    *(st.just(kind()) for kind in (Epsilon, Data, Velocity, ScoreValue)), st.builds(Karras, number(1e-6, 1e6))
+    *(st.just(kind()) for kind in (Epsilon, Data, Velocity, ScoreValue)), st.builds(Karras, REFERENCES)
 )
 CLOCKS = st.one_of(st.builds(LogSNR, number(-9, 9)), st.builds(Steps, st.integers(1, 10**6), number(-9, 9)))
 TIMES = st.one_of(
-    st.just(loss.Uniform()),
+    st.just(loss.UniformTime()),
     st.just(loss.UniformLogSNR()),
     st.builds(loss.LogNormal, number(-9, 9), number(1e-3, 9)),
 )
 WEIGHTS = st.one_of(
     st.just(loss.Simple()),
-    st.just(loss.Likelihood()),
-    st.builds(loss.SNR, st.one_of(number(1e-6, 1e6), st.just(math.inf))),
-    st.builds(loss.Karras, number(1e-6, 1e6)),
+    st.just(loss.MaximumLikelihood()),
+    st.builds(loss.MinSNR, st.one_of(number(1e-6, 1e6), st.just(math.inf))),
+    st.builds(loss.Output, PREDICTS),
 )
 WEIGHTS = st.one_of(WEIGHTS, st.builds(loss.Unbiased, WEIGHTS, TIMES))
 TOY = (st.integers(5, 10**6), st.integers(0, 2**32 - 1))
@@ -101,6 +100,7 @@ BASES = {
     loss.Times: TIMES,
     loss.Weight: WEIGHTS,
     Source: SOURCES,
+    Reference: st.one_of(REFERENCES, st.builds(Reference, MEANS, st.sampled_from([0.0, math.inf]))),
     Quantized: st.builds(Quantized, st.integers(2, 999), number(-9, -1), number(1, 9)),
 }
 
@@ -218,7 +218,8 @@ NETS = {
 def test_save_and_load(tmp_path, kind):
     """The model that is loaded is the model that was saved: every number, dtype, output, and everything beside it."""
     make, again, shape = NETS[kind]
-    model = ScoreModel(filled(make()), VE(0.02, 30.0), Karras(0.7), LogSNR(-0.25)).eval()
+    around = Reference.fit(torch.randn(9, *shape) + 0.4)
+    model = ScoreModel(filled(make()), VE(0.02, 30.0), Karras(around), LogSNR(-0.25)).eval()
     notes = {"step": 3, "own": [1.5, None, "x"]}
     saved = Checkpoint(model, shape, Quantized(17, -1.0, 1.0), Ring(seed=4), notes)
     state = {"a.b": torch.randn(3, 2).T, "n": torch.tensor(5)}
@@ -231,6 +232,7 @@ def test_save_and_load(tmp_path, kind):
     x, t = torch.randn(3, *shape), torch.tensor([0.1, 0.5, 1.0])
     assert torch.equal(found.model(x, t), model(x, t))
     assert (found.model.sde, found.model.predicts, found.model.clock) == (model.sde, model.predicts, model.clock)
+    assert found.model.around == around and found.model.around.mean.shape == shape
     assert (found.shape, found.quantized, found.source, found.notes) == (shape, saved.quantized, saved.source, notes)
     assert not found.model.training and not any(p.requires_grad for p in found.model.parameters())
     read = load_state(tmp_path)
@@ -262,7 +264,7 @@ class OneNumber(networks.Network):
 
 
 @pytest.mark.parametrize("t", [torch.tensor(0.3), torch.tensor([0.1, 0.5, 1.0])], ids=["()", "(B,)"])
-@pytest.mark.parametrize("predicts", [Epsilon(), Karras(0.7), Velocity()], ids=repr)
+@pytest.mark.parametrize("predicts", [Epsilon(), Karras(Reference(0.4, 0.7)), Velocity()], ids=repr)
 def test_two_heads_and_energies_come_back(tmp_path, predicts, t):
     """A model of another class is loaded as that class, and all that it can be asked is the same to the bit: the score,
     with and without gradients, and its gradient by x; of two heads, both; of an energy, log_prob.
@@ -324,12 +326,15 @@ def test_saving_again_replaces(tmp_path):
 # damage
 
 
+AROUND = Karras(Reference(torch.tensor([0.3, -0.2]), 0.7, ((-1.0, 0.5), (2.0, 0.3))))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A small checkpoint; tests copy it before they damage it."""
     folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(3)
-    model = ScoreModel(filled(networks.MLP((2,), 4, 1)), VP())
+    model = ScoreModel(filled(networks.MLP((2,), 4, 1)), VP(), AROUND)
     save(folder, Checkpoint(model, (2,), source=Ring()), {"n": torch.tensor(5)})
     return folder
 
@@ -423,7 +428,7 @@ def edited(saved, folder, edit):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda m: m.update(version=2), "has version 2, this program reads version 1"),
+        (lambda m: m.update(version=1), "has version 1, this program reads version 2"),
         (lambda m: m.pop("version"), "has version None"),
         (lambda m: m.update(format="other"), "is not the manifest of a checkpoint"),
         (lambda m: m["sde"].update({"class": "Popen"}), "does not give a model: class must be a known LinearSDE"),
@@ -433,6 +438,9 @@ def edited(saved, folder, edit):
         (lambda m: m["net"]["config"].update(depth=2), "(?s)does not give a model: .*blocks.1"),
         (lambda m: m["net"]["config"].update(colour="red"), "does not give a model: .*colour"),
         (lambda m: m["predicts"].update({"class": "VP"}), "does not give a model: class must be a known Param"),
+        (lambda m: m["predicts"].update(around=0.5), "does not give a model: around must be a Reference"),
+        (lambda m: m["predicts"]["around"].update(std=0), "does not give a model: around must have a standard dev"),
+        (lambda m: m["predicts"]["around"].update(size=[[0, -1]]), "does not give a model: size must"),
         (lambda m: m["sde"].update(beta=1.0), "does not give a model: VP has no field 'beta'"),
         (lambda m: m["sde"].update(beta_min=30.0), "does not give a model: beta_max must"),
         (lambda m: m["source"].update({"class": "Toy"}), "does not give a model"),
@@ -538,7 +546,7 @@ def stages(monkeypatch, at):
 
         monkeypatch.setattr(owner, name, call)
 
-    wrap(module.os, "fsync", half=lambda fd: os.ftruncate(fd, 10))
+    wrap(os, "fsync", half=lambda fd: os.ftruncate(fd, 10))
     wrap(Path, "replace")
     wrap(Path, "open")
     wrap(module.safetensors.torch, "save")

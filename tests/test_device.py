@@ -18,30 +18,20 @@ from torch import nn
 import scoresde
 from scoresde import (
     EDM,
-    IPNDM,
-    MALA,
     NCSN,
-    RES,
     SNR,
     VE,
     VP,
     Ancestral,
-    Churn,
-    ConsistentAnnealed,
+    Chain,
     Cosine,
-    DPMSolver,
-    DPMSolverAdaptive,
     DPMSolverPP,
-    EDMHeun,
     EulerMaruyama,
     Flow,
     GaussianReference,
-    GottaGoFast,
-    Hadamard,
-    Hutchinson,
-    HutchPP,
     Karras,
     Langevin,
+    Quadrature,
     Quantized,
     RectifiedFlow,
     Reference,
@@ -51,7 +41,7 @@ from scoresde import (
     SubVP,
     Tabulated,
     UniPC,
-    captured,
+    elbo,
     exact,
     grid,
     iid,
@@ -62,10 +52,23 @@ from scoresde import (
     transport,
 )
 from scoresde.data import Dataset
-from scoresde.metrics import energy_distance, frechet, sliced_wasserstein
-from scoresde.sample import run
+from scoresde.lab.metrics import energy_distance, frechet, sliced_wasserstein
+from scoresde.likelihood import Adams, Exact, Hadamard, Hutchinson, HutchPP, continuous_elbo
 from scoresde.shapes import times
-from scoresde.train import Settings, train
+from scoresde.steps import (
+    IPNDM,
+    MALA,
+    RES,
+    Churn,
+    ConsistentAnnealed,
+    DPMSolver,
+    DPMSolverAdaptive,
+    EDMHeun,
+    GottaGoFast,
+    captured,
+)
+from scoresde.steps.step import run, started
+from scoresde.training import Settings, train
 
 LAW = exact.GaussianMixture(torch.ones(2), torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), torch.tensor([0.04, 0.01]))
 SDES = [VP(), SubVP(), VE(), Cosine(), RectifiedFlow(), EDM(), Tabulated(torch.linspace(1e-3, 0.05, 100))]
@@ -108,7 +111,7 @@ def network(sde):
     net = scoresde.nn.UNet((1, 8, 8), 8)
     for p in net.parameters():
         nn.init.normal_(p, std=0.1)
-    return ScoreModel(net.eval().requires_grad_(False), sde, Karras(0.5))
+    return ScoreModel(net.eval().requires_grad_(False), sde, Karras(Reference(std=0.5)))
 
 
 def both(f, device):
@@ -174,8 +177,8 @@ def test_generators(device):
     assert own.device.type == device.type and abs(float(own.mean())) < 6 / 6000**0.5
 
 
-@pytest.mark.parametrize("trace", [scoresde.Exact(), Hutchinson(2), Hadamard(4), HutchPP(2)], ids=str)
-@pytest.mark.parametrize("method", [ode.Adams(20), ode.Dopri5(1e-5, 1e-5)], ids=str)
+@pytest.mark.parametrize("trace", [Exact(), Hutchinson(2), Hadamard(4), HutchPP(2)], ids=str)
+@pytest.mark.parametrize("method", [Adams(20), ode.Dopri5(1e-5, 1e-5)], ids=str)
 def test_likelihoods(trace, method, device):
     """log p and its budget, in float64, from the same probes."""
     sde = VP()
@@ -183,7 +186,7 @@ def test_likelihoods(trace, method, device):
 
     def found(d):
         q = sde.reverse(LAW.to(d).diffuse(sde), eta=0)
-        r = log_prob(q, x.to(d), method=method, trace=trace, noise=per_sample(range(6)))
+        r = log_prob(q, x.to(d), how=Quadrature(method, trace), noise=per_sample(range(6)))
         return torch.stack([r.log_p, r.solver_error, r.end_bias])
 
     torch.testing.assert_close(*both(found, device), rtol=1e-7, atol=1e-7)
@@ -204,13 +207,13 @@ def test_bits_of_a_network(device):
 def test_bounds(device):
     """Both bounds, in float64."""
     sde = VP()
-    x, chain = torch.randn(4, 2, dtype=torch.float64), scoresde.Chain(sde, grid.uniform(sde, 20))
+    x, chain = torch.randn(4, 2, dtype=torch.float64), Chain(sde, grid.uniform(sde, 20))
 
     def found(d):
         p = sde.reverse(LAW.to(d).diffuse(sde))
-        a = scoresde.elbo(chain, p, x.to(d), noise=per_sample(range(4))).nats
-        b = scoresde.elbo(chain, p, x.to(d), terms=3, noise=per_sample(range(4))).nats
-        return torch.stack([a, b, scoresde.continuous_elbo(p, x.to(d), noise=per_sample(range(4))).nats])
+        a = elbo(chain, p.score, x.to(d), noise=per_sample(range(4))).nats
+        b = elbo(chain, p.score, x.to(d), terms=3, noise=per_sample(range(4))).nats
+        return torch.stack([a, b, continuous_elbo(p, x.to(d), noise=per_sample(range(4))).nats])
 
     torch.testing.assert_close(*both(found, device), rtol=1e-8, atol=1e-8)
 
@@ -222,7 +225,7 @@ def test_training(bf16, device):
 
     def trained(d):
         torch.manual_seed(0)
-        model = ScoreModel(scoresde.nn.UNet((1, 8, 8), 8), VP(), Karras(0.5)).to(d)
+        model = ScoreModel(scoresde.nn.UNet((1, 8, 8), 8), VP(), Karras(Reference(std=0.5))).to(d)
         settings = Settings(steps=8, batch=16, lr=1e-3, warmup=2, bf16=bf16)
         return torch.cat([p.flatten() for p in train(model, Dataset(x, x[:2]), settings, progress=False).parameters()])
 
@@ -248,7 +251,8 @@ def never_waiting():
 
 def loop(p, x, ts, *steps):
     """The loop without the checks before it, which look at x."""
-    return deque(run(p, x, times("ts", ts, p.T), steps, iid()), maxlen=1).pop()
+    ts = times("ts", ts, p.T)
+    return deque(run(p, x, ts, started(p, ts, steps), iid()), maxlen=1).pop()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +262,7 @@ def loop(p, x, ts, *steps):
 )
 def test_no_step_waits(eta, step, gpu):
     """No synchronisation of host and device inside the loop, with a network and with an exact score."""
-    if isinstance(step, Flow) and isinstance(step.method, ode.Adaptive):
+    if isinstance(step, Flow) and isinstance(step.method, ode.Embedded):
         pytest.skip("adaptive steps look at their errors")
     vp, wide, ts = VP(), VE(0.005, 200.0), grid.log_snr(VP(), 6)
     for score, x in (
@@ -279,7 +283,7 @@ def test_a_training_step_does_not_wait(gpu):
     counts = []
     try:
         for steps in (20, 40):
-            model = ScoreModel(scoresde.nn.UNet((1, 8, 8), 8), VP(), Karras(0.5)).to(gpu)
+            model = ScoreModel(scoresde.nn.UNet((1, 8, 8), 8), VP(), Karras(Reference(std=0.5))).to(gpu)
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 train(model, Dataset(x, x[:2]), Settings(steps=steps, batch=16), progress=False)

@@ -1,7 +1,10 @@
-"""A module imports only from strictly lower floors, so that each can be read and checked without those above it."""
+"""A module imports only from its own floor or lower ones, and no chain of imports leads back: each can be read and
+checked without those above it.
+"""
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,27 +13,24 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "scoresde"
 
 FLOORS = (
-    {"shapes", "count", "progress", "provenance"},
-    {"ode", "noise", "simulate"},
-    {"sde"},
-    {"processes", "grid", "chain", "model", "exact"},
-    {"loss", "sample", "trace", "quantize"},
-    {"predict", "ancestral", "correct", "bridge", "capture", "exponential", "likelihood", "inverse"},
-    {"singlestep", "adaptive", "elbo", "nn"},  # nn for its users only: what is below takes any network
-    {"multistep", "data", "metrics", "convergence"},
-    {"checkpoint", "problems"},
-    {"train", "tuned"},
-    {"report", "tune", "interop"},
+    {"shapes", "progress", "values", "noise", "ode", "brownian"},  # anything but diffusion
+    {"process"},
+    {"reference", "exact", "quantize", "grid", "model", "loss", "data", "nn"},
+    {"steps"},
+    {"likelihood"},
+    {"checkpoint", "training"},
+    {"lab"},
     {"cli"},
     {"__init__", "__main__"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+WINGS = {"process", "steps", "likelihood", "lab", "nn", "cli"}
 NN = {"torch", "einops", "scoresde"} | sys.stdlib_module_names
 
 
-def unit(path, package):
-    """The entry of the table that a file belongs to: the module, or the package directly under the root."""
-    return path.relative_to(package).parts[0].removesuffix(".py")
+def module(path, package):
+    """The dotted name of a file inside the package."""
+    return ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(path, package):
@@ -47,27 +47,39 @@ def imports(path, package):
                 yield node.lineno, ".".join((*base, alias.name))
 
 
+def leads_to(name, modules):
+    """The module of the package that a dotted name is in or is."""
+    parts = name.split(".")[1:]
+    while parts and ".".join(parts) not in modules:
+        parts = parts[:-1]
+    return ".".join(parts) or "__init__"
+
+
 def violations(package):
     """What is wrong with the imports of a package, one line each."""
-    wrong = []
+    wrong, arrows = [], {}
+    modules = {module(path, package) for path in package.rglob("*.py")}
     for path in sorted(package.rglob("*.py")):
-        here, where = unit(path, package), path.relative_to(package.parent)
+        name, where = module(path, package), path.relative_to(package.parent)
+        here = name.split(".")[0]
         if here not in FLOOR:
             wrong.append(f"{where}: the module `{here}` stands on no floor: place it in FLOORS of tests/test_floors.py")
             continue
-        for line, name in imports(path, package):
-            top, *rest = name.split(".")
+        for line, target in imports(path, package):
+            top, *rest = target.split(".")
             if here == "nn" and (top not in NN or (top == "scoresde" and rest[:1] not in (["nn"], ["shapes"]))):
-                wrong.append(f"{where}:{line}: nn imports torch, einops and scoresde.shapes only, not {name}")
-            if top != package.name:
+                wrong.append(f"{where}:{line}: nn imports torch, einops and scoresde.shapes only, not {target}")
+            if top != package.name or rest[:1] in (["__name__"], ["__version__"]):
                 continue
-            there = rest[0] if rest else "__init__"
-            if (there == here and there in ("nn", "cli")) or there in ("__name__", "__version__"):
-                continue
-            if there not in FLOOR:
-                there = "__init__"  # a name of the package itself
-            if FLOOR[there] >= FLOOR[here]:
+            known = rest and (rest[0] in FLOOR or rest[0] in {m.split(".")[0] for m in modules})
+            there = rest[0] if known else "__init__"  # a name of the package itself
+            arrows.setdefault(name, set()).add(leads_to(target, modules))
+            if FLOOR.get(there, 0) > FLOOR[here]:
                 wrong.append(f"{where}:{line}: {here} (floor {FLOOR[here]}) imports {there} (floor {FLOOR[there]})")
+    try:
+        list(TopologicalSorter(arrows).static_order())
+    except CycleError as error:
+        wrong.append(f"imports lead in a circle: {' -> '.join(error.args[1])}")
     return wrong
 
 
@@ -82,41 +94,56 @@ def private(path):
 
 
 def test_imports_go_down():
-    """Every import inside the package, at whatever depth of code, leads to a strictly lower floor."""
+    """Every import inside the package, at whatever depth of code, leads to its own floor or a lower one, and to no
+    circle.
+    """
     assert not violations(PACKAGE), "\n".join(violations(PACKAGE))
 
 
 def test_every_floor_is_walked():
     """The walk finds the package: the foundation's modules, and the imports that are known to be there."""
-    found = {unit(path, PACKAGE) for path in PACKAGE.rglob("*.py")}
-    assert {"shapes", "ode", "noise", "sde", "processes", "exact", "sample", "nn"} <= found
-    assert "scoresde.shapes.like" in {name for _, name in imports(PACKAGE / "sde.py", PACKAGE)}
+    found = {module(path, PACKAGE).split(".")[0] for path in PACKAGE.rglob("*.py")}
+    assert {"shapes", "ode", "noise", "exact", *WINGS} <= found
+    assert "scoresde.shapes.like" in {name for _, name in imports(PACKAGE / "process" / "sde.py", PACKAGE)}
     assert "scoresde.shapes.count" in {name for _, name in imports(PACKAGE / "nn" / "mlp.py", PACKAGE)}
 
 
+def test_the_wings_are_flat():
+    """The package has the wings of the table and no further folders; the tests stand in folders of the same names."""
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert folders == WINGS
+    assert not [path for wing in WINGS for path in (PACKAGE / wing).rglob("*.py") if path.parent.name != wing]
+    mirrored = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py"))}
+    assert mirrored <= WINGS
+
+
 @pytest.mark.parametrize(
-    ("module", "source", "complaint"),
+    ("files", "complaint"),
     [
-        ("sde.py", "from .exact import Gaussian", "sde (floor 2) imports exact (floor 3)"),
-        ("grid.py", "def f():\n    from . import model", "grid.py:2: grid (floor 3) imports model (floor 3)"),
-        ("ode.py", "import scoresde.sample", "ode (floor 1) imports sample"),
-        ("ode.py", "from scoresde import VP", "ode (floor 1) imports __init__"),
-        ("loss.py", "from .nn.unet import UNet", "loss (floor 4) imports nn"),
-        ("checkpoint.py", "from .train import fit", "checkpoint (floor 8) imports train (floor 9)"),
-        ("nn/unet.py", "from ..sde import VP", "nn imports torch, einops and scoresde.shapes only"),
-        ("nn/unet.py", "import torchvision", "nn imports torch, einops and scoresde.shapes only"),
-        ("solver.py", "", "the module `solver` stands on no floor: place it in FLOORS"),
-        ("cli/plot.py", "from .. import VP", "cli (floor 11) imports __init__"),
-        ("exact.py", "from .sde import SDE\nfrom . import shapes\nimport torch", None),
-        ("cli/plot.py", "from .style import red\nfrom ..train import fit\nfrom ..nn import UNet", None),
-        ("nn/unet.py", "import math\nfrom torch import nn\nfrom ..shapes import like\nfrom .mlp import MLP", None),
+        ({"process/sde.py": "from ..exact import Gaussian"}, "process (floor 1) imports exact (floor 2)"),
+        ({"grid.py": "def f():\n    from .steps import step"}, "grid.py:2: grid (floor 2) imports steps (floor 3)"),
+        ({"ode.py": "import scoresde.steps.step"}, "ode (floor 0) imports steps"),
+        ({"ode.py": "from scoresde import VP"}, "ode (floor 0) imports __init__"),
+        ({"loss.py": "from .training import train"}, "loss (floor 2) imports training"),
+        ({"likelihood/flow.py": "from ..lab import metrics"}, "likelihood (floor 4) imports lab (floor 6)"),
+        ({"nn/unet.py": "from ..process.sde import VP"}, "nn imports torch, einops and scoresde.shapes only"),
+        ({"nn/unet.py": "import torchvision"}, "nn imports torch, einops and scoresde.shapes only"),
+        ({"solver.py": ""}, "the module `solver` stands on no floor: place it in FLOORS"),
+        ({"cli/plot.py": "from .. import VP"}, "cli (floor 7) imports __init__"),
+        ({"grid.py": "from .model import a", "model.py": "from .grid import b"}, "imports lead in a circle"),
+        ({"steps/a.py": "from .b import x", "steps/b.py": "from . import a"}, "imports lead in a circle"),
+        ({"exact.py": "from .process.sde import SDE\nfrom . import shapes\nimport torch"}, None),
+        ({"cli/plot.py": "from .style import red\nfrom ..training import train\nfrom ..nn import UNet"}, None),
+        ({"steps/a.py": "from .b import x", "steps/b.py": "from ..grid import y"}, None),
+        ({"nn/unet.py": "import math\nfrom torch import nn\nfrom ..shapes import like\nfrom .mlp import MLP"}, None),
     ],
 )
-def test_the_walk_sees_a_wrong_import(tmp_path, module, source, complaint):
+def test_the_walk_sees_a_wrong_import(tmp_path, files, complaint):
     """A package with one wrong import has one complaint about it, and a package without has none."""
-    path = tmp_path / "scoresde" / module
-    path.parent.mkdir(parents=True)
-    path.write_text(source)
+    for name, source in files.items():
+        path = tmp_path / "scoresde" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
     wrong = violations(tmp_path / "scoresde")
     assert [complaint in line for line in wrong] == [True] if complaint else not wrong
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from scoresde import EDM, VE, VP, Cosine, RectifiedFlow, SubVP, Tabulated, grid
+from scoresde import EDM, VE, VP, Cosine, RectifiedFlow, Reference, SubVP, Tabulated, grid
 
 F64 = torch.float64
 SDES = [
@@ -165,15 +165,16 @@ def test_a_steep_density():
 @pytest.mark.parametrize("end", [None, 0.1])
 def test_reference(sde, std, end):
     """Equal integrals of sech(lambda + log std)^(1/2) + 0.1."""
-    ts = grid.reference(sde, 9, end, std)
+    ts = grid.reference(sde, 9, end, Reference(std=std))
     assert float(ts[0]) == sde.T and float(ts[-1]) == (sde.t_min if end is None else end)
     parts = between(ts, sde, lambda v: 1 / math.sqrt(math.cosh(v + math.log(std))) + 0.1)
     torch.testing.assert_close(parts, parts.mean().expand(9), rtol=1e-4, atol=0)
 
 
 def test_reference_is_for_half_a_deviation():
-    """Unless another is given."""
-    assert grid.reference(EDM(), 9).equal(grid.reference(EDM(), 9, std=0.5))
+    """Unless another is given, wherever the mean is."""
+    for mean in (0.0, 3.0, torch.tensor([-1.0, 2.0])):
+        assert grid.reference(EDM(), 9).equal(grid.reference(EDM(), 9, around=Reference(mean, 0.5)))
 
 
 # from a trajectory
@@ -249,8 +250,8 @@ BAD = {
     "n": (lambda: grid.equal(VP(), 0, LAM, ONES), "n must be a whole number"),
     "reference, end": (lambda: grid.reference(VP(), 5, 0.0), "end must be a time with sigma > 0"),
     "reference, n": (lambda: grid.reference(VP(), 0), "n must be a whole number"),
-    "reference, std": (lambda: grid.reference(VP(), 5, std=0.0), "std must be a finite number > 0"),
-    "reference, infinite": (lambda: grid.reference(VP(), 5, std=math.inf), "std must be a finite number > 0"),
+    "reference, std": (lambda: grid.reference(VP(), 5, None, Reference(std=0.0)), "std must be a finite number > 0"),
+    "reference, inf": (lambda: grid.reference(VP(), 5, None, Reference(std=math.inf)), "std must be a finite number"),
 }  # fmt: skip
 for name, make in (("arcs", grid.arc_length), ("curvature", grid.equal_curvature)):
     BAD |= {

@@ -15,16 +15,19 @@ from scoresde import (
     VE,
     VP,
     Cosine,
+    Epsilon,
     Karras,
     RectifiedFlow,
+    Reference,
     ScoreModel,
     SubVP,
     Tabulated,
     dsm,
     exact,
     loss,
-    ssm,
 )
+from scoresde.loss import ssm
+from scoresde.model import Data, Parametrisation, ScoreValue, Velocity
 from scoresde.nn import MLP
 
 F64 = torch.float64
@@ -32,8 +35,8 @@ SDES = [VP(), SubVP(), VE(0.05, 20.0), Cosine(), RectifiedFlow(), EDM(T=30.0)]
 every_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
 TABLE = Tabulated(torch.linspace(1e-3, 0.2, 50, dtype=F64))
 MEAN, V = torch.tensor([0.7, -0.4], dtype=F64), torch.tensor([0.6, 0.1], dtype=F64)
-WEIGHTS = [loss.Simple(), loss.Likelihood(), loss.SNR(5.0), loss.Karras(0.5)]
-TIMES = [loss.Uniform(), loss.UniformLogSNR(), loss.LogNormal(), loss.LogNormal(0.3, 2.0)]
+WEIGHTS = [loss.Simple(), loss.MaximumLikelihood(), loss.MinSNR(5.0), loss.Output(Karras(Reference(std=0.5)))]
+TIMES = [loss.UniformTime(), loss.UniformLogSNR(), loss.LogNormal(), loss.LogNormal(0.3, 2.0)]
 every_weight = pytest.mark.parametrize("weight", WEIGHTS, ids=repr)
 every_times = pytest.mark.parametrize("times", TIMES, ids=repr)
 
@@ -66,6 +69,18 @@ class Linear:
         return self.exact.eps(x, t) + x @ self.E.T + self.e
 
 
+def karras(m, c):
+    """What the network of Karras et al. 2022 should say of data of mean m and deviation c: F with c_skip y + c_out F =
+    x_0 - m, at y = x/alpha - m and the noise sigma/alpha.
+    """
+
+    def target(a, s, x_0, z):
+        r = s / a
+        return (x_0 - m - c**2 / (r**2 + c**2) * (x_0 - m + r * z)) * (r**2 + c**2).sqrt() / (r * c)
+
+    return target
+
+
 # denoising score matching
 
 
@@ -92,7 +107,7 @@ def test_excess_of_dsm_is_the_error_of_eps(sde):
     for share in (0.05, 0.5, 0.95):
         t, x_0 = torch.full((8000,), share * sde.T, dtype=F64), data(8000)
         draws = lambda x, t, s: torch.randn(x.shape, generator=generator(1), dtype=x.dtype)  # noqa: E731
-        best, worse = (dsm(Linear(sde, *off), x_0, t, noise=draws) for off in ((), (E, e)))
+        best, worse = (dsm(Linear(sde, *off), x_0, t, loss.Simple(), draws) for off in ((), (E, e)))
         m, C = sde.alpha(t[0]) * MEAN, torch.diag(sde.alpha(t[0]) ** 2 * V + sde.var(t[0]))
         want = torch.trace(E @ C @ E.T) + (E @ m + e).square().sum()
         assert abs(float((worse - best).mean() - want)) < 4.5 * standard_error(worse - best)
@@ -109,7 +124,7 @@ def test_dsm_is_its_formula(sde):
     model, x_0 = Model(), torch.randn(5, 2, 3, dtype=F64)
     model.sde, z = sde, torch.randn(5, 2, 3, dtype=F64)
     t = sde.T * torch.linspace(0.1, 0.9, 5, dtype=F64)
-    values = dsm(model, x_0, t, loss.Karras(0.7), noise=lambda x, t, s: z)
+    values = dsm(model, x_0, t, loss.Output(Karras(Reference(std=0.7))), noise=lambda x, t, s: z)
     for i in range(5):
         a, s = sde.alpha(t[i]), sde.sigma(t[i])
         error = (torch.sin(2 * (a * x_0[i] + s * z[i])) + t[i] - z[i]).square().sum()
@@ -124,19 +139,19 @@ def test_training_reaches_the_minimum():
     Averaged over the law of t; the minimum is far from that of a network which answers 0, and from 0.
     """
     sde, law = VP(0.1, 10.0), exact.Gaussian(MEAN, V)
-    model = ScoreModel(MLP((2,), width=32, depth=1), sde, Karras(0.6))
+    model = ScoreModel(MLP((2,), width=32, depth=1), sde, Karras(Reference(std=0.6)))
     adam, g = torch.optim.Adam(model.parameters(), lr=1e-2), generator()
     schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.02, 600)
     for _ in range(600):
         t = loss.UniformLogSNR().draw(sde, 256, g, stratified=True)
         adam.zero_grad()
-        dsm(model, law.sample(256, g).float(), t).mean().backward()
+        dsm(model, law.sample(256, g).float(), t, loss.Simple()).mean().backward()
         adam.step()
         schedule.step()
     t = loss.UniformLogSNR().draw(sde, 8000, g, stratified=True)
     best = float(minimum(sde, t).mean())
     with torch.no_grad():
-        got = dsm(model, law.sample(8000, g).float(), t)
+        got = dsm(model, law.sample(8000, g).float(), t, loss.Simple())
         excess = (model.eps(x := law.diffuse(sde).sample(8000, t, g), t) - Linear(sde).eps(x, t)).square().sum(1)
     assert 0.2 < best < 1.8
     assert float(excess.mean()) < 0.04 * best
@@ -174,29 +189,78 @@ def test_weights_are_their_formulas(sde):
     log_snr = lambda t: (sde.alpha(t) ** 2 / sde.var(t)).log()  # noqa: E731
     close = lambda a, b, rtol=1e-10: torch.testing.assert_close(a, b, rtol=rtol, atol=0)  # noqa: E731
     close(loss.Simple()(sde, t), torch.ones(4, dtype=F64))
-    close(loss.Likelihood()(sde, t), -(log_snr(t + h) - log_snr(t - h)) / (2 * h), 1e-6)
-    close(loss.SNR(0.7)(sde, t), snr.clamp_max(0.7) / snr)
-    close(loss.SNR(math.inf)(sde, t), torch.ones(4, dtype=F64))
-    close(loss.SNR(1e-9)(sde, t) * snr, torch.full((4,), 1e-9, dtype=F64))
-    close(loss.Karras(0.7)(sde, t), 1 + 1 / snr / 0.7**2)
+    close(loss.MaximumLikelihood()(sde, t), -(log_snr(t + h) - log_snr(t - h)) / (2 * h), 1e-6)
+    close(loss.MinSNR(0.7)(sde, t), snr.clamp_max(0.7) / snr)
+    close(loss.MinSNR(math.inf)(sde, t), torch.ones(4, dtype=F64))
+    close(loss.MinSNR(1e-9)(sde, t) * snr, torch.full((4,), 1e-9, dtype=F64))
+    close(loss.Output(Karras(Reference(std=0.7)))(sde, t), 1 + 1 / snr / 0.7**2)
 
 
 @every_sde
 def test_karras_weight_is_plain_error_of_the_network(sde):
-    """loss.Karras on model.Karras is |F - target|^2, whatever the time (Karras et al. 2022, eq. 8)."""
+    """`Output` on `Karras` is |F - target|^2, whatever the time (Karras et al. 2022, eq. 8)."""
 
     class Net(torch.nn.Module):
         def forward(self, x, c):
             return torch.cos(3 * x) + c[:, None]
 
-    model, x_0 = ScoreModel(Net(), sde, Karras(0.8)), torch.randn(6, 2, dtype=F64)
+    model, x_0 = ScoreModel(Net(), sde, Karras(Reference(std=0.8))), torch.randn(6, 2, dtype=F64)
     t, z = sde.T * torch.linspace(0.05, 0.95, 6, dtype=F64), torch.randn(6, 2, dtype=F64)
     y = x_0 + (s := (sde.sigma(t) / sde.alpha(t))[:, None]) * z
     c_skip, c_out, c_in = 0.64 / (s**2 + 0.64), s * 0.8 / (s**2 + 0.64).sqrt(), 1 / (s**2 + 0.64).sqrt()
     F = torch.cos(3 * c_in * y) + sde.log_snr(t)[:, None]
     want = (F - (x_0 - c_skip * y) / c_out).square().sum(1)
-    values = dsm(model, x_0, t, loss.Karras(0.8), noise=lambda *_: z)
+    values = dsm(model, x_0, t, loss.Output(Karras(Reference(std=0.8))), noise=lambda *_: z)
     torch.testing.assert_close(values, want, rtol=1e-9, atol=0)
+
+
+# the error of the output, in terms of (alpha, sigma, x_0, z): what F should be, and the weight by which |F - target|^2
+# is that of eps, the inverse square of what F is multiplied by
+OUTPUTS = {
+    Epsilon(): (lambda a, s, x_0, z: z, lambda a, s: 0 * a + 1),
+    Data(): (lambda a, s, x_0, z: x_0, lambda a, s: s**2 / a**2),
+    Velocity(): (lambda a, s, x_0, z: a * z - s * x_0, lambda a, s: (a**2 + s**2) ** 2 / a**2),
+    Karras(Reference(std=0.8)): (karras(0.0, 0.8), lambda a, s: 1 + (s / a / 0.8) ** 2),
+    Karras(Reference(0.3, 0.8)): (karras(0.3, 0.8), lambda a, s: 1 + (s / a / 0.8) ** 2),
+    Karras(Reference(torch.tensor([0.5, 2.5], dtype=F64), 0.75)): (
+        karras(1.5, 1.25),
+        lambda a, s: 1 + (s / a / 1.25) ** 2,
+    ),
+    ScoreValue(): (lambda a, s, x_0, z: -z / s, lambda a, s: 0 * a + 1),
+}
+
+
+@pytest.mark.parametrize("predicts", OUTPUTS, ids=repr)
+@pytest.mark.parametrize("sde", [*SDES, TABLE], ids=lambda sde: type(sde).__name__)
+def test_output_is_one_on_the_output(sde, predicts):
+    """Output(predicts) is 1/b^2, so that dsm is |F - target|^2, of a score sigma^2 times it (Song & Ermon 2019), and
+    this is the weight of dsm when none is given.
+    """
+
+    class Net(torch.nn.Module):
+        def forward(self, x, c):
+            self.out = torch.cos(3 * x) + c[:, None]
+            return self.out
+
+    (target, weight), model = OUTPUTS[predicts], ScoreModel(Net(), sde, predicts)
+    t = sde.T * torch.tensor([0.1013, 0.3301, 0.6502, 0.9001], dtype=F64)
+    a, s = sde.alpha(t), sde.sigma(t)
+    b = torch.as_tensor(predicts(a, s)[1])
+    inverse = torch.ones_like(t) / b**2 if predicts != ScoreValue() else torch.ones_like(t)
+    found = loss.Output(predicts)(sde, t)
+    torch.testing.assert_close(found, inverse, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, weight(a, s), rtol=1e-10, atol=0)
+    x_0, z = data(4), torch.randn(4, 2, generator=generator(1), dtype=F64)
+    values = dsm(model, x_0, t, noise=lambda *_: z)
+    assert torch.equal(values, dsm(model, x_0, t, loss.Output(predicts), noise=lambda *_: z))
+    error = model.net.out - target(a[:, None], s[:, None], x_0, z)
+    want = error.square().sum(1) * (s**2 if predicts == ScoreValue() else 1.0)
+    torch.testing.assert_close(values, want, rtol=1e-9, atol=0)
+
+
+def test_outputs_of_every_parametrisation_are_checked():
+    """The table above misses none that the library has."""
+    assert {type(predicts) for predicts in OUTPUTS} == set(Parametrisation.__subclasses__())
 
 
 # the laws of t
@@ -273,7 +337,7 @@ def test_stratified_draws(n, seed, k):
 def test_draws_are_in_random_order_and_fill_their_strata():
     """A given place of the batch sees every stratum equally often, and draws are uniform inside a stratum."""
     g, n, m = generator(), 4, 2000
-    t = torch.stack([loss.Uniform().draw(EDM(T=1.002), n, g, stratified=True) for _ in range(m)]) - 0.002
+    t = torch.stack([loss.UniformTime().draw(EDM(T=1.002), n, g, stratified=True) for _ in range(m)]) - 0.002
     stratum, inside = (t * n).floor(), (t * n).frac()
     counts = torch.stack([(stratum[:, 0] == k).sum() for k in range(n)]).double()
     assert ((counts - m / n) ** 2 / (m / n)).sum() < 21.1  # the 0.9999 quantile of chi^2 with 3 degrees of freedom
@@ -295,7 +359,7 @@ def test_plain_draws_follow_the_density(times):
 
 @every_times
 @pytest.mark.parametrize("sde", [VP(), RectifiedFlow(), EDM(T=30.0)], ids=lambda sde: type(sde).__name__)
-@pytest.mark.parametrize("weight", [loss.Likelihood(), loss.SNR(5.0)], ids=repr)
+@pytest.mark.parametrize("weight", [loss.MaximumLikelihood(), loss.MinSNR(5.0)], ids=repr)
 def test_unbiased_losses_do_not_depend_on_the_law_of_t(sde, times, weight):
     """The mean with weight/density is int weight(t) sum alpha^2 v/C dt for every law of t, within 4.5 SE."""
     fine = lambda y: float(weight(sde, y) * minimum(sde, y[None])[0])  # noqa: E731
@@ -309,10 +373,10 @@ def test_unbiased_losses_do_not_depend_on_the_law_of_t(sde, times, weight):
 
 @given(st.one_of(st.floats(max_value=0), st.just(math.nan), st.just("1"), st.none()))
 def test_scales_are_positive(value):
-    """gamma, sigma_data and std are positive numbers; only gamma may be infinite."""
+    """gamma, std and the data's deviation are positive numbers; only gamma may be infinite."""
     for name, make in [
-        ("gamma", loss.SNR),
-        ("sigma_data", loss.Karras),
+        ("gamma", loss.MinSNR),
+        ("std must|standard deviation above 0", lambda v: loss.Output(Karras(Reference(std=v)))),
         ("std", lambda v: loss.LogNormal(0.0, v)),
     ]:
         with pytest.raises(ValueError, match=name):

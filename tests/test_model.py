@@ -12,30 +12,27 @@ from scoresde import (
     VP,
     Ancestral,
     Cosine,
-    Data,
     Epsilon,
     EulerMaruyama,
     Flow,
     Karras,
-    LogSNR,
     RectifiedFlow,
+    Reference,
     ScoreModel,
-    ScoreValue,
-    Steps,
     SubVP,
     Tabulated,
-    Velocity,
     exact,
     grid,
     sample,
     transport,
 )
+from scoresde.model import Data, EnergyModel, LogSNR, ScoreValue, Steps, TwoHeads, Velocity
 from scoresde.nn import MLP
 
 F64 = torch.float64
 SDES = [VP(), SubVP(), VE(0.05, 20.0), Cosine(), RectifiedFlow(), EDM(T=30.0)]
 every_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
-PREDICTS = [Epsilon(), Data(), Velocity(), ScoreValue(), Karras(0.6)]
+PREDICTS = [Epsilon(), Data(), Velocity(), ScoreValue(), Karras(Reference(std=0.6)), Karras(Reference(0.4, 0.6))]
 every_parametrisation = pytest.mark.parametrize("predicts", PREDICTS, ids=repr)
 
 
@@ -65,7 +62,7 @@ def normal(*shape, seed=3):
 def test_network_and_state_keep_their_dtypes(predicts, inside, outside):
     """The network is asked in the dtype of its parameters; score and eps come in the state's dtype.
 
-    Only the network's answer is rounded: a x + b F(c_in x, c), with F alone in the lower precision.
+    Only the network's answer is rounded: a y + b F(c_in y, c), y = x - alpha m, with F alone in the lower precision.
     """
     sde, net, x, t = VP(0.1, 5.0), Net(inside), normal(4, 3).to(outside), torch.tensor(0.4, dtype=F64)
     model = ScoreModel(net, sde, predicts)
@@ -73,9 +70,11 @@ def test_network_and_state_keep_their_dtypes(predicts, inside, outside):
     assert e.dtype == model(x, t).dtype == outside
     assert net.seen[0].dtype == net.seen[1].dtype == inside and net.seen[1].shape == (4,)
     a, b, c_in = predicts(sde.alpha(t), sde.sigma(t))
-    F = net((c_in * x).to(inside), sde.log_snr(t).to(inside).expand(4)).to(F64)
+    y = x - sde.alpha(t) * (0.4 if predicts == PREDICTS[-1] else 0.0)
+    assert y.dtype == outside
+    F = net((c_in * y).to(inside), sde.log_snr(t).to(inside).expand(4)).to(F64)
     rtol = 1e-12 if outside == F64 else 1e-5
-    torch.testing.assert_close(e.to(F64), a * x.to(F64) + b * F, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(e.to(F64), a * y.to(F64) + b * F, rtol=rtol, atol=rtol)
     torch.testing.assert_close(model(x, t) * sde.sigma(t), -e, rtol=10 * rtol, atol=rtol)
 
 
@@ -144,6 +143,120 @@ def test_clock_of_a_discrete_chain():
     torch.testing.assert_close(Steps(41, shift=-1.0)(sde, knots), torch.arange(40, dtype=F64), rtol=0, atol=1e-12)
 
 
+# data with a mean
+
+
+class Zero(nn.Module):
+    """0 in the shape that a model's class wants, which remembers what it was asked."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x, c):
+        self.seen = x
+        return nothing(self.kind, 0 * x)
+
+
+def nothing(kind, x):
+    return {ScoreModel: x, TwoHeads: torch.cat([x, x], 1), EnergyModel: x.flatten(1).sum(1)}[kind]
+
+
+class Wave(nn.Module):
+    """cos(3 x) + c in that shape."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x, c):
+        self.seen = x
+        return nothing(self.kind, torch.cos(3 * x) + c.view(-1, *(1,) * (x.ndim - 1)))
+
+
+every_kind = pytest.mark.parametrize("kind", [ScoreModel, TwoHeads, EnergyModel], ids=lambda kind: kind.__name__)
+
+
+@every_sde
+def test_karras_has_unit_variance(sde):
+    """The network's input and its target have mean 0 and variance 1 over samples and pixels at every noise level, for
+    data whose pixels have means of their own, seen around their Gaussian (Karras et al. 2022, eq. 7).
+
+    Both are affine in z, so that their first two moments over z ~ N(0, 1) are those over z = +-1.
+    """
+    x_0 = normal(9, 1, 2, 3) * torch.tensor([0.2, 0.7, 1.1], dtype=F64) + 2 * normal(1, 2, 3, seed=4) + 1.5
+    model = ScoreModel(Zero(ScoreModel), sde, Karras(Reference.fit(x_0)))
+    z = torch.cat([torch.ones_like(x_0), -torch.ones_like(x_0)])
+    for share in (0.02, 0.3, 0.9):
+        t = torch.tensor(share * sde.T, dtype=F64)
+        eps = model.eps(sde.alpha(t) * x_0.repeat(2, 1, 1, 1) + sde.sigma(t) * z, t)
+        _, b, _ = model.predicts(sde.alpha(t), sde.sigma(t))
+        for values in (model.net.seen, (z - eps) / b):  # eps + b F = z is what F should make of it
+            assert float(values.mean()) == pytest.approx(0, abs=1e-10)
+            assert float(values.square().mean()) == pytest.approx(1, rel=1e-10)
+
+
+@every_kind
+@every_sde
+def test_karras_is_exact_around_a_gaussian(sde, kind):
+    """For data N(m, c^2 I) a network that answers 0 has the true eps and score, and as an energy the true density."""
+    law = exact.Gaussian(torch.full((3,), 0.7, dtype=F64), 0.36).diffuse(sde)
+    model, p = kind(Zero(kind), sde, Karras(Reference(0.7, 0.6))), sde.reverse(law)
+    for t in (torch.tensor(0.4 * sde.T, dtype=F64), sde.T * torch.tensor([0.02, 0.5, 0.7, 0.98], dtype=F64)):
+        x = law.sample(4, t, torch.Generator().manual_seed(1))
+        torch.testing.assert_close(model.eps(x, t), p.eps(x, t), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(model(x, t), law(x, t), rtol=1e-9, atol=1e-9)
+        if kind is TwoHeads:
+            torch.testing.assert_close(model.both(x, t)[0], law(x, t), rtol=1e-9, atol=1e-9)
+        if kind is EnergyModel:
+            y = law.sample(4, t, torch.Generator().manual_seed(2))
+            rise = model.log_prob(y, t) - model.log_prob(x, t)
+            torch.testing.assert_close(rise, law.log_prob(y, t) - law.log_prob(x, t), rtol=1e-9, atol=1e-9)
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("around", "mean", "std"),
+    [
+        (Reference(0.7, 0.6), 0.7, 0.6),
+        (Reference(torch.tensor(-1.5), 0.6), -1.5, 0.6),
+        (Reference(torch.tensor([[[1.0, 2.0], [1.5, 1.5]]]), 0.6), 1.5, (0.36 + 0.125) ** 0.5),
+    ],
+    ids=["number", "tensor", "image"],
+)
+def test_every_model_sees_the_shift(kind, around, mean, std):
+    """A model around the mean m is the model around 0 at x - alpha m, in all that it can be asked; of an image of means
+    m is the mean over pixels, and their spread is part of the deviation. An energy's score is its slope.
+    """
+    sde, x = VP(0.1, 5.0), normal(4, 1, 2, 2)
+    model, centred = kind(Wave(kind), sde, Karras(around)), kind(Wave(kind), sde, Karras(Reference(std=std)))
+    assert model.around is around
+    for t in (torch.tensor(0.4, dtype=F64), torch.tensor([0.1, 0.4, 0.5, 1.0], dtype=F64)):
+        y = x - mean * sde.alpha(t).view(-1, 1, 1, 1)
+        asked = [(model(x, t), centred(y, t)), (model.eps(x, t), centred.eps(y, t))]
+        asked += [(model.net.seen, centred.net.seen)]
+        if kind is TwoHeads:
+            asked += zip(model.both(x, t), centred.both(y, t))
+        if kind is EnergyModel:
+            asked += [(model.log_prob(x, t), centred.log_prob(y, t))]
+            u = x.clone().requires_grad_()
+            asked += [(model(x, t), torch.autograd.grad(model.log_prob(u, t).sum(), u)[0])]
+        for a, b in asked:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        assert (model(x, t) - centred(x, t)).abs().min() > 1e-3
+
+
+def test_only_karras_knows_a_gaussian():
+    """`around` is None for a model whose parametrisation has none, and the mean is then 0."""
+    for predicts in PREDICTS[:4]:
+        model = ScoreModel(Net(), VP(), predicts)
+        assert model.around is None and predicts.mean == 0
+    assert ScoreModel(Net(), VP(), Karras()).around == Reference(std=0.5)
+
+
+# what else it is told
+
+
 def test_conditions_reach_the_network():
     """Keyword arguments of eps and of the score arrive at the network's forward as they are."""
     model, label = ScoreModel(Net(), VP()), torch.tensor([1, 2])
@@ -179,13 +292,37 @@ def test_any_callable_is_a_score():
 )
 def test_transport_there_and_back(source, target):
     """A model's score, taken to another SDE and back, is the model's, at every time that both of them have."""
-    model, x = ScoreModel(Net(F64), source, Karras(0.6)), normal(7, 3)
+    model, x = ScoreModel(Net(F64), source, Karras(Reference(std=0.6))), normal(7, 3)
     low = max(float(target.log_snr(target.T)), float(source.log_snr(source.T))) + 1e-6
     high = min(float(source.log_snr(0.05 * source.T)), float(target.log_snr(0.0)) - 1e-6)
     t = source.time(torch.linspace(low, high, 7, dtype=F64))
     there = transport(model, source, target)
     u, c = target.time(source.log_snr(t)), (target.alpha(target.time(source.log_snr(t))) / source.alpha(t))[:, None]
     torch.testing.assert_close(c * there(c * x, u), model(x, t), rtol=1e-8, atol=1e-8)
+
+
+@every_sde
+def test_transport_to_the_same_process(sde):
+    """Between equal processes a score is itself; tables are equal by their numbers."""
+    score = lambda x, t: -x  # noqa: E731
+    assert transport(score, sde, sde) is score
+    table = torch.linspace(1e-4, 0.02, 40, dtype=F64)
+    assert transport(score, Tabulated(table), Tabulated(table.clone())) is score
+
+
+def test_transport_of_the_score_of_another_process():
+    """A score that says it is of another process than the source is refused, whatever the target."""
+    for target in (VP(0.1, 12.0), EDM()):
+        with pytest.raises(ValueError, match=r"^score is that of VP\(.*\), not of VP\(beta_min=0.1, beta_max=12.0\)"):
+            transport(ScoreModel(Net(F64), VP()), VP(0.1, 12.0), target)
+
+
+def test_a_model_made_for_samples_of_another_shape():
+    """A Gaussian of data of shape (2,) is none of samples of shape (3,)."""
+    model = ScoreModel(Net(F64), VP(), Karras(Reference.fit(normal(10, 2))))
+    for call in (model, model.eps):
+        with pytest.raises(ValueError, match=r"^around must have a number or an array of shape \(3,\) as mean"):
+            call(normal(4, 3), torch.tensor(0.5, dtype=F64))
 
 
 def test_transport_carries_the_flow():
@@ -247,7 +384,9 @@ def test_wrong_arguments(change, match):
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, None, "1"])
-def test_sigma_data_is_positive(value):
-    """The data of a Karras network have a standard deviation."""
-    with pytest.raises(ValueError, match="sigma_data"):
+def test_data_have_a_deviation(value):
+    """The data of a Karras network are given as a Gaussian, whose standard deviation is a finite number above 0."""
+    with pytest.raises(ValueError, match="^around must be a Reference"):
         Karras(value)
+    with pytest.raises(ValueError, match="^std must|^around must have a standard deviation above 0 and below infinity"):
+        Karras(Reference(std=value))

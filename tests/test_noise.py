@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
-from scoresde import Path, iid, per_sample
+from scoresde import iid, per_sample
 
 F64 = torch.float64
 T = torch.tensor(0.5, dtype=F64)
@@ -114,6 +112,9 @@ def test_per_sample_errors():
     for x in (torch.zeros(3, 5), torch.zeros(3, 4, dtype=F64), torch.zeros(3, 2, 2)):
         with pytest.raises(ValueError, match="per_sample began with rows"):
             noise(x, T, T)
+    for none in (3, None):
+        with pytest.raises(ValueError, match="^seeds must be a sequence of one whole number a sample, got "):
+            per_sample(none)
     for seed in (-1, 2**32, 0.5, math.nan):
         with pytest.raises(ValueError, match=r"seeds must be whole numbers from 0 to 2\*\*32 - 1, got seeds\[1\]"):
             per_sample([0, seed])
@@ -141,74 +142,3 @@ def test_iid_is_normal():
     z = draws(iid(torch.Generator().manual_seed(0)), 2, 100, 60)
     assert normal(z) > 1e-3
     assert abs(float((z[0] * z[1]).mean())) < 4.5 / math.sqrt(z[0].numel())
-
-
-# Path
-
-
-def path(seed=0, t0=0.0, t1=1.0, shape=(4, 3)):
-    return Path(t0, t1, shape, seed)
-
-
-def increment(p, t, s, shape=(4, 3)):
-    """W(t) - W(s) = z sqrt|t - s|."""
-    return p(torch.zeros(shape, dtype=F64), *(torch.tensor(u, dtype=F64) for u in (t, s))) * abs(t - s) ** 0.5
-
-
-@given(
-    st.lists(st.floats(0.001, 0.999), min_size=1, max_size=5, unique=True), st.sampled_from([(0.0, 1.0), (-2.0, 5.0)])
-)
-def test_increments_add_up(cuts, ends):
-    """The increments over the parts of an interval, cut anywhere, add up to that over the whole, in units of time."""
-    t0, t1 = ends
-    cuts = sorted({0.0, 1.0, *(round(c, 3) for c in cuts)})
-    ts = [t0 + c * (t1 - t0) for c in cuts]
-    p = path(1, t0, t1)
-    parts = sum(increment(p, b, a) for a, b in zip(ts, ts[1:]))
-    torch.testing.assert_close(parts, increment(p, t1, t0), rtol=1e-9, atol=1e-9)
-
-
-def test_path_does_not_depend_on_the_queries():
-    """Whatever is asked before, in whatever order and direction, the path of a seed is one path."""
-    cuts = torch.linspace(0, 1, 38, dtype=F64).tolist()
-    intervals = list(zip(cuts, cuts[1:])) + [(0.0, 0.3), (0.1, 0.77), (0.0, 1.0)]
-    forward, backward, x = path(2), path(2), torch.zeros(4, 3, dtype=F64)
-    a = [increment(forward, t, s) for s, t in intervals]
-    b = [increment(backward, t, s) for s, t in intervals[::-1]][::-1]
-    torch.testing.assert_close(torch.stack(a), torch.stack(b), rtol=0, atol=1e-12)
-    fresh = [increment(path(2), t, s) for s, t in intervals]
-    torch.testing.assert_close(torch.stack(a), torch.stack(fresh), rtol=0, atol=1e-12)
-    s, t = torch.tensor(0.1, dtype=F64), torch.tensor(0.3, dtype=F64)
-    assert torch.equal(forward(x, t, s), forward(x, s, t))
-    assert not torch.equal(path(2)(x, t, s), path(3)(x, t, s))
-
-
-def test_path_is_brownian():
-    """z is N(0, 1) on intervals of every length, disjoint increments are independent, and the dtype is the state's."""
-    shape = (50, 40)
-    ts = [0.0, 0.5, 0.501, 0.6, 1.7, 3.0]
-    p, x = Path(0.0, 3.0, shape, seed=4), torch.zeros(shape)
-    z = torch.stack([p(x, torch.tensor(b), torch.tensor(a)) for a, b in zip(ts, ts[1:])])
-    assert z.dtype == torch.float32
-    for row in z:
-        assert normal(row) > 1e-3
-    correlation = torch.corrcoef(z.flatten(1)) - torch.eye(len(z))
-    assert correlation.abs().max() < 4.5 / math.sqrt(math.prod(shape))
-
-
-def test_path_errors():
-    """No increment outside the interval, none over an empty one, and none for a state of another shape."""
-    p = path(0, 1.0, 2.0)
-    for t, s in ((1.5, 0.9), (2.1, 1.5), (0.5, 0.2), (3.0, 0.0)):
-        with pytest.raises(ValueError, match=r"a Path on \[1, 2\] has no increment from"):
-            increment(p, t, s)
-    with pytest.raises(ValueError, match="no increment over the empty interval at t = 1.5"):
-        p(torch.zeros(4, 3), torch.tensor(1.5), torch.tensor(1.5))
-    with pytest.raises(ValueError, match=r"this Path has shape \(4, 3\), but the state has \(1, 3\)"):
-        increment(p, 1.5, 1.2, shape=(1, 3))
-    with pytest.raises(ValueError, match="^t1 must"):
-        path(0, 1.0, 1.0)
-    with pytest.raises(ValueError, match="^tol must"):
-        Path(0.0, 1.0, (1, 1), tol=0.0)
-    with pytest.raises(ValueError, match="^t0 must"):
-        path(0, math.nan, 1.0)

@@ -202,8 +202,24 @@ def test_dopri5_cost():
     steps, rest = divmod(f.nfe - 1, 6)
     assert rest == 0 and steps > 5
     assert torch.equal(ode.Dopri5(max_steps=steps)(field, y, t, s), out)
-    with pytest.raises(RuntimeError, match="did not reach t = 2"):
+    with pytest.raises(RuntimeError, match="do not suffice to t = 2"):
         ode.Dopri5(max_steps=steps - 1)(field, y, t, s)
+
+
+@both_pairs
+def test_tally(method):
+    """`solve` gives the y of a call and the steps of each sample: accepted and rejected, they are all that a sample
+    alone is asked six times for, and in a batch what they are alone.
+    """
+    method, y, t, s = method(1e-5, 1e-5), stiff_start(), time(0.0), time(2.0)
+    out, tally = method.solve(stiff, y, t, s)
+    assert torch.equal(out, method(stiff, y, t, s))
+    assert (tally.accepted > 5).all() and (tally.rejected > 0).any()
+    for i, row in enumerate(y):
+        f = Counted(stiff)
+        _, alone = method.solve(f, row[None], t, s)
+        assert (alone.accepted, alone.rejected) == (tally.accepted[i : i + 1], tally.rejected[i : i + 1])
+        assert f.nfe == 1 + 6 * int(alone.accepted + alone.rejected)
 
 
 def test_dopri5_step_sizes():
@@ -242,7 +258,7 @@ def test_dopri5_of_an_empty_interval():
 
 def test_dopri5_names_the_late_sample():
     """When the steps run out the error says which sample is late and where it stands."""
-    with pytest.raises(RuntimeError, match=r"did not reach t = 2: sample 1 is at t = 0\.\d+"):
+    with pytest.raises(RuntimeError, match=r"do not suffice to t = 2: sample 1 is at t = 0\.\d+"):
         ode.Dopri5(max_steps=60)(stiff, stiff_start()[:3], time(0.0), time(2.0))
 
 
@@ -272,6 +288,19 @@ def test_any_shape_of_state(method, shape):
 
 
 @pytest.mark.parametrize(
+    "method", [ode.Heun(), ode.RK4(), ode.Dopri5(1e-9, 1e-9), ode.Tsit5(1e-9, 1e-9)], ids=lambda m: type(m).__name__
+)
+def test_gradients(method):
+    """y(s) is differentiable by y(t), with the derivative of the true solution y(0)/(1 + s^2 y(0))."""
+    y, ts = solution(time(0.0)).requires_grad_(), torch.linspace(0, 2, 200, dtype=F64)
+    out = y
+    for t, s in zip(ts, ts[1:]) if method.order < 5 else [ts[[0, -1]]]:
+        out = method(field, out, t, s)
+    (g,) = torch.autograd.grad(out.sum(), y)
+    torch.testing.assert_close(g, (1 / (1 + 4 * y) ** 2).detach(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("name", "bad"),
     [("rtol", -1e-9), ("rtol", math.nan), ("atol", 0.0), ("atol", math.inf), ("max_steps", 0), ("max_steps", 1.5)],
 )
@@ -283,274 +312,92 @@ def test_bad_arguments(name, bad):
         ode.Tsit5(**{name: bad})
 
 
-# equations observed on the way
+@pytest.mark.parametrize("method", [ode.Dopri5(1e-10, 1e-10), ode.Tsit5(1e-10, 1e-10)], ids=repr)
+def test_the_state_keeps_its_precision(method):
+    """A field that answers in float32 is summed in the state's float64: what it loses is the field's own rounding."""
+    y, (t, s) = torch.ones(1, 4, dtype=torch.float64), (torch.tensor(u, dtype=torch.float64) for u in (0.0, 1.0))
+    found = method(lambda u, y: torch.ones(1, 4), y, t, s)
+    assert found.dtype == torch.float64 and float((found - 2).abs().max()) < 1e-14
 
 
-def observed(t, y, rows, end):
-    """The same equation, with Q = int div field dt and the same weighted by (t, 1); the report is sum y(s) + Q.
+# the loop that accepts and rejects
 
-    From y at t, y(s) = y/(1 + (s^2 - t^2) y) and int -4 t y dt = -2 log(1 + (s^2 - t^2) y), whose derivatives by y are
-    the gradient.
+
+class Walk(ode.Trial):
+    """Each sample goes from place to place by steps of at most its own length, and writes down what happens."""
+
+    def __init__(self, longest, fails=math.inf):
+        self.longest, self.fails, self.steps, self.asked = torch.tensor(longest, dtype=F64), fails, [], []
+
+    def attempt(self, now, to, h, rows):
+        everyone = torch.arange(len(self.longest))[rows]
+        self.asked.append(everyone.tolist())
+        E = h.abs() / self.longest[rows]
+        self.tried = [v.tolist() for v in (everyone, now, to, h, E)]
+        return torch.where((now >= self.fails) & (everyone == 2), math.nan, E)
+
+    def settle(self, accept, reject, rows):
+        assert not (accept & reject).any()
+        for (*tried,), good, bad in zip(zip(*self.tried), accept.tolist(), reject.tolist()):
+            if good or bad:
+                self.steps.append((*tried, good))
+
+    def time(self, now):
+        return 10 * now
+
+
+def halving(max_steps):
+    return ode.Control(0.9, 1.0, least=0.5, most=2.0, max_steps=max_steps)
+
+
+@pytest.mark.parametrize("leave", [False, True])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_control(sign, leave):
+    """Each sample goes from its own start to its own end without a gap, by the steps whose error is at most 1, and by
+    no others; it is told of each once, as the tally is; with `leave` only those that move are asked for. The next step
+    is the last times safety E^-power, between the bounds of the growth, and not longer after a rejection.
     """
-    t_ = t.view(-1, 1) if t.ndim else t
-    div = (-4 * t_ * y).sum(1)
-    rest = end**2 - t_**2
-    below = 1 + rest * y
-    gradient = (1 / below**2 - 2 * rest / below).detach()
-    return ode.Node(-2 * t_ * y**2, torch.stack([div - 1, div + 1], 1), torch.ones_like(div), gradient)
+    walk, end = Walk([0.3, 5.0, 0.05, 1.0]), sign * torch.tensor([2.0, 3.0, 1.0, 0.5], dtype=F64)
+    start = sign * torch.tensor([0.0, 0.0, 0.5, 0.5], dtype=F64)  # the last has arrived
+    h = sign * torch.full((4,), 1.0, dtype=F64)
+    tally = halving(100)(walk, start, end, h, leave)
+    assert (h == sign).all()  # as it was
+    for i in range(4):
+        mine = [tried for j, *tried in walk.steps if j == i]
+        kept = [(a, b) for a, b, _, _, good in mine if good]
+        assert (len(kept), len(mine) - len(kept)) == (int(tally.accepted[i]), int(tally.rejected[i]))
+        ends = [float(start[i]), *(b for _, b in kept)]
+        assert ends[-1] == float(end[i]) and [a for a, _ in kept] == ends[:-1]
+        assert all(good == (E <= 1) for *_, E, good in mine)
+        for (a, b, step, E, good), (_, _, following, _, _) in zip(mine, mine[1:]):
+            grown = step * min(2.0 if good else 1.0, max(0.5, 0.9 / E))
+            left = float(end[i]) - (b if good else a)
+            assert following == pytest.approx(left if abs(left) <= abs(grown) else grown, rel=1e-12)
+    assert int(tally.rejected[0]) >= 2 and int(tally.rejected[1]) == 0 and int(tally.accepted[3]) == 0
+    asked = [sum(i in rows for rows in walk.asked) for i in range(4)]
+    own = (tally.accepted + tally.rejected).tolist()
+    assert asked == (own if leave else 4 * [max(own)])
 
 
-def report(y, t, s):
-    """The true y(s) and Q."""
-    below = 1 + (s**2 - t**2) * y
-    return y / below, -2 * below.log().sum(1)
+def test_growth_of_the_next_step():
+    """safety E^-power E_before^memory between the bounds, and after a rejection at most 1, elementwise."""
+    control = ode.Control(2.0, 0.5, 0.25, least=0.25, most=3.0)
+    E = torch.tensor([0.0, 0.1, 1.0, 1.0, 2.0, 64.0, 2.0, 1e9], dtype=F64)
+    before = torch.tensor([1.0, 1.0, 1.0, 1 / 16, 1.0, 1.0, 1e-4, 1.0], dtype=F64)
+    want = torch.tensor([3.0, 3.0, 2.0, 1.0, 1.0, 0.25, 0.25, 0.25], dtype=F64)
+    torch.testing.assert_close(control.growth(E, before, E <= 1), want, rtol=1e-12, atol=0)
+    assert float(control.growth(E, before, E <= 2)[4]) == pytest.approx(2**0.5, rel=1e-12)
 
 
-def solve(method, y, t, s, f=observed):
-    calls = []
-
-    def counted(t, y, rows):
-        calls.append(rows.clone())
-        return f(t, y, rows, s)
-
-    found = method.integrate(counted, y, t, s)
-    assert found.nodes == len(calls)
-    return found, calls
-
-
-INTEGRATORS = [ode.Dopri5(1e-9, 1e-9), ode.Tsit5(1e-9, 1e-9), ode.RungeKutta(40), *(ode.Adams(400, k) for k in (2, 3))]
-every_integrator = pytest.mark.parametrize("method", INTEGRATORS, ids=repr)
-
-
-@every_integrator
-@both_ways
-def test_integrate(method, way):
-    """y and Q are the true ones, Q in each channel, and the error is of the size of what the report is off by."""
-    t, s = map(time, SPAN[way])
-    y = solution(t)
-    found, _ = solve(method, y, t, s)
-    want, Q = report(y, t, s)
-    torch.testing.assert_close(found.y, want, rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.Q, torch.stack([Q - (s - t), Q + (s - t)], 1), rtol=0, atol=1e-5)
-    off = found.y.sum(1) + found.Q.mean(1) - want.sum(1) - Q
-    assert (off.abs() <= 5 * found.error).all() and (found.error < 1e-3).all()
-
-
-MEASURED = {
-    "Adams1": (lambda n: ode.Adams(n, 1), 2, 1, (200, 400)),
-    "Adams2": (lambda n: ode.Adams(n, 2), 3, 2, (200, 400)),
-    "Adams3": (lambda n: ode.Adams(n, 3), 4, 3, (400, 800)),
-    "RungeKutta": (lambda n: ode.RungeKutta(n), 5, 4, (80, 160)),
-}
-
-
-@pytest.mark.parametrize("case", MEASURED)
-@both_ways
-def test_order_of_integrators(case, way):
-    """Halving the steps divides the errors of y and of Q by 2^order; Adams corrects by one order more than it predicts
-    with, up to 3 where its first step, which is predicted by Euler's formula, counts. The reported error, the change
-    from an order less, falls by one order less at least.
+def test_control_names_what_goes_wrong():
+    """The sample is that of the batch, also when others have left, and times are called what the equation calls them;
+    as many steps as are needed suffice, and one fewer does not.
     """
-    (method, order, lower, ns), (t, s) = MEASURED[case], map(time, SPAN[way])
-    order, y = min(order, 3) if "Adams" in case else order, solution(t)
-    want, Q = report(y, t, s)
-    found = [solve(method(n), y, t, s)[0] for n in ns]
-    slope = lambda of: math.log2(float(of(found[0]).norm() / of(found[1]).norm()))  # noqa: E731
-    assert slope(lambda f: f.y - want) == pytest.approx(order, abs=0.2 if "Adams" in case else 0.35)
-    assert slope(lambda f: f.Q.mean(1) - Q) > order - 0.35
-    assert slope(lambda f: f.error) > lower - 0.35
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_order_of_adams_from_rest(order):
-    """Where the rate begins with t^3, as in y' = -4 t^3 y^2, y = 1/(t^4 + c), the order is order + 1, that of the
-    corrector, in y and in Q = int -8 t^3 y dt = -2 log(1 + t^4/c).
-    """
-    c, t, s = torch.tensor([[0.7], [1.3]], dtype=F64), time(0.0), time(1.5)
-
-    def f(t, y, rows, end):
-        return ode.Node(-4 * t**3 * y**2, -8 * t**3 * y, y[:, 0], 0 * y)
-
-    off = []
-    for n in (100, 200):
-        found, _ = solve(ode.Adams(n, order), 1 / c, t, s, f)
-        off.append((float((found.y - 1 / (s**4 + c)).norm()), float((found.Q + 2 * torch.log1p(s**4 / c)).norm())))
-    for a, b in zip(*off):
-        assert math.log2(a / b) == pytest.approx(order + 1, abs=0.3)
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("n", [12, 14, 20])
-def test_adams_is_exact_for_polynomials(order, n):
-    """y' = q = t^k is integrated exactly for k up to `order` in y (Moulton's formulas) and up to 3 in Q (Gregory's
-    rule), and not beyond.
-    """
-    t, s, y = time(-0.3), time(1.1), time([[0.2]])
-    zero = torch.zeros(1, dtype=F64)
-    for k in range(6):
-        power = lambda t, y, rows, end, k=k: ode.Node(0 * y + t**k, t**k + 0 * y, zero, 1 + 0 * y)  # noqa: E731
-        found, _ = solve(ode.Adams(n, order), y, t, s, power)
-        want = (s ** (k + 1) - t ** (k + 1)) / (k + 1)
-        assert (abs(float(found.y - y - want)) < 1e-13) == (k <= order), (k, order)
-        assert (abs(float(found.Q - want)) < 1e-13) == (k <= 3)
-
-
-def test_variance_of_independent_nodes():
-    """The variance of Q is sum w^2 for the weights w with which it sums q: those found from q that is 1 at one node.
-
-    For Gregory's rule at n = 20 that is within 3 % of the least possible, h^2 n; all nodes are weighted.
-    """
-    for method in (ode.Adams(20), ode.RungeKutta(3)):
-        whole, calls = solve(method, solution(time(-1.0)), time(-1.0), time(2.0))
-        weights = []
-        for j in range(len(calls)):
-            k = iter(range(len(calls)))
-
-            def f(t, y, rows, end, j=j, k=k):
-                node, now = observed(t, y, rows, end), next(k)
-                return node._replace(q=torch.full_like(node.q, float(now == j)))
-
-            weights.append(float(solve(method, solution(time(-1.0)), time(-1.0), time(2.0), f)[0].Q[0, 0]))
-        assert sum(weights) == pytest.approx(3.0, rel=1e-12)
-        assert float(whole.var[0]) == pytest.approx(sum(w * w for w in weights), rel=1e-12)
-        if isinstance(method, ode.Adams):
-            assert all(w > 0 for w in weights) and float(whole.var[0]) < 1.03 * (3 / 20) ** 2 * 20
-
-
-@both_pairs
-def test_variance_of_adaptive_nodes(method):
-    """Of accepted steps only: sum h^2 sum b^2. A step from t to t + h asks at t + c h first and at t + h last."""
-    seen, c = [], method.pair.c[0]
-
-    def f(t, y, rows, end):
-        seen.append(float(t[0]))
-        return observed(t, y, rows, end)
-
-    found, _ = solve(method(1e-11, 1e-11), solution(time(-1.0))[:1], time(-1.0), time(2.0), f)
-    steps = [((first - c * last) / (1 - c), last) for first, last in zip(seen[1::6], seen[6::6])]
-    accepted = [b - a for (a, b), (now, _) in zip(steps, [*steps[1:], (2.0, 2.0)]) if abs(now - b) < 1e-9]
-    assert sum(accepted) == pytest.approx(3.0, rel=1e-12) and len(accepted) < len(steps)
-    squares = float(tableau(method.pair)[1].square().sum())
-    assert float(found.var[0]) == pytest.approx(squares * sum(h * h for h in accepted), rel=1e-9)
-
-
-def embedded_step(pair, y, t, h, s):
-    """y and Q after a step by b, and |gradient (y_5 - y_4)| + |Q_5 - Q_4|, from the tableau."""
-    A, b, c, e = tableau(pair)
-    k, q = [], []
-    for i in range(7):
-        z = y + h * sum((A[i, j] * k[j] for j in range(i)), torch.zeros_like(y))
-        node = observed(t + c[i] * h, z, None, s)
-        k.append(node.rate), q.append(node.q.mean(1))
-    y_5, Q_5, off_y, off_Q = (h * sum(w[i] * v[i] for i in range(7)) for w in (b, e) for v in (k, q))
-    error = (observed(t + h, y + y_5, None, s).gradient * off_y).sum(1).abs() + off_Q.abs()
-    return y + y_5, Q_5, error
-
-
-def test_embedded_error_of_equal_steps():
-    """RungeKutta reports the sum over steps of |gradient (y_5 - y_4)| + |Q_5 - Q_4|, the solutions by b and b_hat."""
-    t, s, n = time(0.2), time(1.4), 3
-    y = want = solution(t)
-    Q, error = torch.zeros(3, dtype=F64), torch.zeros(3, dtype=F64)
-    for j in range(n):
-        want, dQ, de = embedded_step(ode.DORMAND_PRINCE, want, t + j * (s - t) / n, (s - t) / n, s)
-        Q, error = Q + dQ, error + de
-    found, _ = solve(ode.RungeKutta(n), y, t, s)
-    torch.testing.assert_close(found.y, want, rtol=1e-13, atol=0)
-    torch.testing.assert_close(found.Q.mean(1), Q, rtol=1e-12, atol=0)
-    torch.testing.assert_close(found.error, error, rtol=1e-7, atol=0)
-
-
-@both_pairs
-def test_embedded_error_of_chosen_steps(method):
-    """The same of the adaptive methods, over the steps that are accepted."""
-    seen, c, t, s = [], method.pair.c[0], time(-1.0), time(2.0)
-
-    def f(t, y, rows, end):
-        seen.append(float(t[0]))
-        return observed(t, y, rows, end)
-
-    y = want = solution(t)[:1]
-    found, _ = solve(method(1e-5, 1e-5), y, t, s, f)
-    steps = [((first - c * last) / (1 - c), last) for first, last in zip(seen[1::6], seen[6::6])]
-    Q, error, taken = torch.zeros(1, dtype=F64), torch.zeros(1, dtype=F64), 0
-    for (a, b), (now, _) in zip(steps, [*steps[1:], (2.0, 2.0)]):
-        if abs(now - b) < 1e-9:
-            want, dQ, de = embedded_step(method.pair, want, time(a), time(b - a), s)
-            Q, error, taken = Q + dQ, error + de, taken + 1
-    assert taken > 5
-    torch.testing.assert_close(found.y, want, rtol=1e-10, atol=0)
-    torch.testing.assert_close(found.Q.mean(1), Q, rtol=1e-10, atol=0)
-    torch.testing.assert_close(found.error, error, rtol=1e-5, atol=0)
-
-
-@both_pairs
-def test_rows_that_have_arrived_leave(method):
-    """In `integrate` each sample is asked for as often as it would be alone, and the rows say which are left; called as
-    a method of a sampler, all are asked for at every call.
-    """
-
-    def f(t, y, rows, end):
-        nothing = y.new_zeros(len(y), 1)
-        assert len(t) == len(y) == len(rows) and (t <= 2).all()
-        assert torch.equal(y[:, -1], stiff_start()[rows, -1])
-        return ode.Node(stiff(t, y), nothing + y[:, :1], nothing[:, 0], 0 * y)
-
-    y, t, s = stiff_start(), time(0.0), time(2.0)
-    found, calls = solve(method(1e-5, 1e-5), y, t, s, f)
-    times = torch.stack([sum((rows == i).sum() for rows in calls) for i in range(len(y))])
-
-    def alone(i):
-        return solve(method(1e-5, 1e-5), y[i : i + 1], t, s, lambda t, y, rows, end: f(t, y, rows + i, end))
-
-    single = [alone(i) for i in range(len(y))]
-    assert times.tolist() == [found.nodes for found, _ in single]
-    assert found.nodes == int(times.max()) > 3 * int(times.min())
-    for name in ("y", "Q", "var", "error"):
-        together = torch.cat([getattr(found, name) for found, _ in single])
-        torch.testing.assert_close(getattr(found, name), together, rtol=1e-10, atol=1e-13)
-    count = Counted(stiff)
-    method(1e-5, 1e-5)(lambda t, y: count(t, y), y, t, s)
-    assert count.nfe == found.nodes
-
-
-@pytest.mark.parametrize("method", [ode.RungeKutta(4), ode.Adams(12)], ids=repr)
-def test_fixed_steps_do_not_depend_on_neighbours(method):
-    """A row of the solution is that of the row alone."""
-    t, s = map(time, SPAN["forward"])
-    y = solution(t)
-    found, _ = solve(method, y, t, s)
-    single = [solve(method, row[None], t, s)[0] for row in y]
-    for name in ("y", "Q", "var", "error"):
-        torch.testing.assert_close(
-            getattr(found, name), torch.cat([getattr(one, name) for one in single]), rtol=1e-12, atol=1e-14
-        )
-
-
-@every_integrator
-def test_gradients_through_integrators(method):
-    """y(s) and Q are differentiable by y(t), with the derivatives of the true solution; the error estimate is not."""
-    t, s = map(time, SPAN["forward"])
-    y = solution(t).requires_grad_()
-    found, _ = solve(method, y, t, s)
-    want, Q = report(y, t, s)
-    (g,) = torch.autograd.grad(found.y.sum() + found.Q.mean(1).sum(), y)
-    torch.testing.assert_close(g, torch.autograd.grad(want.sum() + Q.sum(), y)[0], rtol=0, atol=1e-4)
-    assert not found.error.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [
-        (lambda: ode.Adams(13), "n must be even"),
-        (lambda: ode.Adams(10), "n must"),
-        (lambda: ode.Adams(20, 4), "order must be 1, 2 or 3"),
-        (lambda: ode.Adams(20, 0), "order must"),
-        (lambda: ode.Adams(20.0), "n must"),
-        (lambda: ode.RungeKutta(0), "n must"),
-    ],
-)
-def test_bad_integrators(make, match):
-    """Numbers of steps and orders that there are not are refused by name."""
-    with pytest.raises(ValueError, match=match):
-        make()
+    zero, one = torch.zeros(3, dtype=F64), torch.ones(3, dtype=F64)
+    run = lambda walk, n: halving(n)(walk, zero, one, one / 8, leave=True)  # noqa: E731
+    with pytest.raises(RuntimeError, match=r"^the drift of sample 2 is not finite at t = [56]\.\d+$"):
+        run(Walk([2.0, 2.0, 0.06], fails=0.55), 100)
+    steps = int(sum(run(Walk([2.0, 2.0, 0.06]), 100))[2])
+    assert int(sum(run(Walk([2.0, 2.0, 0.06]), steps))[2]) == steps
+    with pytest.raises(RuntimeError, match=rf"^max_steps = {steps - 1} do not suffice to t = 10: sample 2 is at t = 9"):
+        run(Walk([2.0, 2.0, 0.06]), steps - 1)

@@ -1,15 +1,14 @@
-"""Discrete data: bins, the Jacobian that follows from them, and dequantisations that bound their probability."""
+"""Discrete data: bins, and the Jacobian that follows from them."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from scoresde import EDM, VE, VP, Decoded, Quantized, TruncatedNormal, Uniform, exact, per_sample
+from scoresde import Quantized, exact, per_sample
 
 F64 = torch.float64
 UNIT, SIGNED, WHOLE = Quantized(17, 0.0, 1.0), Quantized(17, -1.0, 1.0), Quantized(17, 0.0, 16.0)
@@ -19,15 +18,8 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def time(t):
-    return torch.tensor(t, dtype=F64)
-
-
 def images(n=6):
     return torch.randint(17, (n, 1, 4, 4), generator=generator(4)).to(F64)
-
-
-# bins
 
 
 def test_bits_do_not_depend_on_the_storage():
@@ -111,128 +103,6 @@ def test_log_bin_sums_to_one():
         torch.testing.assert_close(total, torch.zeros(1, dtype=F64), rtol=0, atol=1e-9)
 
 
-# dequantisations
-
-EVERY = [Uniform(), TruncatedNormal(), Decoded()]
-every_one = pytest.mark.parametrize("dequantization", EVERY, ids=repr)
-LAW = exact.Gaussian(torch.tensor([0.1], dtype=F64), 0.2)
-
-
-def given_z(z):
-    """A noise that is z."""
-    return lambda x, t, s: z.to(x).view(x.shape)
-
-
-def dequantised(dequantization, sde, data, x, t, noise, law=LAW):
-    p = sde.reverse(law.diffuse(sde), 0.0)
-    return dequantization(p, data, x, t, noise)
-
-
-def test_uniform_log_w():
-    """x + h (u - 1/2) with u = Phi(z), and log w = d log h, to 1e-10."""
-    x, z = -1 + images() / 8, torch.randn(6, 1, 4, 4, generator=generator(), dtype=F64)
-    law = exact.Gaussian(torch.zeros(1, 4, 4), 0.5)
-    y, log_w = dequantised(Uniform(), VP(), SIGNED, x, time(1e-3), given_z(z), law)
-    torch.testing.assert_close(y, x + (torch.special.ndtr(z) - 0.5) / 8, rtol=0, atol=1e-12)
-    torch.testing.assert_close(log_w, torch.full((6,), 16 * math.log(1 / 8), dtype=F64), rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("t", [1e-4, 2e-3, 0.05, 0.3])
-@pytest.mark.parametrize("sde", [VP(), VE(0.02, 10.0), EDM(T=10.0)], ids=lambda s: type(s).__name__)
-def test_truncated_normal_in_closed_form(sde, t):
-    """(x_t - alpha x)/sigma has SciPy's normal law cut to |u| < alpha h/(2 sigma): its quantiles at Phi(z), and log w
-    is less the logarithm of its density, to 1e-10, for bins from a part of sigma to many.
-    """
-    x, z = -1 + images() / 8, torch.randn(6, 1, 4, 4, generator=generator(), dtype=F64)
-    law, t = exact.Gaussian(torch.zeros(1, 4, 4), 0.5), time(t)
-    y, log_w = dequantised(TruncatedNormal(), sde, SIGNED, x, t, given_z(z), law)
-    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
-    tau = alpha / 8 / sigma / 2
-    mass, below = norm.cdf(tau) - norm.cdf(-tau), norm.cdf(-tau)
-    u = torch.from_numpy(norm.ppf(below + mass * norm.cdf(z.numpy())))
-    torch.testing.assert_close(y, alpha * x + sigma * u, rtol=0, atol=1e-10)
-    log_q = torch.from_numpy(norm.logpdf(u.numpy())) - math.log(mass) - math.log(sigma)
-    torch.testing.assert_close(log_w, -log_q.flatten(1).sum(1), rtol=1e-10, atol=1e-10)
-    assert ((y / alpha - x).abs() <= 1 / 16 + 1e-12).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_truncated_normal_of_far_noise(dtype):
-    """Noise far out gives the edge of the bin and not infinity, where the cut is far out and where it is near."""
-    x, z = torch.zeros(2, 2, dtype=dtype), torch.tensor([[9.0, -9.0], [40.0, -40.0]])
-    for t in (1e-5, 1e-2, 0.9):
-        law = exact.Gaussian(torch.zeros(2), 0.5)
-        y, log_w = dequantised(TruncatedNormal(), VP(), SIGNED, x, time(t), given_z(z), law)
-        assert (y.abs() <= 1 / 16 * (1 + 1e-6)).all() and log_w.isfinite().all()
-
-
-@pytest.mark.parametrize("sde", [VP(), VE(0.02, 10.0), EDM(T=10.0)], ids=lambda s: type(s).__name__)
-def test_decoded_in_closed_form(sde):
-    """x_t = alpha x + sigma z, and log w is the log-mass of x's bin under N(E[x_0 | x_t], (sigma/alpha)^2), with open
-    outermost bins, less log N(x_t; alpha x, sigma^2): to 1e-10 with the posterior mean of a Gaussian law.
-    """
-    x, z = -1 + images() / 8, torch.randn(6, 1, 4, 4, generator=generator(), dtype=F64)
-    x[0, 0, 0, :2] = torch.tensor([-1.0, 1.0])
-    law, t = exact.Gaussian(torch.full((1, 4, 4), 0.1, dtype=F64), 0.2), time(0.05)
-    y, log_w = dequantised(Decoded(), sde, SIGNED, x, t, given_z(z), law)
-    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
-    torch.testing.assert_close(y, alpha * x + sigma * z, rtol=0, atol=1e-12)
-    mean = 0.1 + alpha * 0.2 / (alpha**2 * 0.2 + sigma**2) * (y - alpha * 0.1)
-    a, b = (((x + side / 16 - mean) * alpha / sigma).numpy() for side in (-1, 1))
-    a[x.numpy() == -1], b[x.numpy() == 1] = -math.inf, math.inf
-    mass = np.where(a > 0, norm.sf(a) - norm.sf(b), norm.cdf(b) - norm.cdf(a))  # the tail that keeps its digits
-    want = torch.from_numpy(np.log(mass)) - torch.from_numpy(norm.logpdf(z.numpy())) + math.log(sigma)
-    torch.testing.assert_close(log_w, want.flatten(1).sum(1), rtol=1e-10, atol=1e-10)
-
-
-def bins(law_mean, law_var, data, open_=False):
-    """The masses of N(mean, var) in the bins of one dimension, of which the outermost may be open."""
-    edges = torch.arange(data.levels + 1, dtype=F64) * data.width + data.low - data.width / 2
-    if open_:
-        edges[0], edges[-1] = -math.inf, math.inf
-    return torch.special.ndtr((edges - law_mean) / law_var**0.5).diff()
-
-
-@every_one
-@pytest.mark.parametrize("sde", [VP(), VE(0.04, 10.0)], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("t", [0.01, 0.1])
-def test_every_dequantisation_is_a_bound(dequantization, sde, t):
-    """For a Gaussian law in one dimension E w p_t(x_t) is the probability of the bin, to 1e-8 by quadrature over the
-    noise, so E log (w p_t(x_t)) is less: each is a bound of -log2 P and not of something else.
-
-    The probability is that of p_t in the bin of alpha x, for those on the bin; p_t read by N(E[x_0 | x_t], sigma^2 /
-    alpha^2), in which x_0 is normal, for the decoder, whose outermost bins are open.
-    """
-    data, n, t = Quantized(9, -1.0, 1.0), 4001, time(t)
-    alpha, var = float(sde.alpha(t)), float(sde.var(t))
-    m, v = 0.1 * alpha, 0.2 * alpha**2 + var
-    end = 8.0
-    if isinstance(dequantization, Decoded):
-        gain, end = alpha * 0.2 / v, 100.0  # E[x_0 | x_t] = 0.1 + gain (x_t - m)
-        P = bins(0.1, gain**2 * v + var / alpha**2, data, open_=True)
-    else:
-        P = bins(m, v, data if isinstance(dequantization, Uniform) else Quantized(9, -alpha, alpha))
-    z = torch.linspace(-end, end, n, dtype=F64)
-    log_weight = -z.square() / 2 - math.log(2 * math.pi) / 2 + math.log(2 * end / (n - 1))
-    for k in range(9):
-        x = torch.full((n, 1), -1 + k / 4, dtype=F64)
-        y, log_w = dequantised(dequantization, sde, data, x, t, given_z(z))
-        log_p = LAW.marginal(sde, t).log_prob(y) + log_w
-        assert float((log_p + log_weight).exp().sum()) == pytest.approx(float(P[k]), rel=1e-8)
-        assert float((log_weight.exp() * log_p).sum()) < math.log(float(P[k]))
-
-
-@every_one
-def test_dequantisations_do_not_depend_on_the_batch(dequantization):
-    """With streams of its own a sample has the same state and weight in any chunk; both are in the dtype of x."""
-    law, x, streams = exact.Gaussian(torch.zeros(1, 4, 4), 0.5), -1 + images() / 8, per_sample(range(6))
-    run = lambda a, b: dequantised(dequantization, VP(), SIGNED, x[a:b], time(0.01), streams.rows(a, b), law)  # noqa: E731
-    for whole, first, rest in zip(run(0, 6), run(0, 2), run(2, 6)):
-        torch.testing.assert_close(torch.cat([first, rest]), whole, rtol=1e-12, atol=1e-12)
-    for part in dequantised(dequantization, VP(), SIGNED, x.float(), time(0.01), per_sample(range(6)), law):
-        assert part.dtype == torch.float32
-
-
 # bad input
 
 
@@ -241,9 +111,7 @@ def test_values_that_are_not_levels_are_refused(value):
     """A value between two levels or outside the range is no quantised datum: dequantised twice, or scaled wrongly."""
     x = torch.zeros(2, 3, dtype=F64)
     x[1, 2] = value
-    p = VP().reverse(exact.Gaussian(torch.zeros(3), 1.0).diffuse(VP()), 0.0)
-    calls = [lambda d=d: d(p, UNIT, x, time(0.1), per_sample([0, 1])) for d in EVERY]
-    for call in (lambda: UNIT.check(x), lambda: UNIT.dequantize(x), *calls):
+    for call in (lambda: UNIT.check(x), lambda: UNIT.dequantize(x)):
         with pytest.raises(ValueError, match="x must be inside" if not 0 <= value <= 1 else "x must"):
             call()
 

@@ -1,20 +1,27 @@
 """What the README says runs, and its numbers are those of the result files."""
 
 import json
+import os
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from scoresde import SDE, Reference, Step
+from scoresde.cli import Parser
+from scoresde.cli.parts import read
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
+@pytest.mark.parametrize("code", SNIPPETS)
 def test_code_runs(code):
     """Every block of Python in the README runs as it stands."""
     exec(compile(code, "README.md", "exec"), {})
@@ -30,15 +37,39 @@ def test_example_runs(example, capsys, monkeypatch, tmp_path):
     assert capsys.readouterr().out
 
 
-def test_commands_parse():
-    """Every `scoresde` command in the README is one that the command line understands, up to the files it names."""
-    commands = re.findall(r"^scoresde (train|sample|tune|bench|likelihood|compare)(.*)$", README, re.M)
-    assert len(commands) >= 4
-    for name, rest in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "scoresde", name, *rest.split(), "--help"], capture_output=True, text=True
-        )
-        assert done.returncode == 0, (name, rest, done.stderr)
+@pytest.mark.slow
+def test_types(tmp_path):
+    """`mypy --strict` accepts every example and every block of Python in the README, as it would for a user who has the
+    package installed.
+    """
+    for path in EXAMPLES:
+        (tmp_path / path.name).write_text(path.read_text())
+    for i, code in enumerate(SNIPPETS):
+        (tmp_path / f"readme_{i}.py").write_text(code)
+    files = [path.name for path in tmp_path.glob("*.py")]
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", *files]
+    env = {**os.environ, "MYPYPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and f"in {len(files)} source files" in done.stdout, done.stdout
+
+
+def test_commands_parse(monkeypatch):
+    """Every `scoresde` command in the README and in the examples is one that the command line understands, up to the
+    files it names.
+    """
+    monkeypatch.chdir(ROOT)
+    text = "\n".join([README, *(path.read_text() for path in EXAMPLES)])
+    lines, quoted = (
+        re.findall(r"^ *scoresde ([a-z]+ .*)$", text, re.M),
+        re.findall(r"`scoresde ([a-z]+ -?[^`]+)`", text),
+    )
+    assert len(lines) >= 15 and len(quoted) >= 4
+    for command in lines + quoted:
+        name, *rest = shlex.split(command)
+        options = Parser(name).parse_args(rest)
+        for step in getattr(options, "step", None) or []:
+            read("step", step, Step, around=Reference())
+        read("sde", getattr(options, "sde", None), SDE)
 
 
 def numbers(name):

@@ -18,27 +18,27 @@ from scoresde import (
     VE,
     VP,
     Ancestral,
-    Constant,
     Cosine,
-    Data,
     Epsilon,
     Karras,
     Langevin,
     LinearSDE,
     RectifiedFlow,
+    Reference,
     ReverseDiffusion,
     ScoreModel,
-    ScoreValue,
     SubVP,
     Tabulated,
-    TabulatedVE,
-    Velocity,
     dsm,
     exact,
+    loss,
     sample,
     transport,
 )
-from scoresde.chain import geometric_sigmas
+from scoresde.model import Data, ScoreValue, Velocity
+from scoresde.process import TabulatedVE
+from scoresde.process.chain import geometric_sigmas
+from scoresde.steps import Constant
 
 F64 = torch.float64
 
@@ -319,7 +319,7 @@ TARGETS = {
     Velocity(): lambda a, s, x_0, z, x: (a * z - s * x_0, x),
     ScoreValue(): lambda a, s, x_0, z, x: (-z / s, x),
     Karras(): lambda a, s, x_0, z, x: karras(a, s, x_0, x, 0.5),
-    Karras(1.7): lambda a, s, x_0, z, x: karras(a, s, x_0, x, 1.7),
+    Karras(Reference(std=1.7)): lambda a, s, x_0, z, x: karras(a, s, x_0, x, 1.7),
 }
 
 
@@ -357,7 +357,8 @@ every_exploding = pytest.mark.parametrize("sde", EXPLODING, ids=["VE0", "VE1", "
 @every_exploding
 def test_reconstruction_is_denoising_score_matching(sde):
     """Vincent 2011: with D any autoencoder, |D(x_0 + sigma z) - x_0|^2 = sigma^2 dsm, a sample at a time, each at its
-    own sigma; and dsm is sigma^2 times the squared error of the score (D(x) - x)/sigma^2 of the kernel, -z/sigma.
+    own sigma; and dsm is sigma^2 times the squared error of the score (D(x) - x)/sigma^2 of the kernel, -z/sigma, all
+    with the weight 1; with that of the network's output it is the reconstruction itself.
     """
     g = torch.Generator().manual_seed(3)
     x_0, z = (torch.randn(40, 2, 3, generator=g, dtype=F64) for _ in range(2))
@@ -366,11 +367,13 @@ def test_reconstruction_is_denoising_score_matching(sde):
     sigma = sde.sigma(t).view(-1, 1, 1)
     x = x_0 + sigma * z
     out = D(x, sde.log_snr(t))
-    loss = dsm(ScoreModel(D, sde, Data()), x_0, t, noise=lambda *_: z)
+    off = dsm(ScoreModel(D, sde, Data()), x_0, t, loss.Simple(), lambda *_: z)
     reconstruction = (out - x_0).square().flatten(1).sum(1)
-    torch.testing.assert_close(sde.var(t) * loss, reconstruction, rtol=1e-12, atol=0)
+    torch.testing.assert_close(sde.var(t) * off, reconstruction, rtol=1e-12, atol=0)
+    plain = dsm(ScoreModel(D, sde, Data()), x_0, t, noise=lambda *_: z)
+    torch.testing.assert_close(plain, reconstruction, rtol=1e-12, atol=0)
     score = ((out - x) / sigma**2 + z / sigma).square().flatten(1).sum(1)
-    torch.testing.assert_close(loss, sde.var(t) * score, rtol=1e-10, atol=0)
+    torch.testing.assert_close(off, sde.var(t) * score, rtol=1e-10, atol=0)
 
 
 @every_exploding
@@ -405,7 +408,8 @@ def test_optimal_denoiser_is_the_score(sde):
         other = lambda x, c, D=posterior_mean, shift=shift: D(x) + shift(x)  # noqa: E731
         told = lambda *_, z=z: z  # noqa: E731
         models = [ScoreModel(Denoiser(D), sde, Data()) for D in (posterior_mean, other)]
-        best, worse = (dsm(model, x_0, torch.full((4000,), t, dtype=F64), noise=told) for model in models)
+        ts = torch.full((4000,), t, dtype=F64)
+        best, worse = (dsm(model, x_0, ts, loss.Simple(), told) for model in models)
         excess = var * (worse - best) - shift(x).square().sum(1)
         assert abs(float(excess.mean())) < 4.5 * float(excess.std()) / math.sqrt(4000)
 

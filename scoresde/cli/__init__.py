@@ -1,72 +1,68 @@
-"""The command line: `scoresde demo | train | sample | tune | bench | compare | likelihood`.
+"""The command line: `scoresde demo | train | sample | tune | likelihood | compare | bench`.
 
-Every command is a frozen dataclass that tyro turns into arguments; SDEs, networks and steps are chosen as the library's
-own values. An error is one line on standard error and exit status 2.
+Options and files; what is computed is the library's. Processes, networks and steps are typed as the library shows them
+(`parts`). An error is one line on standard error and exit status 2.
 """
 
-import contextlib
-import io
+import importlib
+import inspect
+import re
 import sys
+import textwrap
+from argparse import ArgumentParser, HelpFormatter
 from collections.abc import Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+from .options import COMMANDS
+
+
+class Parser(ArgumentParser):
+    """Says what is wrong in one line, and helps on one screen."""
+
+    def __init__(self, name: str) -> None:
+        command, form = COMMANDS[name], partial(HelpFormatter, max_help_position=20, width=110)
+        said = inspect.getdoc(command)
+        super().__init__(f"scoresde {name}", description=said, formatter_class=form, allow_abbrev=False)
+        command(self)
+        places = [a.dest.upper() if a.nargs != "?" else f"[{a.dest.upper()}]" for a in self._get_positional_actions()]
+        self.usage = " ".join([self.prog, *places, "[options]"])
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError in place of a usage text."""
+        raise ValueError(f"{message} (`{self.prog} --help` lists what it takes)")
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process if None) and return its exit status."""
     try:
-        return _run(args)
+        return _run(sys.argv[1:] if args is None else list(args))
     except KeyboardInterrupt:
         return _fail("interrupted; the same command with the same --out goes on from here", 130)
-
-
-def _run(args: Sequence[str] | None) -> int:
-    try:
-        import tyro
-
-        from .bench import Bench
-        from .common import Command
-        from .compare import Compare
-        from .demo import Demo
-        from .likelihood import Likelihood
-        from .sample import Sample
-        from .train import Train
-        from .tune import Tune
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        return _fail(str(error))
     except ImportError as error:
         return _fail(f"{error}: the command line needs pip install 'scoresde[app]'")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            command: Command = tyro.cli(
-                Demo | Train | Sample | Tune | Bench | Compare | Likelihood,
-                config=(tyro.conf.CascadeSubcommandArgs,),
-                prog="scoresde",
-                description="Continuous-time score-based models: train, sample and measure.",
-                args=args,
-            )
-    except SystemExit as stop:
-        return _fail(_one_line(said.getvalue())) if stop.code else 0
-    except (ValueError, TypeError) as error:
-        return _fail(str(error))
-    try:
-        command.run()
-    except (ValueError, RuntimeError, OSError) as error:
-        return _fail(str(error))
+
+
+def _run(args: list[str]) -> int:
+    name = args[0] if args else "--help"
+    if name in ("-h", "--help"):
+        print("usage: scoresde COMMAND [options], scoresde COMMAND --help\n")
+        for command, takes in COMMANDS.items():
+            does = re.split(r"(?<=\w)[.:;] ", " ".join(str(inspect.getdoc(takes)).split()))[0]
+            print(textwrap.fill(does, 110, initial_indent=f"  {command:12s}", subsequent_indent=" " * 14))
+        print("\nBegin with `scoresde demo`, or with `scoresde train digits --out runs/digits`.")
+        return 0
+    if name not in COMMANDS:
+        raise ValueError(f"COMMAND must be one of {', '.join(COMMANDS)}, got {name!r}")
+    options: Any = Parser(name).parse_args(args[1:])
+    importlib.import_module(f".{name}", __package__).run(options)
     return 0
 
 
 def _fail(message: str, status: int = 2) -> int:
     print("scoresde: " + " ".join(message.split()), file=sys.stderr)
     return status
-
-
-def _one_line(box: str) -> str:
-    """The message inside the box that tyro draws around it: what stands between the title and the next rule.
-
-    Where the output cannot show lines, rules are dashes, and the title has one below it.
-    """
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    rules = [i for i, line in enumerate(lines) if line and not line.strip("─╰╯-")]
-    begin = 1 if rules[:1] == [0] else 0
-    said = " ".join(lines[begin : next((i for i in rules if i > begin), len(lines))]).replace(
-        "__tyro-dummy-inner__.", ""
-    )
-    return f"{said} (--help after any command lists what it takes)"

@@ -1,85 +1,57 @@
-"""What the commands share: options, devices, and sampling in chunks."""
+"""What the commands share: the device, files of rows, and what a folder of results is of."""
 
 import io
 import json
 import os
-import sys
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from .. import nn
-from ..checkpoint import describe, write
-from ..noise import per_sample, seeds
-from ..progress import bar
-from ..sample import Step, trajectory
-from ..sde import Reverse
+from ..checkpoint import Checkpoint, load, recorded_net, recorded_shape
+from ..data import Source
+from ..values import describe, write
+from .parts import read_data, read_net
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """Options of every command."""
-
-    seed: int = 0
-    """The seed of everything random: the same seed gives the same result."""
-    device: str = "auto"
-    """Where to compute: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed}")
-
-    def run(self) -> None:
-        """Do it. Raises ValueError for options that cannot be met."""
-        raise NotImplementedError
-
-    def place(self) -> torch.device:
-        """The device. Raises ValueError if it cannot be used."""
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-        try:
-            torch.empty(1, device=name)
-            return torch.device(name)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device must be one that torch can use here, got {self.device!r}: {error}") from error
+def place(o: Namespace) -> torch.device:
+    """The device. Raises ValueError if it cannot be used, and for a seed that cannot."""
+    if not 0 <= o.seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {o.seed}")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if o.device == "auto" else o.device
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be one that torch can use here, got {o.device!r}: {error}") from error
 
 
-@dataclass(frozen=True)
-class UNet:
-    """A U-Net, for images."""
-
-    width: int = 16
-    """Channels at full resolution."""
-    multipliers: tuple[int, ...] = (1, 2)
-    """Channels of each level in units of width; one level an entry, each at half the resolution of the one before."""
-    blocks: int = 2
-    """Residual blocks a level."""
-    attention: int = 1
-    """The number of levels, from the bottom, with attention."""
-
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Network:
-        """The network for samples of that shape."""
-        return nn.UNet(shape, self.width, self.multipliers, self.blocks, self.attention, classes)
+def model_of(o: Namespace, device: torch.device) -> Checkpoint:
+    """The checkpoint in o.model, its network made by o.net if the manifest cannot make it."""
+    if o.net is None:
+        return load(o.model, device=device)
+    config = (recorded_net(o.model) or {}).get("config") or {}
+    return load(o.model, read_net(o.net, recorded_shape(o.model), int(config.get("classes", 0))), device)
 
 
-@dataclass(frozen=True)
-class MLP:
-    """A multilayer perceptron, for vectors and small arrays."""
+def one_subject(o: Namespace) -> None:
+    """Raise ValueError if there is a law in o beside a model or data."""
+    for name, what in (("model", "a model"), ("data", "data")):
+        if o.law and getattr(o, name, None):
+            raise ValueError(f"law must not be given beside {what}, got {o.law!r}")
 
-    width: int = 128
-    """Units a layer."""
-    depth: int = 4
-    """Residual blocks."""
 
-    def build(self, shape: tuple[int, ...], classes: int) -> nn.Network:
-        """The network for samples of that shape."""
-        return nn.MLP(shape, self.width, self.depth, classes)
+def source_of(o: Namespace, found: Checkpoint) -> Source:
+    """The data in o.data, if the command has it, or else those that the checkpoint says it was trained on."""
+    if getattr(o, "data", None):
+        return read_data(o.data)
+    if found.source is None:
+        raise ValueError("model must be a checkpoint that says what data it was trained on, and this one does not")
+    return found.source
 
 
 def join_processes() -> int:
@@ -89,37 +61,6 @@ def join_processes() -> int:
     if not dist.is_initialized():
         dist.init_process_group("gloo" if not torch.cuda.is_available() else "nccl")
     return dist.get_rank()
-
-
-def draw(
-    p: Reverse,
-    shape: tuple[int, ...],
-    ts: Tensor,
-    steps: tuple[Step, ...],
-    *,
-    seed: int,
-    n: int,
-    start: int = 0,
-    device: torch.device | str = "cpu",
-    denoise: bool = True,
-    progress: str = "",
-) -> Tensor:
-    """Samples start, ..., start + n - 1 of the collection `seed`, (n, *shape) in float32, the same in any chunks.
-
-    denoise: end with the mean of x_0 given x at the last time, one more network call unless sigma is 0 there already.
-    progress: the title of a bar. Raises RuntimeError if a sample is not finite.
-    """
-    noise = per_sample(seeds(seed, n, start))
-    states = trajectory(p, p.sde.prior((n, *shape), noise, torch.float32, device), ts, *steps, noise=noise)
-    x = deque(
-        bar(states, desc=progress, total=len(ts), disable=not (progress and sys.stderr.isatty()), leave=False), maxlen=1
-    ).pop()
-    if denoise and p.sde.var(ts[-1]) > 0:
-        with torch.no_grad():
-            x = p.denoise(x, ts[-1])
-    if not x.isfinite().all():
-        raise RuntimeError(f"samples are not finite: the score is not, somewhere on the grid {ts[0]:g} to {ts[-1]:g}")
-    return x
 
 
 def as_bytes(a: np.ndarray) -> bytes:
@@ -138,6 +79,23 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 def as_lines(rows: Iterable[dict[str, Any]]) -> str:
     """The content of a file of JSON lines."""
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+class Rows(dict[tuple[Any, ...], dict[str, Any]]):
+    """The rows of a file of JSON lines by their columns `key`, those that are to be kept; without a last line that was
+    cut off.
+    """
+
+    def __init__(self, file: Path, *key: str, keep: Callable[[dict[str, Any]], bool] = bool) -> None:
+        self.file, self.key = file, key
+        super().__init__({tuple(row[k] for k in key): row for row in read_lines(file) if keep(row)})
+        write(file, as_lines(self.values()).encode())
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A new row, here and in the file."""
+        with self.file.open("a") as lines:
+            lines.write(as_lines([row]))
+        self[tuple(row[k] for k in self.key)] = row
 
 
 def recipe(out: Path, **values: Any) -> None:

@@ -1,85 +1,48 @@
 """`scoresde tune`."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from argparse import Namespace
 
 import torch
-import tyro
-from torch import Tensor
 
-from ..checkpoint import load
-from ..count import Counted
-from ..model import transport
-from ..problems import DigitClasses, Lattice, Modes
-from ..processes import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
-from ..sde import LinearSDE, Score
+from ..lab import Problem
+from ..model import Counted, transport
+from ..process import LinearSDE
+from ..reference import Reference
 from ..shapes import count
-from ..tune import tune
-from .common import Command
+from ..steps import Pilots, tune
+from ..values import build, describe
+from .common import model_of, one_subject, place
+from .parts import read
 
-KNOWN = 2000  # samples of the data that tell its mean and deviation
+KNOWN = 2000  # samples of an exact law that tell its mean and deviation
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tune(Command):
-    """Fit a solver of the probability flow to one model: grid, residual size and weights from its own trajectories.
-
-    The result is JSON, which `scoresde sample MODEL --tuned FILE` takes. It is tried on trajectories that it was not
-    fitted to, beside the usual methods on the usual grids; where one of these is better, that is what is written.
-    Without a MODEL the score is that of an exact law.
-    """
-
-    model: tyro.conf.Positional[Path | None] = None
-    """The folder of a checkpoint; without one, the exact law."""
-    law: None | Modes | Lattice | DigitClasses = None
-    """The exact law, without a model; a ring of 8 modes unless given."""
-    sde: None | VP | VE | SubVP | Cosine | RectifiedFlow | EDM = None
-    """The process; the one that a checkpoint was trained on, and VP for an exact law, unless given."""
-    nfe: int = 10
-    """Network calls of the solver."""
-    pilots: int = 64
-    """Trajectories in each of the three sets: one to fit, one to decide, one to report."""
-    out: Path = Path("runs/tuned.json")
-    """The file to write."""
-
-    def run(self) -> None:
-        """Tune, and say how good the result is."""
-        count("nfe", self.nfe, least=2)
-        if self.model and self.law:
-            raise ValueError(f"law must not be given beside a model, got {self.law!r}")
-        if self.out.is_dir():
-            raise ValueError(f"out must be a file to write, and {self.out} is a folder")
-        sde, score, shape, data, dtype = self._subject(self.place())
-        counted = Counted(score)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        found = tune(
-            sde.reverse(counted, 0.0),
-            shape,
-            self.nfe,
-            data,
-            pilots=self.pilots,
-            seed=self.seed,
-            dtype=dtype,
-            device=self.place(),
-            progress=lambda said: print(f"... {said}"),
-        )
-        found.save(self.out)
-        print(f"{found.name}, {found.calls} network calls: error {found.fresh} on fresh noise")
-        print(f"on the pilots that decided: {found.validation}")
-        print(f"there, {found.untuned}, the best method without a fit: {found.untuned_validation}")
-        if not found.tuned:
-            print("no fit was better, so that method is what was written")
-        print(f"noise amplification {found.noise_amplification:.2f}; {counted.nfe} network calls to tune; {self.out}")
-
-    def _subject(self, device: torch.device) -> tuple[LinearSDE, Score, tuple[int, ...], Tensor | None, torch.dtype]:
-        """(sde, score, shape, data, dtype)."""
-        if self.model is None:
-            law, g = (self.law or Modes()).law(), torch.Generator().manual_seed(self.seed)
-            sde: LinearSDE = self.sde or VP()
-            return sde, law.to(device).diffuse(sde), tuple(law.shape), law.sample(KNOWN, g), torch.float64
-        checkpoint = load(self.model, device=device)
-        own: LinearSDE = checkpoint.model.sde
-        sde = self.sde or own
-        score = checkpoint.model if sde == own else transport(checkpoint.model, own, sde)
-        data = checkpoint.source.load().train[:KNOWN] if checkpoint.source else None
-        return sde, score, checkpoint.shape, data, torch.float32
+def run(o: Namespace) -> None:
+    """Tune, and say how good the result is."""
+    count("nfe", o.nfe, least=2)
+    device, around = place(o), None
+    one_subject(o)
+    if o.out.is_dir():
+        raise ValueError(f"out must be a file to write, and {o.out} is a folder")
+    sde = read("sde", o.sde or "vp", LinearSDE)
+    if o.model:
+        found = model_of(o, device)
+        sde, around = sde if o.sde else found.model.sde, found.model.around
+        score, like = transport(found.model, found.model.sde, sde), torch.empty(1, *found.shape, device=device)
+    else:
+        law = read("law", o.law or "modes", Problem).law()
+        around = Reference.fit(law.sample(KNOWN, torch.Generator().manual_seed(o.seed)))
+        like = torch.empty(1, *law.shape, dtype=torch.float64, device=device)
+        score = law.to(device).diffuse(sde)
+    build(LinearSDE, describe(sde))  # what could not be written and read again must fail before the tuning
+    counted = Counted(score)
+    o.out.parent.mkdir(parents=True, exist_ok=True)
+    pilots = Pilots(o.pilots, o.seed)
+    found_ = tune(sde.reverse(counted, 0.0), like, o.nfe, around, pilots, lambda said: print(f"... {said}"))
+    found_.save(o.out)
+    print(f"{found_.name}, {found_.calls} network calls: error {found_.fresh} on fresh noise")
+    print(f"on the pilots that decided: {found_.validation}")
+    print(f"there, {found_.untuned}, the best method without a fit: {found_.untuned_validation}")
+    if not found_.tuned:
+        print("no fit was better, so that method is what was written")
+    print(f"noise amplification {found_.noise_amplification:.2f}; {counted.nfe} network calls to tune; {o.out}")

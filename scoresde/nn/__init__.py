@@ -6,3 +6,7 @@
 from .embed import Network, drop_labels
 from .mlp import MLP
 from .unet import UNet
+
+__all__ = [
+    "MLP", "Network", "UNet", "drop_labels",
+]  # fmt: skip

@@ -8,7 +8,7 @@ from ..shapes import count
 from .embed import Embedding, Network, zeroed
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     """x + W2 silu(W1 norm(x) + W3 v)."""
 
     def __init__(self, width: int, dim: int) -> None:
@@ -36,7 +36,7 @@ class MLP(Network):
         self.classes = classes
         self.embed = Embedding(width, classes)
         self.enter = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(Block(width, width) for _ in range(depth))
+        self.blocks = nn.ModuleList(Layer(width, width) for _ in range(depth))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, size)))
 
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:

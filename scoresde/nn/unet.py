@@ -52,7 +52,7 @@ class Attention(nn.Module):
         return x + self.out(rearrange(y, "b h (y x) c -> b (h c) y x", y=x.shape[2]))
 
 
-class Stage(nn.Module):
+class Attended(nn.Module):
     """A block, and attention after it if asked for."""
 
     def __init__(self, before: int, after: int, dim: int, attention: bool) -> None:
@@ -113,10 +113,10 @@ class UNet(Network):
         for i, after in enumerate(widths):
             above, below = widths[i - 1] if i else width, widths[min(i + 1, len(widths) - 1)]
             attend = i >= len(widths) - attention
-            self.down.extend(Stage(n, after, dim, attend) for n in [above] + [after] * (blocks - 1))
-            up = [Stage(n, after, dim, attend) for n in [below + after] + [2 * after] * (blocks - 1)]
+            self.down.extend(Attended(n, after, dim, attend) for n in [above] + [after] * (blocks - 1))
+            up = [Attended(n, after, dim, attend) for n in [below + after] + [2 * after] * (blocks - 1)]
             self.up = nn.ModuleList([*up, *self.up])
-        self.bottom = nn.ModuleList(Stage(widths[-1], widths[-1], dim, attend) for attend in (attention > 0, False))
+        self.bottom = nn.ModuleList(Attended(widths[-1], widths[-1], dim, attend) for attend in (attention > 0, False))
         self.leave = nn.Sequential(norm(widths[0]), nn.SiLU(), zeroed(nn.Conv2d(widths[0], shape[0], 3, padding=1)))
 
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:

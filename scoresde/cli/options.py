@@ -1,0 +1,161 @@
+"""What every command takes. Nothing here needs torch, so that help comes at once."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+MODEL = "the folder of a checkpoint"
+OWN_NET = "what makes the network, if the checkpoint cannot: package.module:function"
+OWN_STEP = "a step of your own besides: package.module:Class"
+
+
+def demo(parser: ArgumentParser) -> None:
+    """Train on handwritten digits, sample with every family of sampler, and write a report: about three minutes. The
+    folder gets the checkpoint, pictures, report.md and report.html. An interrupted demo goes on when called again.
+    """
+    parser.add_argument("--steps", metavar="N", type=int, default=1500, help="training steps")
+    shared(parser, "scoresde-demo")
+
+
+def train(parser: ArgumentParser) -> None:
+    """Train a score network on data, and write a checkpoint; an interrupted training goes on when called again. Several
+    processes can share one training: torchrun --nproc-per-node 2 -m scoresde train digits
+    """
+    add = parser.add_argument
+    add("data", help="digits, Ring(modes=8), moons, swissroll, checkerboard, a .npy or .npz file, a folder of images")
+    add("--sde", metavar="SDE", default="vp", help="vp, VE(sigma_max=20), edm, ..., package.module:Class")
+    add("--net", metavar="NET", help="UNet(width=32), MLP(width=256), package.module:function of (shape, classes)")
+    add("--weight", metavar="W", help="of the loss: Simple, MinSNR(5), MaximumLikelihood; 1 on the network's output")
+    add("--times", metavar="LAW", help="LogNormal(-1.2, 1.2), which is the default, UniformLogSNR, UniformTime")
+    add("--steps", metavar="N", type=int, help="optimiser steps (5000)")
+    add("--batch", metavar="N", type=int, help="samples a step, over all processes (32)")
+    add("--lr", metavar="X", type=float, help="learning rate of Adam (0.004)")
+    add("--warmup", metavar="N", type=int, help="steps over which it rises from 0 (100)")
+    add("--decay", metavar="X", type=float, help="share of the steps, at the end, over which it falls to 0 (0.5)")
+    add("--beta2", metavar="X", type=float, help="Adam's memory of squared gradients (0.99)")
+    add("--clip", metavar="X", type=float, help="largest norm of a gradient (1.0)")
+    add("--ema", metavar="X", type=float, help="half-life of averaged weights, in units of the steps so far (0.05)")
+    add("--label-dropout", metavar="X", type=float, help="share of labels that are hidden (0.1)")
+    add("--not-stratified", action="store_true", help="draw the times of a batch independently")
+    add("--bf16", action="store_true", default=None, help="compute the network in bfloat16")
+    add("--conditional", action="store_true", help="tell the network the labels, if the data have them")
+    shared(parser, "runs/model")
+
+
+def sample(parser: ArgumentParser) -> None:
+    """Draw samples from a checkpoint: which process (--sde, --eta), on which times (--grid, --steps), by which steps
+    (--step, twice for a corrector and a predictor). By default 20 network calls on the probability flow; DDPM is --step
+    Ancestral --eta 1 --steps 100 --grid uniform, annealed Langevin dynamics a corrector alone. An interrupted run goes
+    on when called again.
+    """
+    add = parser.add_argument
+    add("model", type=Path, help=MODEL)
+    add("--n", metavar="N", type=int, default=64, help="how many samples")
+    add("--step", metavar="S", action="append", help="UniPC(3), Flow(Dopri5()), Langevin(SNR(0.3), n=5), module:Class")
+    add("--steps", metavar="N", type=int, help="intervals of the grid (20; 1 where a step chooses its own)")
+    add("--grid", metavar="G", help="reference, which is the default, uniform, quadratic, log_snr, karras(rho=7)")
+    add("--end", metavar="T", type=float, help="the last time (the process's own t_min)")
+    add("--eta", metavar="X", type=float, help="0 for the flow, 1 for the reverse SDE (0; 1 if a step needs noise)")
+    add("--sde", metavar="SDE", help="another process: VE(sigma_min=0.02, sigma_max=20), ..., package.module:Class")
+    add("--tuned", metavar="FILE", type=Path, help="what `scoresde tune` wrote: its step, grid and process")
+    add("--label", metavar="K", type=int, help="the class, if the network has classes")
+    add("--no-denoise", action="store_true", help="end without the mean of the data given the last state")
+    add("--batch", metavar="N", type=int, default=256, help="samples drawn together; they do not depend on it")
+    add("--net", metavar="NET", help=OWN_NET)
+    shared(parser, "runs/samples")
+
+
+def tune(parser: ArgumentParser) -> None:
+    """Fit a solver of the probability flow to one model: grid, residual size and weights from its own trajectories. The
+    result is JSON, which `scoresde sample MODEL --tuned FILE` takes; where a method without a fit is better, that is
+    what is written. Without a MODEL the score is that of an exact law.
+    """
+    add = parser.add_argument
+    add("model", type=Path, nargs="?", help=MODEL)
+    add("--law", metavar="LAW", help="modes, lattice, digitclasses, package.module:Class (modes)")
+    add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
+    add("--nfe", metavar="N", type=int, default=10, help="network calls of the solver")
+    add("--pilots", metavar="N", type=int, default=64, help="trajectories in each of three sets: fit, decide, report")
+    add("--net", metavar="NET", help=OWN_NET)
+    shared(parser, "runs/tuned.json", "the file to write")
+
+
+def likelihood(parser: ArgumentParser) -> None:
+    """The likelihood of data under a checkpoint, along its probability flow, with an error budget and two bounds: grey
+    levels in bits/dim, continuous data in nats/dim, -log p / d. The density is that of the model at t = t_min. One line
+    a sample goes to likelihood.jsonl, and an interrupted run goes on when called again; under torchrun the samples are
+    shared out, and the lines are the same.
+    """
+    add = parser.add_argument
+    add("model", type=Path, nargs="?", help=MODEL)
+    add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (those that the model was trained on)")
+    add("--law", metavar="LAW", help="instead of a model, an exact law, whose true density is shown: modes, ...")
+    add("--sde", metavar="SDE", help="the process of a law (vp)")
+    add("--split", choices=("held-out", "train"), default="held-out", help="which part of the data")
+    add("--n", metavar="N", type=int, help="how many samples, from the first on (all, and 200 of a law)")
+    add("--method", metavar="M", help="Adams(40), RungeKutta(8), Dopri5(1e-6, 1e-6), ... (by dimension)")
+    add("--trace", metavar="T", help="Exact, Hutchinson(2), Hadamard(4), HutchPP(4) (by dimension)")
+    kinds = ("uniform", "truncated-normal", "decoded")
+    add("--dequantization", choices=kinds, default="uniform", help="how grey levels become continuous")
+    add("--draws", metavar="N", type=int, default=1, help="draws of it inside the logarithm; many need --trace Exact")
+    add("--fitted-prior", action="store_true", help="the prior fitted to the training data for N(0, sigma_T^2 I)")
+    add("--terms", metavar="N", type=int, default=8, help="times a sample for each of the two bounds; 0 for none")
+    add("--chain", metavar="N", type=int, default=1000, help="steps of the discrete chain, unless the model has one")
+    add("--batch", metavar="N", type=int, default=128, help="samples solved together; they do not depend on it")
+    add("--net", metavar="NET", help=OWN_NET)
+    shared(parser, "runs/likelihood")
+
+
+def compare(parser: ArgumentParser) -> None:
+    """Compare DDPM, annealed Langevin, predictor-corrector, DDIM, ... as discretisations of one SDE, from the same
+    starting points. Without a MODEL the score is that of an exact law, and distances are to that law at t = t_min,
+    where all samplers stop; with one they are to held-out data. One line a sampler and budget goes to results.jsonl,
+    everything to report.html; an interrupted run goes on when called again.
+    """
+    add = parser.add_argument
+    add("model", type=Path, nargs="?", help=MODEL)
+    add("--law", metavar="LAW", help="Modes(n=8), lattice, digitclasses, package.module:Class (modes)")
+    add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
+    add("--nfe", metavar="N", nargs="+", type=int, help="budgets of network calls (20 50 100, for a law also 200 500)")
+    add("--n", metavar="N", type=int, help="samples (4000 of a law, else as many as are held out, at most 359)")
+    add("--grid", choices=("uniform", "quadratic", "log_snr", "karras", "reference"), default="log_snr", help="times")
+    add("--r", metavar="X", type=float, default=0.16, help="signal-to-noise ratio of the corrector after a predictor")
+    add("--corrections", metavar="N", type=int, default=5, help="steps of annealed Langevin dynamics a level")
+    add("--step", metavar="S", action="append", default=[], help=OWN_STEP)
+    add("--eta", metavar="X", type=float, default=1.0, help="of its process")
+    add("--batch", metavar="N", type=int, default=4096, help="samples drawn together; they do not depend on it")
+    add("--net", metavar="NET", help=OWN_NET)
+    shared(parser, "runs/compare")
+
+
+def bench(parser: ArgumentParser) -> None:
+    """Measure solvers against exact truth: those of the flow by where they end, against the same flow solved to 1e-10,
+    those of the reverse SDE by how far their samples are from fresh exact ones. One line a cell goes to results.jsonl,
+    and everything to report.html; an interrupted run goes on when called again.
+    """
+    add = parser.add_argument
+    problems = ("modes", "lattice", "digits", "memorised", "model")
+    add("--problems", nargs="+", choices=problems, help="laws (modes digits; all if --full), or model")
+    add("--model", metavar="DIR", type=Path, help="the folder of a checkpoint, for the problem `model`")
+    add("--processes", nargs="+", choices=("vp", "ve", "subvp", "cosine", "flow", "edm"), help="(vp)")
+    add("--sde", metavar="SDE", help="instead of these, one process: VE(sigma_max=20), ..., package.module:Class")
+    add("--nfe", metavar="N", nargs="+", type=int, help="budgets for the flow (6 10 20)")
+    add("--nfe-sde", metavar="N", nargs="+", type=int, help="budgets for the reverse SDE (10 20 50)")
+    add("--only", metavar="NAME", nargs="+", help="the solvers to run, as the report names them (all)")
+    add("--step", metavar="S", action="append", default=[], help=OWN_STEP)
+    add("--eta", metavar="X", type=float, default=0.0, help="of its process")
+    add("--n", metavar="N", type=int, help="starts of the flow (128, or 384 if --full)")
+    add("--n-sde", metavar="N", type=int, help="samples of the reverse SDE (1000, or 4000 if --full)")
+    add("--full", action="store_true", help="all laws, three processes, more budgets and samples")
+    add("--net", metavar="NET", help=OWN_NET)
+    shared(parser, "runs/bench")
+
+
+def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is written") -> None:
+    """The options of every command."""
+    add = parser.add_argument
+    add("--seed", metavar="N", type=int, default=0, help="of everything random: the same seed, the same result")
+    add("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+    add("--out", metavar="PATH", type=Path, default=Path(out), help=f"{what} ({out})")
+
+
+COMMANDS = {command.__name__: command for command in (demo, train, sample, tune, likelihood, compare, bench)}

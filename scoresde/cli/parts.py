@@ -1,0 +1,123 @@
+"""Values from the command line: what is typed is what `repr` shows, `VE(sigma_max=20)`, `Langevin(SNR(0.3), n=5)`, or
+just `vp`. A part of your own is `package.module:Name`, with or without arguments: the module is imported because it was
+typed, and nothing that is read from a file comes here.
+"""
+
+import ast
+import importlib
+import inspect
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import data, grid, likelihood, loss, model, ode, process, reference, steps
+from .. import nn as networks
+from ..lab import problems
+from ..steps.catalogue import Method, own
+
+PLAIN = (ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.Tuple, ast.List, ast.UnaryOp)
+SIGNS = (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.USub, ast.UAdd)
+
+
+def public(*modules: Any) -> dict[str, Any]:
+    """The parts of modules by name, and by name in small letters."""
+    found = {k: v for m in modules for k, v in vars(m).items() if callable(v) and not k.startswith("_")}
+    return {**{k.lower(): v for k, v in found.items()}, **found}
+
+
+@contextmanager
+def told(name: str, text: str) -> Iterator[None]:
+    """Whatever is raised inside is an error of what was typed: a ValueError that names the option."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{name} must be like VP() or package.module:Name, got {text!r}: {error}") from error
+
+
+def evaluated(name: str, text: str, names: dict[str, Any]) -> Any:
+    """What `text` says: calls, names and numbers, and no other expression. Raises ValueError in one line."""
+    module, colon, rest = text.partition(":")
+    with told(name, text):
+        if colon and module.replace(".", "_").isidentifier():
+            sys.path.insert(0, "")  # as `python -m` has it: parts of your own lie where you are
+            try:
+                names = vars(importlib.import_module(module))
+            finally:
+                sys.path.remove("")
+        else:
+            rest = text
+        tree = ast.parse(rest.strip(), mode="eval")
+        if strange := [type(n).__name__ for n in ast.walk(tree) if not isinstance(n, PLAIN + SIGNS)]:
+            raise ValueError(f"{strange[0]} has no place in it")
+        return eval(compile(tree, name, "eval"), {**names, "__builtins__": {}})
+
+
+def read(name: str, text: str | None, kind: Any, **known: Any) -> Any:
+    """The value that `text` says, a `kind`; None for None. A name alone is called, with those of the arguments `known`
+    that it takes, such as `around`. Raises ValueError in one line, naming the option.
+    """
+    if text is None:
+        return None
+    value = evaluated(name, text, PUBLIC)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        takes = inspect.signature(value).parameters
+        with told(name, text):
+            value = value(**{k: v for k, v in known.items() if k in takes})
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must name a {kind.__name__}, got {text!r}, which is {type(value).__name__}")
+    return value
+
+
+def read_steps(o: Namespace) -> list[Method]:
+    """The steps of your own, by what was typed after the module, and eta. Raises ValueError for a name in use."""
+    found: list[Method] = []
+    for text in o.step:
+        name = (text.partition(":")[2] or text) + (f", eta {o.eta:g}" if o.eta else "")
+        if name in (*steps.METHODS, *(method.name for method in found)):
+            raise ValueError(f"step must have a name of its own, got {name!r}, which is in the table already")
+        found.append(own(name, read("step", text, steps.Step), o.eta))
+    return found
+
+
+def read_data(text: str) -> data.Source:
+    """A source of data: `digits`, `Ring(modes=5)`, a .npy or .npz file, or a folder of images."""
+    path = Path(text)
+    if path.suffix in (".npy", ".npz"):
+        return data.Array(path)
+    return data.Images(path) if path.is_dir() else read("data", text, data.Source)
+
+
+def read_grid(text: str, **known: Any) -> Callable[..., Tensor]:
+    """A usual grid, with its options: called as (sde, n, end)."""
+    names = {k: partial(spacing) for k, spacing in grid.usual(**known).items()}
+    name, bracket, options = text.partition("(")
+    typed = f"partial({name}, {options}" if bracket else name
+    found = evaluated("grid", typed, {**names, "partial": partial}) if name in names else None
+    if not isinstance(found, partial):
+        raise ValueError(f"grid must be one of {', '.join(names)}, got {text!r}")
+    return found
+
+
+def read_net(text: str | None, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A network for samples of that shape: a library's one with its options, or what a function of your own makes of
+    (shape, classes); a U-Net for images and an MLP otherwise, unless said.
+    """
+    made = {k: partial(v, shape, classes=classes) for k, v in public(networks).items() if k.lower() in ("unet", "mlp")}
+    text = text or ("UNet()" if len(shape) == 3 else "MLP()")
+    net = evaluated("net", text, {**PUBLIC, **made})
+    if not isinstance(net, nn.Module) and callable(net):
+        with told("net", text):
+            net = net() if isinstance(net, partial) else net(shape, classes)
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"net must name what makes an nn.Module, got {text!r}, which is {type(net).__name__}")
+    return net
+
+
+PUBLIC = public(reference, model, problems, loss, networks, data, ode, likelihood, steps, process) | {"inf": math.inf}

@@ -1,0 +1,17 @@
+"""Measuring: functions from values to rows, usable from Python; no options and no command line. `pages` and `report`
+make tables and pictures of rows, and are imported where they are wanted.
+"""
+
+from .metrics import Classifier, energy_distance, frechet, nearest, sliced_wasserstein, weights_error
+from .orders import Limit, PathErrors, Slope, path_errors, paths, resolved, slope
+from .problems import DigitClasses, Lattice, Modes, Problem
+from .provenance import origin
+from .solvers import COMPARED, PROCESSES, SPACINGS, Solver, adaptive, bench, compare, diffusions, flows, on_grid, tuned
+from .subjects import Row, Subject, exact_subject, memorised_subject, trained_subject
+
+__all__ = [
+    "COMPARED", "PROCESSES", "SPACINGS", "Classifier", "DigitClasses", "Lattice", "Limit", "Modes", "PathErrors",
+    "Problem", "Row", "Slope", "Solver", "Subject", "adaptive", "bench", "compare", "diffusions", "energy_distance",
+    "exact_subject", "flows", "frechet", "memorised_subject", "nearest", "on_grid", "origin", "path_errors", "paths",
+    "resolved", "sliced_wasserstein", "slope", "trained_subject", "tuned", "weights_error",
+]  # fmt: skip

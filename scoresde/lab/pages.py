@@ -1,0 +1,190 @@
+"""Reports of the laboratory: from rows to tables, pictures and pages."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..values import write
+from .report import Curve, Diagram, Report, curves, side_by_side
+from .subjects import Row, Subject
+
+SHOWN = 9  # curves in a picture of solvers
+PICTURED = 50  # images in a picture
+FLOW = {"rms": "Root mean square error", "median": "Median error"}
+TITLES = {
+    "frechet": "Frechet distance in the features of a small classifier",
+    "sliced_wasserstein": "Sliced Wasserstein distance",
+    "energy_distance": "Energy distance",
+    "log_density_gap": "Mean log-density, less that of the truth, in nats",
+    "mode_weights": "Error of the mode weights (total variation)",
+}
+
+
+def leaders(rows: Sequence[Row], key: str) -> dict[str, dict[int, Row]]:
+    """Solver -> budget -> its row with the smallest |key| over grids; the solvers in the order of their means of logs,
+    those that have no row for some of the budgets behind those that have more.
+    """
+    found: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        of = found.setdefault(row["solver"], {})
+        if row["budget"] not in of or _size(row, key) < _size(of[row["budget"]], key):
+            of[row["budget"]] = row
+
+    def level(name: str) -> tuple[int, float]:
+        of = found[name].values()
+        return -len(of), sum(math.log(_size(row, key)) for row in of) / len(of)
+
+    return {name: found[name] for name in sorted(found, key=level)}
+
+
+def _size(row: Row, key: str) -> float:
+    return max(abs(row[key]), 1e-300) if math.isfinite(row[key]) else math.inf
+
+
+def bench_page(rows: Sequence[Row], floors: dict[str, dict[str, float]], made: Row, out: Path) -> None:
+    """report.md and report.html into out: for each problem and process, every solver on its best grid."""
+    r = Report("Solvers against exact truth")
+    r.text(
+        "Flow: the distance a dimension between where a solver ends and where the flow does, as root mean square over "
+        "samples, and in brackets the median; the first hangs on the few samples that end in another mode. SDE: "
+        "distances of samples to as many real ones. A solver stands on the grid that was best for it at each number of "
+        "network calls; results.jsonl has all of them. A click on the head of a column sorts by it."
+    )
+    for place in dict.fromkeys((row["problem"], row["process"]) for row in rows):
+        here = [row for row in rows if (row["problem"], row["process"]) == place and "skipped" not in row]
+        name, file, diagrams = ", ".join(place), "-".join(place), []
+        if flow := [row for row in here if "rms" in row]:
+            r.heading(f"Flow: {name}")
+            _solvers(r, flow, "rms", "{rms:.2e} ({median:.1e}) {spacing}")
+            _picture(r, [_diagram(flow, key, title) for key, title in FLOW.items()], f"flow-{file}.png", out)
+        for key, title in TITLES.items():
+            if found := [row for row in here if key in row]:
+                floor = floors[file][key]
+                r.heading(f"{title}: {name}")
+                r.text(f"Real samples, as many: {floor:.3g}.")
+                _solvers(r, found, key, f"{{{key}:.3g}} {{spacing}}")
+                diagrams.append(_diagram(found, key, title, floor))
+        if diagrams:
+            _picture(r, diagrams, f"sde-{file}.png", out)
+    _end(r, [_skipped(rows, "solver")], made, out)
+
+
+def _solvers(r: Report, rows: Sequence[Row], key: str, cell: str) -> None:
+    found, budgets = leaders(rows, key), sorted({row["budget"] for row in rows})
+    body = [[name, *(cell.format(**of[k]) if k in of else "" for k in budgets)] for name, of in found.items()]
+    r.table(["solver", *(f"{k} calls" for k in budgets)], body)
+
+
+def _picture(r: Report, diagrams: list[Diagram], file: str, out: Path) -> None:
+    curves(diagrams, out / file)
+    r.picture(file, f"The {SHOWN} best solvers at most, each on its best grid, by network calls.")
+
+
+def _diagram(rows: Sequence[Row], key: str, title: str, floor: float | None = None) -> Diagram:
+    found = list(leaders(rows, key).items())[:SHOWN]
+    lines = [Curve(name, sorted(of), [_size(of[k], key) for k in sorted(of)]) for name, of in found]
+    return Diagram(title, "network calls", lines, floor)
+
+
+def _skipped(rows: Sequence[Row], key: str) -> str:
+    """What was not run, and why."""
+    said = sorted({f"{row[key]}: {row['skipped']}" for row in rows if "skipped" in row})
+    return f"Not run: {'; '.join(said)}." if said else ""
+
+
+def _end(r: Report, texts: Sequence[str], made: Row, out: Path) -> None:
+    """Where the numbers came from; and the files."""
+    r.heading("Where this came from")
+    for text in filter(None, texts):
+        r.text(text)
+    r.commands(json.dumps(made, indent=2))
+    write(out / "made.json", json.dumps(made, indent=2).encode())
+    r.write(out)
+
+
+def compare_page(
+    subject: Subject,
+    rows: Sequence[Row],
+    paths: Sequence[Row],
+    samples: Sequence[tuple[str, Tensor]],
+    made: Row,
+    out: Path,
+) -> None:
+    """report.md and report.html into out: every measure by sampler and budget, samples of the smallest budget, and the
+    orders of convergence; what was not run, and why.
+    """
+    r, ran = Report(f"Samplers of {subject.sde!r}, compared"), [row for row in rows if "skipped" not in row]
+    r.text(_introduction(subject))
+    curves(_measures(r, subject, ran), out / "distances.png")
+    r.picture("distances.png", "Distance against network calls; dotted: real samples.")
+    points = subject.shape == (2,)
+    if points or (len(subject.shape) == 3 and subject.shape[0] in (1, 3)):
+        shown, least = 2000 if points else PICTURED, min(row["budget"] for row in ran)
+        parts = [*samples, ("real samples", subject.fresh[0])]
+        side_by_side([(name, x[:shown]) for name, x in parts], out / "samples.png")
+        r.heading("Samples")
+        r.picture("samples.png", f"At most {least} network calls, not selected, from the same starting points.")
+    _convergence(paths, out, r)
+    said = (
+        "results.jsonl holds one line a sampler and budget, with its grid, its steps, its seed and what was measured; "
+        "samples/ holds the samples; an optimal variance was fitted with nfe_to_fit further calls, to 1000 samples of "
+        "the data and noise of seed 0."
+    )
+    _end(r, [said, _skipped(rows, "method")], made, out)
+
+
+def _measures(r: Report, subject: Subject, rows: Sequence[Row]) -> list[Diagram]:
+    """A table for each measure, and its picture."""
+    budgets, names = sorted({row["budget"] for row in rows}), list(dict.fromkeys(row["method"] for row in rows))
+    of, diagrams = {(row["method"], row["budget"]): row for row in rows}, []
+    for key, measure in subject.measures.items():
+        floor = [measure(x) for x in subject.fresh]
+        body = [[name, *(f"{of[name, k][key]:.3g}" if (name, k) in of else "" for k in budgets)] for name in names]
+        spread = f" +- {np.std(floor, ddof=1):.2g}" if len(floor) > 1 else ""
+        real = ["real samples", f"{np.mean(floor):.3g}{spread}", *[""] * (len(budgets) - 1)]
+        r.heading(TITLES[key])
+        r.table(["network calls", *map(str, budgets)], [*body, real])
+        here = {name: [of[name, k] for k in budgets if (name, k) in of] for name in names}
+        lines = [Curve(n, [row["nfe"] for row in here[n]], [abs(row[key]) for row in here[n]]) for n in names]
+        diagrams.append(Diagram(TITLES[key], "network calls", lines, float(np.mean(np.abs(floor)))))
+    return diagrams
+
+
+def _introduction(subject: Subject) -> str:
+    if subject.denoise:
+        truth = (
+            "Distances are to held-out data; the row of real samples is the mean over sets of as many samples of the "
+            "training data, +- their standard deviation. The last call of each sampler removes the rest of the noise."
+        )
+    else:
+        truth = (
+            "Distances are to as many draws from the exact law of x_t at t = t_min, where the samplers stop; the row "
+            f"of real samples is the mean over {len(subject.fresh)} fresh sets of draws, +- their standard deviation."
+        )
+    return (
+        f"The score is that of {subject.name}. All samplers have the same kind of grid and start from the same "
+        f"{subject.n} points; one network call evaluates the score once for all of them. {truth}"
+    )
+
+
+def _convergence(paths: Sequence[Row], out: Path, r: Report) -> None:
+    r.heading("On one Brownian path")
+    r.text(
+        "Each discretisation of the reverse SDE was given one Brownian path with ever more steps, and those of the "
+        "probability flow one starting point. Strong: the mean of the distance |x_h - x| to the limit, a "
+        "dimension; weak: the difference of the means of |x|^2. The slopes are fitted to all the numbers of steps, "
+        "with 95 % intervals by bootstrap over the paths, weak ones where the error exceeds twice its own. "
+        "Langevin corrections add noise of their own, so annealed Langevin and predictor-corrector have no path to "
+        "converge to."
+    )
+    body = [[row["name"], row["strong_slope"], row["weak_slope"]] for row in paths]
+    r.table(["discretisation", "strong slope", "weak slope"], body)
+    titles: dict[str, Any] = {"strong": "Strong error", "weak": "Weak error of |x|^2/d"}
+    drawn = [[Curve(row["name"], row["steps"], row[key]) for row in paths] for key in titles]
+    curves([Diagram(t, "steps", lines) for t, lines in zip(titles.values(), drawn, strict=True)], out / "paths.png")
+    r.picture("paths.png", "Errors against the number of steps.")

@@ -1,0 +1,77 @@
+"""Laws with a known score, density and weights at every time, to measure samplers and likelihoods on."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from ..data import Digits
+from ..exact import GaussianMixture
+from ..shapes import count, number
+
+
+class Problem(ABC):
+    """A mixture of Gaussians."""
+
+    @abstractmethod
+    def law(self) -> GaussianMixture:
+        """The law of x_0."""
+
+
+@dataclass(frozen=True)
+class Modes(Problem):
+    """Equal Gaussians evenly on the unit circle of the plane."""
+
+    n: int = 8
+    """How many."""
+    std: float = 0.05
+    """Their standard deviation."""
+
+    def law(self) -> GaussianMixture:
+        """In the plane, shape (2,)."""
+        angle = 2 * math.pi / count("n", self.n) * torch.arange(self.n, dtype=torch.float64)
+        return _equal(torch.stack([angle.cos(), angle.sin()], 1), self.std)
+
+
+@dataclass(frozen=True)
+class Lattice(Problem):
+    """Equal Gaussians on a square lattice over [-1, 1]^2."""
+
+    side: int = 5
+    """How many along a side."""
+    std: float = 0.05
+    """Their standard deviation."""
+
+    def law(self) -> GaussianMixture:
+        """In the plane, shape (2,)."""
+        line = torch.linspace(-1, 1, count("side", self.side, least=2), dtype=torch.float64)
+        return _equal(torch.cartesian_prod(line, line), self.std)
+
+
+def _equal(means: torch.Tensor, std: float) -> GaussianMixture:
+    variance = number("std", std, above=0) ** 2
+    return GaussianMixture(torch.ones(len(means)), means, torch.full((len(means),), variance, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class DigitClasses(Problem):
+    """One Gaussian for each class of the bundled digits, in 64 dimensions: the class's share, its mean, its `rank`
+    largest principal variances, and the mean of the others in all other directions.
+    """
+
+    rank: int = 15
+    """Principal directions a class."""
+
+    def law(self) -> GaussianMixture:
+        """Of images, shape (1, 8, 8), fitted to all of the digits."""
+        data = Digits().load()
+        assert data.train_labels is not None and data.held_out_labels is not None
+        x, y = torch.cat([data.train, data.held_out]).double(), torch.cat([data.train_labels, data.held_out_labels])
+        classes = [x[y == k] for k in range(10)]
+        values, vectors = torch.linalg.eigh(torch.stack([torch.cov(c.flatten(1).T) for c in classes]))
+        r, most = count("rank", self.rank), int((values > 1e-9).sum(1).min()) - 1
+        if r > most:
+            raise ValueError(f"rank must be at most {most}, beyond which some class does not vary, got {r}")
+        means, weights = torch.stack([c.mean(0) for c in classes]), torch.tensor([float(len(c)) for c in classes])
+        return GaussianMixture(weights, means, values[:, -r:], vectors[:, :, -r:], values[:, :-r].mean(1))

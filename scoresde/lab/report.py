@@ -1,0 +1,221 @@
+"""A report as Markdown and as one HTML file that needs nothing beside it, and the pictures in it."""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from markdown import markdown
+from torch import Tensor
+
+from ..shapes import count
+from ..values import write
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import NullLocator  # noqa: E402
+
+
+@dataclass
+class Report:
+    """Headings, paragraphs, tables, pictures and commands in order; `write` makes report.md and report.html of them."""
+
+    title: str
+    parts: list[str] = field(default_factory=list)
+    """Markdown."""
+
+    def heading(self, text: str) -> None:
+        """A heading of the second level."""
+        self.parts.append(f"## {_plain(text)}")
+
+    def text(self, text: str) -> None:
+        """A paragraph of plain text."""
+        self.parts.append(_plain(text))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table, numbers to two decimals."""
+        self.parts.append(table(columns, rows))
+
+    def picture(self, file: str, caption: str) -> None:
+        """A PNG that lies in the report's folder."""
+        self.parts.append(f"![{_plain(caption)}]({file})")
+
+    def commands(self, text: str) -> None:
+        """Lines for a shell."""
+        self.parts.append(f"```\n{text}\n```")
+
+    def markdown(self) -> str:
+        """The report as Markdown; pictures are links."""
+        return "\n\n".join([f"# {_plain(self.title)}", *self.parts]) + "\n"
+
+    def html(self, folder: Path) -> str:
+        """The report as one page, with the pictures inside, whose tables sort by the column that is clicked."""
+        body = markdown(self.markdown(), extensions=["tables", "fenced_code"])
+        figure = r'<figure><img alt="\1" src="data:image/png;base64,{}"><figcaption>\1</figcaption></figure>'
+
+        def inside(match: re.Match[str]) -> str:
+            data = base64.b64encode((folder / match[2]).read_bytes()).decode()
+            return match.expand(figure.format(data))
+
+        body = re.sub(r'<p><img alt="(.*?)" src="(.*?)" /></p>', inside, body)
+        page = Template((Path(__file__).parent / "report.html").read_text())
+        return page.substitute(title=escape(self.title), body=body)
+
+    def write(self, folder: Path) -> None:
+        """Write report.md and report.html into folder."""
+        write(folder / "report.md", self.markdown().encode())
+        write(folder / "report.html", self.html(folder).encode())
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown, numbers to two decimals."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    """A value for a cell of a Markdown table, which ends at a bar."""
+    return _plain(f"{value:.2f}" if isinstance(value, float) else str(value)).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Text as one line of Markdown that says the same."""
+    marks = r"[*`\[\]#]|(?<![^\W_])_|_(?![^\W_])|\\(?![^\W_]|\s)"
+    return " ".join(re.sub(marks, r"\\\g<0>", escape(text, quote=False)).split())
+
+
+def tile(x: Tensor, columns: int) -> np.ndarray:
+    """Images x (n, 1 or 3, H, W) on [-1, 1], in rows of `columns`, one pixel apart: (height, width, 3) on [0, 1]."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.numel() == 0:
+        raise ValueError(f"x must be images of shape (n, 1 or 3, H, W), got {tuple(x.shape)}")
+    count("columns", columns)
+    x = ((x.float().cpu() + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
+    n, _, h, w = x.shape
+    rows = -(-n // columns)
+    sheet = torch.ones(rows * (h + 1) - 1, columns * (w + 1) - 1, 3)
+    for k, image in enumerate(x):
+        i, j = k // columns * (h + 1), k % columns * (w + 1)
+        sheet[i : i + h, j : j + w] = image.permute(1, 2, 0)
+    return sheet.numpy()
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure as a PNG, and close it."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    write(file, content.getvalue())
+
+
+def _show(axes: Axes, x: Tensor, columns: int, size: float = 4) -> None:
+    """Images as a sheet, points of the plane as a cloud."""
+    if x.ndim == 2 and x.shape[1] == 2:
+        axes.scatter(x[:, 0].float().cpu(), x[:, 1].float().cpu(), s=size, alpha=0.5, linewidths=0)
+        axes.set_aspect("equal")
+    else:
+        axes.imshow(tile(x, columns), interpolation="nearest")
+        axes.axis("off")
+
+
+def grid_picture(x: Tensor, file: Path, title: str = "", columns: int = 16) -> None:
+    """Samples as a picture: images side by side, points of the plane as a scatter plot."""
+    wide = (5.0, 5.0)
+    if x.ndim != 2:
+        sheet = tile(x, columns)
+        wide = (8.0, 8.0 * sheet.shape[0] / sheet.shape[1])
+    figure, axes = plt.subplots(figsize=wide)
+    _show(axes, x, columns)
+    axes.set_title(title)
+    save_figure(figure, file)
+
+
+def side_by_side(parts: Sequence[tuple[str, Tensor]], file: Path, columns: int = 10) -> None:
+    """Samples, each under its title: sheets of images two in a row, points of the plane four, on one scale."""
+    points = parts[0][1].ndim == 2
+    across = 4 if points else 2
+    rows = -(-len(parts) // across)
+    ratio = 1.0 if points else np.divide(*tile(parts[0][1], columns).shape[:2])
+    width = 9.0 / across
+    figure, axes = plt.subplots(rows, across, figsize=(9, rows * (width * ratio + 0.3)), squeeze=False)
+    reach = 1.1 * float(parts[-1][1].abs().max())
+    for a, (title, x) in zip(axes.flat, parts, strict=False):
+        _show(a, x, columns, size=2)
+        a.set_title(title, fontsize=8 if points else 11)
+        if points:
+            a.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
+    for a in axes.flat[len(parts) :]:
+        a.axis("off")
+    figure.tight_layout()
+    save_figure(figure, file)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a diagram."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """Curves on logarithmic axes, with a dotted line at `floor`, if any."""
+
+    title: str
+    across: str
+    lines: Sequence[Curve]
+    floor: float | None = None
+
+
+def curves(diagrams: Sequence[Diagram], file: Path) -> None:
+    """Diagrams two in a row, with one legend below them all. A name has one colour."""
+    rows = -(-len(diagrams) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(11, 4 * rows), squeeze=False)
+    names = list(dict.fromkeys(line.name for d in diagrams for line in d.lines))
+    styles = {name: (f"C{i % 10}", "ov^sDPX*<"[i % 9]) for i, name in enumerate(names)}
+    shown = {}
+    for a, d in zip(axes.flat, diagrams, strict=False):
+        for line in d.lines:
+            colour, marker = styles[line.name]
+            (shown[line.name],) = a.loglog(line.x, line.y, color=colour, marker=marker, markersize=4, linewidth=1.2)
+        if d.floor is not None:
+            shown["real samples"] = a.axhline(d.floor, color="gray", linestyle=":")
+        a.set_title(d.title, fontsize=10)
+        a.set_xlabel(d.across)
+        a.set_xticks(sorted({v for line in d.lines for v in line.x}), minor=False)
+        a.xaxis.set_major_formatter("{x:g}")
+        a.xaxis.set_minor_locator(NullLocator())
+        a.grid(alpha=0.3)
+    for a in axes.flat[len(diagrams) :]:
+        a.axis("off")
+    figure.legend(list(shown.values()), list(shown), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=9)
+    figure.tight_layout()
+    save_figure(figure, file)
+
+
+def path_picture(paths: Sequence[tuple[str, Tensor, Sequence[str]]], file: Path) -> None:
+    """One row for each (title, x (k, C, H, W), labels): a sample on its way from noise to data.
+
+    Every picture is scaled to its own range, since noise is larger than data.
+    """
+    k = max(len(x) for _, x, _ in paths)
+    figure, axes = plt.subplots(len(paths), k, figsize=(1.05 * k, 1.45 * len(paths)), squeeze=False)
+    for row, (title, x, labels) in zip(axes, paths, strict=True):
+        for a in row:
+            a.axis("off")
+        for a, image, label in zip(row, x, labels, strict=False):
+            a.imshow(tile(image[None] / max(1.0, float(image.abs().max())), 1), interpolation="nearest")
+            a.set_title(label, fontsize=8)
+        row[0].text(-0.1, 0.5, title, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+    save_figure(figure, file)

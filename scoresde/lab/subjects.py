@@ -1,0 +1,121 @@
+"""What is measured: a score of an SDE, where its flow leads to, and what its samples should be."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Dataset
+from ..exact import Empirical, GaussianMixture
+from ..model import ScoreModel, transport
+from ..noise import iid
+from ..ode import Dopri5
+from ..process import LinearSDE, Score
+from ..reference import Reference
+from ..shapes import count
+from ..steps import Flow, Known, sample
+from .metrics import Classifier, energy_distance, frechet, sliced_wasserstein, weights_error
+
+FRESH = 8  # sets of real samples that tell the floor
+Measures = dict[str, Callable[[Tensor], float]]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A score of an SDE, and what its samples should be.
+
+    x_0: data to fit variances and references to. fresh: sets of samples that are as good as samples can be. measures:
+    from samples to a number that is best near 0. denoise: whether samples end with E[x_0 | x_t], one more network call.
+    tol: the tolerance that the flow is solved to where a truth is needed.
+    """
+
+    name: str
+    sde: LinearSDE
+    score: Score
+    shape: tuple[int, ...]
+    x_0: Tensor
+    fresh: list[Tensor]
+    measures: Measures
+    denoise: bool = False
+    tol: float = 1e-10
+
+    @property
+    def n(self) -> int:
+        """How many samples to draw: as many as a fresh set has."""
+        return len(self.fresh[0])
+
+    @cached_property
+    def known(self) -> Known:
+        """What solvers may know of the data."""
+        return Known(Reference.fit(self.x_0), self.x_0)
+
+    def starts(self, n: int, seed: int) -> Tensor:
+        """n states x_T, in the type and place of the data."""
+        noise = iid(torch.Generator().manual_seed(seed))
+        return self.sde.prior((n, *self.shape), noise, self.x_0.dtype, self.x_0.device)
+
+    def truth(self, x_T: Tensor) -> Tensor:
+        """Where the flow takes states x_T at t_min, by Dormand and Prince's pair."""
+        ts = torch.tensor([self.sde.T, self.sde.t_min], dtype=torch.float64)
+        return sample(self.sde.reverse(self.score, 0.0), x_T, ts, Flow(Dopri5(self.tol, self.tol)))
+
+    def floors(self) -> dict[str, float]:
+        """The mean size of each measure over the sets of real samples."""
+        said = {k: [abs(measure(x.cpu())) for x in self.fresh] for k, measure in self.measures.items()}
+        return {k: sum(values) / len(values) for k, values in said.items()}
+
+
+def exact_subject(
+    name: str, law: GaussianMixture, sde: LinearSDE, n: int, seed: int = 0, device: torch.device | str = "cpu"
+) -> Subject:
+    """The exact score of a law. Its samples should be those of the law of x_t at t = t_min."""
+    end, g = law.marginal(sde, sde.t_min), torch.Generator().manual_seed(seed)
+    truth = end.sample(count("n", n, least=2), g)
+    level = float(torch.cat([end.log_prob(end.sample(10_000, g)) for _ in range(10)]).mean())
+    measures: Measures = {
+        **_distances(truth),
+        "log_density_gap": lambda x: float(end.log_prob(x.double()).mean()) - level,
+        "mode_weights": lambda x: weights_error(end, x),
+    }
+    x_0, fresh = law.sample(1000, g).to(device), [end.sample(n, g) for _ in range(FRESH)]
+    return Subject(name, sde, law.to(device).diffuse(sde), tuple(law.shape), x_0, fresh, measures)
+
+
+def memorised_subject(
+    data: Tensor, sde: LinearSDE, n: int, seed: int = 0, device: torch.device | str = "cpu"
+) -> Subject:
+    """The exact score of data (N, *D) themselves, as a law of N points."""
+    data, g = data.to(device, torch.float64), torch.Generator().manual_seed(seed)
+    end = Empirical(data).diffuse(sde)
+    truth, *fresh = (end.sample(n, sde.t_min, g) for _ in range(1 + FRESH))
+    return Subject("the data themselves", sde, end, tuple(data.shape[1:]), data, fresh, _distances(truth), tol=1e-8)
+
+
+def trained_subject(
+    model: ScoreModel, data: Dataset, sde: LinearSDE | None = None, n: int | None = None, seed: int = 0
+) -> Subject:
+    """A network, read on `sde`, its own unless given. Its samples should be like the data that were held out."""
+    held, sde = data.held_out, sde or model.sde
+    n = count("n", max(2, min(len(held), 359)) if n is None else n, least=2)
+    if len(held) < 2 or len(data.train) < n:
+        raise ValueError(f"n must be at most {len(data.train)}, the number of samples to train on, got {n}")
+    measures = _distances(held)
+    if data.train_labels is not None and len(data.shape) == 3:
+        features = Classifier.fit(data.train, data.train_labels, seed).features
+        at_data = features(held)
+        measures = {"frechet": lambda x: frechet(features(x), at_data), **measures}
+    fresh = [part for part in data.train.split(n) if len(part) == n][:FRESH]
+    x_0 = data.train[:1000].to(next(model.parameters()).device)
+    score = transport(model, model.sde, sde)
+    return Subject("a network", sde, score, data.shape, x_0, fresh, measures, denoise=True, tol=1e-5)
+
+
+def _distances(truth: Tensor) -> Measures:
+    return {
+        "sliced_wasserstein": lambda x: sliced_wasserstein(x, truth),
+        "energy_distance": lambda x: energy_distance(x, truth),
+    }

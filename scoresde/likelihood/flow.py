@@ -1,0 +1,377 @@
+"""log p(x) by the instantaneous change of variables along the probability flow, and how wrong it may be.
+
+With dx/dt = v(x, t): log p_{t_0}(x(t_0)) = log p_T(x(T)) + int_{t_0}^T div v dt (Chen et al. 2018; Song et al. 2021,
+eq. 39). The flow is solved where it is mild: in y = (x/alpha - m)/S with S^2 = c^2 + (sigma/alpha)^2, which does not
+move at all if the data are N(m, c^2 I), over u = log((1 + r/k)/(1 + r/K)), r = sigma/alpha: equal steps in u are equal
+in r below k, in log r between k and K, and in 1/r above. With lambda = log(alpha/sigma), E[x_0 | x] the
+denoiser and l = c^2/S^2,
+
+    dy/dlambda = (E[x_0 | x] - m - l (x/alpha - m))/S,    d log p_y/dlambda = -(sigma^2 tr grad score + d (1 - l)),
+
+so that the linear part of the drift and its divergence are exact, and only what a network adds is integrated.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..exact import GaussianMixture
+from ..model import Counted
+from ..noise import Noise, iid
+from ..ode import Dopri5, Embedded
+from ..process import LinearSDE, Reverse, require_reverse
+from ..quantize import Quantized
+from ..reference import UNIT, Reference, known
+from ..shapes import as_time, like, number, state
+from .dequantize import Dequantization, Uniform
+from .quadrature import Adams, Integrator, Node, integrate
+from .trace import Exact, Hutchinson, Probes, Trace
+
+FEW = 16  # dimensions up to which accuracy costs little
+LOW, HIGH = 0.04, 3.0  # k and K in units of c
+
+
+class Place(NamedTuple):
+    """What the coordinates are at some u, each () or (b,): the time, alpha, S and dlambda/du."""
+
+    t: Tensor
+    alpha: Tensor
+    S: Tensor
+    rate: Tensor
+
+
+class Coordinates:
+    """The coordinates y and u of the module, for the process `sde` and data like `around`, as states like x."""
+
+    def __init__(self, sde: LinearSDE, around: Reference, x: Tensor) -> None:
+        self.sde, self.std = sde, around.checked(x.shape[1:]).std
+        self.mean = around.mean.to(x) if isinstance(around.mean, Tensor) else around.mean
+
+    @classmethod
+    def of(cls, p: Reverse, around: Reference | None, x: Tensor) -> "Coordinates":
+        """Around what is said, or what the score was made for, or N(0, I)."""
+        return cls(p.sde, known(around, p.score, x.shape[1:]) or UNIT, x)
+
+    def u(self, t: Tensor) -> Tensor:
+        """log((1 + r/k)/(1 + r/K))."""
+        r = (-self.sde.log_snr(t)).exp() / self.std
+        return torch.log1p(r / LOW) - torch.log1p(r / HIGH)
+
+    def at(self, u: Tensor) -> Place:
+        """The place of u, computed once for all that is done there."""
+        r = torch.expm1(u) / (1 / LOW - u.exp() / HIGH)
+        t = self.sde.time(-(self.std * r).log())
+        rate = -(LOW + r) * (HIGH + r) / ((HIGH - LOW) * r)
+        return Place(t, self.sde.alpha(t), self.std * (1 + r**2).sqrt(), rate)
+
+    def y(self, x: Tensor, at: Place, t: Tensor) -> Tensor:
+        """From the state x at the time t () of a place."""
+        return (x / self.sde.alpha(t) - self.mean) / at.S
+
+    def x(self, y: Tensor, at: Place) -> Tensor:
+        """Back to the state."""
+        return like(at.alpha, y) * (self.mean + like(at.S, y) * y)
+
+    def drift(self, y: Tensor, at: Place, denoised: Tensor) -> Tensor:
+        """dy/du, from E[x_0 | x], (B, *D)."""
+        return like(at.rate / at.S, y) * (denoised - self.mean) - like(at.rate * self.std**2 / at.S**2, y) * y
+
+    def log_volume(self, at: Place) -> Tensor:
+        """log |dx/dy| of one dimension."""
+        return self.sde.log_alpha(at.t) + at.S.log()
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """log p of each sample in nats, (B,), and its error budget. `str` gives no more digits than the budget supports.
+
+    log_p: of the density at time t, or, of discrete data, a lower bound of the log-probability (in expectation over
+    dequantisation). probe_error: the standard error (B,) from random probes; nan if it cannot be told. solver_error: an
+    estimate (B,) of the size of the solver's error. end_bias: (B,), log p_t - log p_0 at x to first order in sigma^2
+    and log alpha, what stopping at t instead of 0 adds. prior_mismatch: KL(p_T || prior) in nats for the moments of
+    these samples; nan for one sample, or a prior of several components. nfe: network calls; products: vector-Jacobian
+    products. discrete: how discrete data became continuous; None for continuous data.
+    """
+
+    log_p: Tensor
+    probe_error: Tensor
+    solver_error: Tensor
+    end_bias: Tensor
+    prior_mismatch: float
+    d: int
+    t: float
+    nfe: int
+    products: int
+    discrete: Dequantization | None = None
+
+    @property
+    def values(self) -> Tensor:
+        """(B,): bits/dim of discrete data, -log p/d in nats/dim of continuous ones."""
+        return -self.log_p / self._unit
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """(B,). Raises ValueError for continuous data."""
+        if self.discrete is None:
+            raise ValueError("bits/dim are of discrete data: give `discrete`, or report nats")
+        return self.values
+
+    @property
+    def _unit(self) -> float:
+        return self.d * (math.log(2) if self.discrete else 1.0)
+
+    @property
+    def mean(self) -> float:
+        """The mean of `values`."""
+        return float(self.values.mean())
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """Of the mean of `values`, in their unit. samples: its standard error over samples, in which that from probes
+        and dequantisation is contained; probes: the standard error from probes alone; solver, end, prior: sizes of
+        systematic errors, the last two against the density at 0 and under p_T.
+        """
+        n = len(self.log_p)
+        return {
+            "samples": float(self.values.std()) / math.sqrt(n) if n > 1 else math.nan,
+            "probes": float(self.probe_error.square().sum().sqrt()) / n / self._unit,
+            "solver": float(self.solver_error.mean()) / self._unit,
+            "end": float(self.end_bias.mean().abs()) / self._unit,
+            "prior": self.prior_mismatch / self._unit,
+        }
+
+    @property
+    def says(self) -> str:
+        """Which quantity it is."""
+        if self.discrete is None:
+            return f"-log p/d of the density at t = {self.t:g}"
+        draws = f", {self.discrete.draws} draws" if self.discrete.draws > 1 else ""
+        return f"upper bound for the discrete data, {type(self.discrete).__name__} at t = {self.t:g}{draws}"
+
+    def __str__(self) -> str:
+        budget, unit = self.budget, "bits/dim" if self.discrete else "nats/dim"
+        known = [v for v in budget.values() if math.isfinite(v)]
+        total = math.sqrt(sum(v * v for v in known))
+        digits = max(0, min(12, 1 - math.floor(math.log10(total)))) if total > 0 else 6
+        rows = ", ".join(f"{k} {v:.1g}" for k, v in budget.items())
+        return (
+            f"{self.mean:.{digits}f} {unit} over {len(self.log_p)} samples ({self.says}); errors: {rows}; "
+            f"{self.nfe} network calls, {self.products} vector-Jacobian products"
+        )
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """How log p is integrated: the solver, the divergence, where the flow ends, and under which prior.
+
+    Raises ValueError for what is no solver or no trace.
+    """
+
+    method: Integrator | Embedded | None = None
+    """`Dopri5(1e-6, 1e-6)` up to 16 dimensions and `Adams()` above, unless given."""
+    trace: Trace | None = None
+    """`Exact()` up to 16 dimensions and two fresh Rademacher probes a node above, unless given."""
+    t: float | None = None
+    """Where the flow ends; the process's own t_min, unless given."""
+    prior: GaussianMixture | None = None
+    """The law of x_T, such as `Reference.fit(data).prior(sde, shape)`; N(0, sigma_T^2 I) unless given."""
+    gradients: bool = False
+    """Keep the graph of log_p, computing the network at each node again when differentiating, so that the activations
+    of one node are held at a time."""
+
+    def __post_init__(self) -> None:
+        for name, kind, such in (
+            ("method", Integrator | Embedded | None, "Adams()"),
+            ("trace", Trace | None, "Exact()"),
+            ("prior", GaussianMixture | None, "Reference.fit(data).prior(sde, shape)"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be a value such as {such}, got {getattr(self, name)!r}")
+
+    def of(self, d: int) -> tuple[Integrator | Embedded, Trace]:
+        """The solver and the divergence for d dimensions."""
+        method = self.method or (Dopri5(1e-6, 1e-6) if d <= FEW else Adams())
+        return method, self.trace or (Exact() if d <= FEW else Hutchinson())
+
+
+def log_prob(
+    p: Reverse,
+    x: Tensor,
+    discrete: Quantized | Dequantization | None = None,
+    *,
+    around: Reference | None = None,
+    how: Quadrature = Quadrature(),
+    noise: Noise = iid(),
+) -> Likelihood:
+    """The log-density of x (B, *D) under the probability flow of p and its prior, or bits/dim of discrete data. All eta
+    share that density, so p may have any.
+
+    discrete: the grid that x lies on, or how its levels become continuous, `Uniform` unless said; None for continuous
+    data. around: the mean and deviation of the data, `Reference.fit(data)`, which make the flow mild; unless given,
+    those that the score was made for, or 0 and 1. They move the result by no more than the solver's error, told too
+    small where the deviation is thirty times too large. noise: all randomness; with `per_sample`, each sample's own.
+
+    Raises ValueError before any work unless x is finite and on its grid, around is of its shape and sigma_t > 0;
+    RuntimeError, naming the sample and the time, if the score is not finite on the way.
+    """
+    require_reverse(p)
+    discrete = Uniform(discrete) if isinstance(discrete, Quantized) else discrete
+    if not isinstance(discrete, Dequantization | None):
+        raise ValueError(f"discrete must be a grid or a dequantisation such as Uniform(grid), got {discrete!r}")
+    if discrete:
+        discrete.quantized.check(x)
+    score, flow = Counted(p.score), _Flow(p, state("x", x), around, how)
+    if discrete and discrete.draws > 1 and not isinstance(flow.trace, Exact):
+        raise ValueError(
+            "draws must be 1 unless the trace is Exact(), since errors of an estimate would bias the mean inside the "
+            f"logarithm, got {discrete.draws}"
+        )
+    q = Reverse(p.sde, score, 0.0)
+    with torch.set_grad_enabled(how.gradients):
+        parts = [flow(q, x, discrete, noise) for _ in range(discrete.draws if discrete else 1)]
+        log_p = torch.stack([part.log_p for part in parts]).logsumexp(0) - math.log(len(parts))
+    weights = torch.stack([part.log_p.detach() for part in parts]).softmax(0)
+    return replace(
+        parts[0],
+        log_p=log_p,
+        solver_error=(weights * torch.stack([part.solver_error for part in parts])).sum(0),
+        nfe=score.nfe,
+        products=sum(part.products for part in parts),
+    )
+
+
+class _Flow:
+    """The flow of p from the end time to T, for states like x."""
+
+    def __init__(self, p: Reverse, x: Tensor, around: Reference | None, how: Quadrature) -> None:
+        sde = p.sde
+        if not isinstance(how, Quadrature):
+            raise ValueError(f"how must be a Quadrature, such as Quadrature(Adams(40)), got {how!r}")
+        if how.prior is not None and how.prior.shape != x.shape[1:]:
+            raise ValueError(f"prior must be a law of shape {tuple(x.shape[1:])}, got {tuple(how.prior.shape)}")
+        self.t = as_time(number("t", sde.t_min if how.t is None else how.t, least=0, below=sde.T))
+        if sde.var(self.t) == 0:
+            raise ValueError(
+                f"t must be a time with sigma > 0, since the score is singular at sigma = 0, got {self.t:g}"
+            )
+        self.method, self.trace = how.of(x[0].numel())
+        self.coordinates, self.prior, self.T = Coordinates.of(p, around, x), how.prior, as_time(sde.T)
+
+    def __call__(self, q: Reverse, x: Tensor, discrete: Dequantization | None, noise: Noise) -> Likelihood:
+        """One draw of the dequantisation."""
+        sde, d, of = q.sde, x[0].numel(), self.coordinates
+        x_t, log_w = discrete(q, x, self.t, noise) if discrete else (x, x.new_zeros(len(x)))
+        path, u, u_T = _Path(q, of, self.trace.start(x_t, noise)), of.u(self.t), of.u(self.T)
+        low, high = of.at(u), of.at(u_T)
+        end = integrate(self.method, path, of.y(x_t, low, self.t), u, u_T)
+        x_T, m = of.x(end.y, high), end.Q.shape[1]
+        log_prior = sde.log_prior(x_T) if self.prior is None else self.prior.log_prob(x_T)
+        volume = d * (of.log_volume(high) - of.log_volume(low))
+        spread = end.Q.detach().std(1) / math.sqrt(m) if m > 1 else torch.full_like(log_w, math.nan)
+        return Likelihood(
+            log_prior + end.Q.mean(1) + volume.to(x) + log_w,
+            spread if self.trace.kept else end.var.sqrt(),
+            end.error,
+            path.end_bias(x_t.detach(), self.t),
+            prior_mismatch(sde, x_t.detach(), self.t, self.prior),
+            d,
+            float(self.t),
+            0,
+            end.nodes * self.trace.products(d),
+            discrete,
+        )
+
+
+class _Path:
+    """The flow in coordinates, with the divergence: what an integrator solves."""
+
+    def __init__(self, p: Reverse, coordinates: Coordinates, probes: Probes) -> None:
+        self.p, self.coordinates, self.probes = p, coordinates, probes
+        self.first: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, u: Tensor, y: Tensor, rows: Tensor) -> Node:
+        z, at = self.probes.draw()[:, rows], self.coordinates.at(u)
+        node = (
+            checkpoint(self._node, at, y, z, use_reentrant=False) if torch.is_grad_enabled() else self._node(at, y, z)
+        )
+        finite = node.rate.detach().flatten(1).isfinite().all(1) & node.q.detach().isfinite().all(1)
+        if not finite.all():
+            i = int((~finite).nonzero()[0])
+            raise RuntimeError(
+                f"the score of sample {int(rows[i])} is not finite at t = {float(at.t.expand(len(y))[i]):.6g}"
+            )
+        return node
+
+    def _node(self, at: Place, y: Tensor, z: Tensor) -> Node:
+        of, sde = self.coordinates, self.p.sde
+        x, d, var, alpha = of.x(y, at), y[0].numel(), sde.var(at.t), like(at.alpha, y)
+        score, trace, variance = self.probes.measure(self.p.ask, x, at.t, z)
+        if self.first is None:
+            self.first = score.detach(), trace.detach().mean(1)
+        many = at.t.ndim > 0
+        scale = (var * at.rate).to(y)[..., None] if many else var * at.rate
+        constant = (d * (1 - of.std**2 / at.S**2) * at.rate).to(y)
+        return Node(
+            of.drift(y, at, (x + like(var, y) * score) / alpha),
+            scale * trace + (constant[:, None] if many else constant),
+            (var * at.rate).to(y) ** 2 * variance,
+            (alpha * like(at.S, y) * score).detach(),
+        )
+
+    def end_bias(self, x: Tensor, t: Tensor) -> Tensor:
+        """int_0^t d log p/dt dt with the score and its trace at t, by the Fokker-Planck equation of the forward SDE."""
+        assert self.first is not None
+        score, trace = self.first
+        L, V = self.p.sde.log_alpha(t), self.p.sde.var(t) / self.p.sde.alpha(t) ** 2
+        inner, square = ((a * score).flatten(1).sum(1) for a in (x, score))
+        return -x[0].numel() * L - L * inner + V / 2 * (trace + square)
+
+
+def prior_mismatch(sde: LinearSDE, x: Tensor, t: Tensor, prior: GaussianMixture | None = None) -> float:
+    """KL(N || prior) in nats for the Gaussian N with the mean and covariance that x_T has if x are samples of x_t: what
+    replacing p_T by the prior costs, as far as moments tell. nan for one sample, and for a prior of several components.
+    """
+    if len(x) < 2 or (prior is not None and len(prior.weights) > 1):
+        return math.nan
+    T = as_time(sde.T)
+    mean, C = _moments(x, *sde.transition(T, t))
+    if prior is None:
+        prior = GaussianMixture(torch.ones(1), torch.zeros(1, len(C)), sde.var(T).view(1)).to(x.device)
+    return prior.kl_from(mean, C)
+
+
+def _moments(x: Tensor, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and covariance of a x + v^(1/2) z."""
+    rows = x.flatten(1).to(torch.float64)
+    C = torch.cov(rows.T, correction=0).view(rows.shape[1], -1)
+    return float(a) * rows.mean(0), float(a) ** 2 * C + float(v) * torch.eye(len(C), dtype=C.dtype, device=C.device)
+
+
+def encode(p: Reverse, x: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None) -> Tensor:
+    """The latent x_T of x (B, *D) at t_min along the probability flow of p: (B, *D)."""
+    return _carry(require_reverse(p), x, (p.sde.t_min, p.sde.T), method, around)
+
+
+def decode(
+    p: Reverse, x_T: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None
+) -> Tensor:
+    """The state at t_min of the latent x_T: the inverse of `encode` up to the solver's error."""
+    return _carry(require_reverse(p), x_T, (p.sde.T, p.sde.t_min), method, around)
+
+
+@torch.no_grad()
+def _carry(
+    p: Reverse, x: Tensor, span: tuple[float, float], method: Integrator | Embedded, around: Reference | None
+) -> Tensor:
+    of, (t, s) = Coordinates.of(p, around, state("x", x)), map(as_time, span)
+    u, u_s = of.u(t), of.u(s)
+
+    def node(u: Tensor, y: Tensor, rows: Tensor) -> Node:
+        at, nothing = of.at(u), y.new_zeros(len(y), 1)
+        return Node(of.drift(y, at, p.denoise(of.x(y, at), at.t)), nothing, nothing[:, 0], torch.zeros_like(y))
+
+    return of.x(integrate(method, node, of.y(x, of.at(u), t), u, u_s).y, of.at(u_s))

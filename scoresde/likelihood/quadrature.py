@@ -1,0 +1,202 @@
+"""Integration of a flow together with what is observed along it, and how wrong both are.
+
+An integrator solves dy/dt = rate beside dQ/dt = q. f is called as `f(t, y, rows)`, where rows (b,) says which samples y
+holds, and answers with a `Node`. Fixed numbers of calls: `Adams`, `RungeKutta`; steps for each sample: the embedded
+pairs of `ode`, whose samples leave the batch when they have arrived.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ode import BASHFORTH, Dopri5, Embedded, Pair, Trial, stages, weighted
+from ..shapes import count, like
+
+
+class Node(NamedTuple):
+    """What is known at (t, y): dy/dt = rate, and beside it quantities Q with dQ/dt = q, in m channels, whose mean over
+    channels is known with the variance `var` at a node. gradient: that of the final report, G(y(s)) + Q, by y at t; it
+    turns errors of y into errors of the report.
+
+    rate and gradient: (b, *D); q: (b, m); var: (b,).
+    """
+
+    rate: Tensor
+    q: Tensor
+    var: Tensor
+    gradient: Tensor
+
+
+class Solution(NamedTuple):
+    """y(s), (B, *D); int q dt, (B, m); the variance of its mean over channels if nodes are independent, (B,); an
+    estimate of the error that the solver makes in the report, (B,), not negative; the nodes evaluated.
+    """
+
+    y: Tensor
+    Q: Tensor
+    var: Tensor
+    error: Tensor
+    nodes: int
+
+
+Observed = Callable[[Tensor, Tensor, Tensor], Node]
+
+
+class Integrator(ABC):
+    """Solves an observed equation, with a fixed number of calls."""
+
+    @abstractmethod
+    def integrate(self, f: Observed, y: Tensor, t: Tensor, s: Tensor) -> Solution:
+        """From y (B, *D) at t to s."""
+
+
+def integrate(method: Integrator | Embedded, f: Observed, y: Tensor, t: Tensor, s: Tensor) -> Solution:
+    """From y (B, *D) at t to s by either kind of method."""
+    if isinstance(method, Integrator):
+        return method.integrate(f, y, t, s)
+    now, end = (u.to(y.device, torch.float64).expand(len(y)) for u in (t, s))
+    path = _Observing(method, f, y, now)
+    method.control(path, now, end, leave=True)
+    return Solution(path.y, path.Q, path.var, path.wrong, path.nodes)
+
+
+class _Change(NamedTuple):
+    """What a step of a pair makes of y, Q, var and wrong; the last node; what the embedded solution differs by."""
+
+    y: Tensor
+    Q: Tensor
+    var: Tensor
+    wrong: Tensor
+    node: Node
+    off: Tensor
+
+
+def _step(pair: Pair, f: Callable[[Tensor, Tensor], Node], y: Tensor, first: Node, t: Tensor, h: Tensor) -> _Change:
+    """A step h from t; both are () or (b,)."""
+    nodes = [first]
+
+    def rate(u: Tensor, z: Tensor) -> Tensor:
+        nodes.append(f(u, z))
+        return nodes[-1].rate
+
+    new, rates = stages(pair, rate, y, first.rate, t, h)
+    b, e, w = pair.a[-1], pair.e, like(h, first.var)
+    off = (like(h, y) * weighted(e, rates)).detach()
+    Q = like(h, first.q) * weighted(b, [node.q for node in nodes])
+    var = w**2 * weighted([v**2 for v in b], [node.var for node in nodes])
+    lost = w * weighted(e, [node.q.detach().mean(1) for node in nodes])
+    wrong = (nodes[-1].gradient * off).flatten(1).sum(1).abs() + lost.abs()
+    return _Change(new, Q, var, wrong, nodes[-1], off)
+
+
+class _Observing(Trial):
+    """y on its way with all that is observed; samples that have arrived are not asked for."""
+
+    def __init__(self, method: Embedded, f: Observed, y: Tensor, now: Tensor) -> None:
+        self.method, self.f, self.nodes = method, f, 1
+        self.everyone = torch.arange(len(y), device=y.device)
+        self.y, self.node = y.clone(), Node(*(v.clone() for v in f(now.clone(), y, self.everyone)))
+        self.Q, self.var = torch.zeros_like(self.node.q), torch.zeros_like(self.node.var)
+        self.wrong = torch.zeros_like(self.var)
+
+    def attempt(self, now: Tensor, to: Tensor, h: Tensor, rows: Tensor) -> Tensor:
+        y, first, here = self.y[rows], Node(*(v[rows] for v in self.node)), self.everyone[rows]
+        self.change = _step(self.method.pair, lambda u, z: self.f(u, z, here), y, first, now, h)
+        self.nodes += len(self.method.pair.c)
+        return self.method.error(y, self.change.y, self.change.off)
+
+    def settle(self, accept: Tensor, reject: Tensor, rows: Tensor) -> None:
+        arrived, made = self.everyone[rows][accept], self.change
+        self.y[arrived] = made.y[accept]
+        for kept, new in zip(self.node, made.node, strict=True):
+            kept[arrived] = new[accept]
+        self.Q[arrived] += made.Q[accept]
+        self.var[arrived] += made.var[accept]
+        self.wrong[arrived] += made.wrong[accept]
+
+
+@dataclass(frozen=True)
+class RungeKutta(Integrator):
+    """n equal steps of Dormand & Prince's pair, whose embedded error is reported and does not act. 6n + 1 calls."""
+
+    n: int = 8
+    """How many."""
+
+    def __post_init__(self) -> None:
+        count("n", self.n)
+
+    def integrate(self, f: Observed, y: Tensor, t: Tensor, s: Tensor) -> Solution:
+        """From y at t to s."""
+        rows, h = torch.arange(len(y), device=y.device), (s - t) / self.n
+        node = f(t, y, rows)
+        Q, var, wrong = torch.zeros_like(node.q), torch.zeros_like(node.var), torch.zeros_like(node.var)
+        for j in range(self.n):
+            made = _step(Dopri5.pair, lambda u, z: f(u, z, rows), y, node, t + j * h, h)
+            y, node = made.y, made.node
+            Q, var, wrong = Q + made.Q, var + made.var, wrong + made.wrong
+        return Solution(y, Q, var, wrong, 6 * self.n + 1)
+
+
+MOULTON = ((1.0,), (1 / 2, 1 / 2), (5 / 12, 8 / 12, -1 / 12), (9 / 24, 19 / 24, -5 / 24, 1 / 24))
+SIMPSON = (3 / 8, 9 / 8, 9 / 8, 3 / 8)
+GREGORY = (3 / 8, 7 / 6, 23 / 24)
+
+
+@dataclass(frozen=True)
+class Adams(Integrator):
+    """n equal steps of Adams' multistep method, one call each and one at the end: Bashforth's formula of `order`
+    predicts y at the next node, f is evaluated there, and Moulton's formula of one order more then corrects y (Hairer,
+    Norsett & Wanner 1993, III.1). The first steps use lower orders, until the third node, whose y is then taken from
+    the first four rates by Simpson's 3/8 rule. One of these rates is Euler's, so that the order is 3 at most.
+
+    Q is the sum over all nodes with the weights 3/8, 7/6, 23/24, 1, 1, ..., in units of the step (Gregory's rule of
+    order 4), which are nearly equal, so that independent errors of the nodes average out. The error of y is taken to be
+    Moulton's formula less that of one order less, all signs alike; that of Q a quarter of its change on half the nodes.
+    """
+
+    n: int = 20
+    """Steps, an even number."""
+    order: int = 3
+    """Of the predictor, 1 to 3."""
+
+    def __post_init__(self) -> None:
+        if count("n", self.n, least=12) % 2:
+            raise ValueError(f"n must be even, got {self.n}")
+        if count("order", self.order) > 3:
+            raise ValueError(f"order must be 1, 2 or 3, got {self.order}")
+
+    def integrate(self, f: Observed, y: Tensor, t: Tensor, s: Tensor) -> Solution:
+        """From y at t to s."""
+        rows, h = torch.arange(len(y), device=y.device), (s - t) / self.n
+        fine, coarse = _gregory(self.n).tolist(), (2 * _gregory(self.n // 2)).tolist()
+        node = f(t, y, rows)
+        y_0, first, past = y, [node.rate], [node.rate]
+        Q, half = fine[0] * node.q, coarse[0] * node.q.detach()
+        var, wrong = fine[0] ** 2 * node.var, torch.zeros_like(node.var)
+        for j in range(1, self.n + 1):
+            ahead = y + h * weighted(BASHFORTH[len(past) - 1], past)
+            node = f(t + j * h, ahead, rows)
+            rates, k = [node.rate, *past], len(past)
+            better, worse = y + h * weighted(MOULTON[k], rates), y + h * weighted(MOULTON[k - 1], rates)
+            if j <= 3:
+                first.append(node.rate)
+                better, worse = (y_0 + h * weighted(SIMPSON, first) if j == 3 else better), better
+            lost = (better - worse).detach() if j >= 3 else torch.zeros_like(y)
+            y, past = better, rates[: self.order]
+            wrong = wrong + (node.gradient * lost).flatten(1).sum(1).abs()
+            Q, var = Q + fine[j] * node.q, var + fine[j] ** 2 * node.var
+            half = half if j % 2 else half + coarse[j // 2] * node.q.detach()
+        error = wrong + (h * (Q.detach() - half)).mean(1).abs() / 4
+        return Solution(y, h * Q, h**2 * var, error, self.n + 1)
+
+
+def _gregory(n: int) -> Tensor:
+    """The weights of n + 1 nodes."""
+    w = torch.ones(n + 1, dtype=torch.float64)
+    for i, end in enumerate(GREGORY):
+        w[i] = w[-1 - i] = end
+    return w

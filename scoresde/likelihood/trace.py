@@ -1,0 +1,246 @@
+"""The trace of a score's Jacobian J(x) = d score/d x, exact or estimated.
+
+With E z z^T = I, z^T J z has the mean tr J (Hutchinson 1990). For Rademacher z and symmetric J its variance is
+2 sum_{i != j} J_ij^2, for Gaussian z it is 2 |J|_F^2. What a `Trace` measures at a node of an integration is (b, m)
+estimates in m channels and the variance (b,) of their mean.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..noise import Noise
+from ..process import Score
+from ..shapes import as_time, count
+
+Measured = tuple[Tensor, Tensor, Tensor]
+
+
+class Trace(ABC):
+    """How the trace is found."""
+
+    kept: bool = False
+    """Whether channels are estimates for the whole path, so that their spread at its end tells the error; else the
+    errors of different nodes are independent."""
+
+    @abstractmethod
+    def products(self, d: int) -> int:
+        """Vector-Jacobian products a node."""
+
+    def start(self, x: Tensor, noise: Noise) -> "Probes":
+        """What is drawn for the length of one path from x."""
+        return Probes(self, x, noise)
+
+    @abstractmethod
+    def probes(self, memory: "Probes") -> Tensor:
+        """The probes of the next node, (k, B, *D)."""
+
+    @abstractmethod
+    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
+        """From y = score(x), with its graph, and probes z: estimates (b, m), and the variance of their mean (b,).
+        graph: keep the graph of the estimates."""
+
+
+class Probes:
+    """A `Trace` on one path."""
+
+    def __init__(self, trace: Trace, x: Tensor, noise: Noise) -> None:
+        self.trace, self.x, self.noise, self.node = trace, x.detach(), noise, 0
+        self.first: Tensor | None = None
+
+    def draw(self) -> Tensor:
+        """The probes of the next node, for all samples, so that a sample's own do not depend on which are left."""
+        z = self.trace.probes(self)
+        self.node += 1
+        return z
+
+    def normal(self) -> Tensor:
+        """N(0, 1) like x."""
+        t = as_time(0.0)
+        return self.noise(self.x, t, t)
+
+    def measure(self, score: Score, x: Tensor, t: Tensor, z: Tensor) -> Measured:
+        """(score, estimates, variance) at x; with a graph if gradients are enabled."""
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x if graph and x.requires_grad else x.detach().requires_grad_()
+            y = score(x, t)
+            if not y.requires_grad:
+                raise ValueError(
+                    "score must be differentiable in x, but its result carries no gradient: is it computed under "
+                    "no_grad? (A score that is constant in x can add 0 * x.)"
+                )
+            estimates, variance = self.trace.measure(y, x, z, graph)
+        return (y, estimates, variance) if graph else (y.detach(), estimates.detach(), variance.detach())
+
+
+def _pull(y: Tensor, x: Tensor, z: Tensor, graph: bool) -> Tensor:
+    """J^T z."""
+    return torch.autograd.grad(y, x, z, retain_graph=True, create_graph=graph)[0]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+def _spread(q: Tensor) -> Tensor:
+    """The variance of the mean of independent estimates q (b, m); nan for one."""
+    return q.detach().var(1) / q.shape[1] if q.shape[1] > 1 else torch.full_like(q[:, 0], torch.nan)
+
+
+@dataclass(frozen=True)
+class Exact(Trace):
+    """sum_i dscore_i/dx_i, by vector-Jacobian products of `chunk` dimensions at a time. d products for d dimensions."""
+
+    chunk: int = 64
+    """Products at once: less takes less memory."""
+
+    def __post_init__(self) -> None:
+        count("chunk", self.chunk)
+
+    def products(self, d: int) -> int:
+        """d vector-Jacobian products a node: one a dimension."""
+        return d
+
+    def probes(self, memory: Probes) -> Tensor:
+        """No probes are drawn: every basis vector is used."""
+        return memory.x.new_zeros(0, len(memory.x))
+
+    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
+        """The trace, and no variance."""
+        d, total = x[0].numel(), x.new_zeros(len(x))
+        eye = torch.eye(d, dtype=x.dtype, device=x.device)
+        for start, rows in zip(range(0, d, self.chunk), eye.split(self.chunk), strict=True):
+            units = rows.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+            (g,) = torch.autograd.grad(y, x, units, is_grads_batched=True, retain_graph=True, create_graph=graph)
+            total = total + torch.einsum("kbk->b", g.flatten(2)[..., start : start + self.chunk])
+        return total[:, None], torch.zeros_like(total)
+
+
+@dataclass(frozen=True)
+class Hutchinson(Trace):
+    """z^T J z with independent probes for each sample: Rademacher ones, the signs of a normal draw, or Gaussian ones.
+
+    fresh: new ones at every node, so that their errors average over the path (Grathwohl et al. 2019 keep one, which
+    adaptive solvers need if they control the error of the log-density; those here do not). With `per_sample` noise a
+    sample's probes are its own. The error of a single fresh probe cannot be told, and is nan.
+    """
+
+    m: int = 2
+    """Probes a node."""
+    fresh: bool = True
+    """New ones at every node."""
+    gaussian: bool = False
+    """Normal instead of Rademacher ones, which have the smaller variance."""
+
+    def __post_init__(self) -> None:
+        count("m", self.m)
+
+    @property
+    def kept(self) -> bool:  # type: ignore[override]
+        """Whether the probes stay."""
+        return not self.fresh
+
+    def products(self, d: int) -> int:
+        """One vector-Jacobian product a probe."""
+        return self.m
+
+    def probes(self, memory: Probes) -> Tensor:
+        """m independent probes for each sample, (m, B, *D)."""
+        if memory.first is None or self.fresh:
+            z = torch.stack([memory.normal() for _ in range(self.m)])
+            memory.first = z if self.gaussian else torch.where(z < 0, -1.0, 1.0).to(z)
+        return memory.first
+
+    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
+        """One estimate a probe."""
+        q = torch.stack([_dot(_pull(y, x, one, graph), one) for one in z], 1)
+        return q, _spread(q)
+
+
+@dataclass(frozen=True)
+class Hadamard(Trace):
+    """Orthogonal Rademacher probes, cycled over the nodes: the rows of a Hadamard matrix in turn, signs flipped at
+    random for each sample (Sylvester 1867). d of them, d a power of 2, give the trace exactly, and where J changes
+    slowly along the path the errors of neighbouring nodes cancel.
+
+    m must be even: two halves with their own signs are the channels, whose spread tells the error.
+    """
+
+    m: int = 4
+    """Probes a node."""
+    kept = True
+
+    def __post_init__(self) -> None:
+        if count("m", self.m, least=2) % 2:
+            raise ValueError(f"m must be even, got {self.m}")
+
+    def products(self, d: int) -> int:
+        """One vector-Jacobian product a probe."""
+        return self.m
+
+    def probes(self, memory: Probes) -> Tensor:
+        """m orthogonal probes for each sample, (m, B, *D)."""
+        if memory.first is None:
+            z = torch.stack([memory.normal(), memory.normal()])
+            memory.first = torch.where(z < 0, -1.0, 1.0).to(z)
+        d, half = memory.x[0].numel(), self.m // 2
+        rows = 1 << (d - 1).bit_length()
+        # a fixed odd stride visits all rows, far apart in turn
+        index = torch.arange(half) + half * memory.node
+        i = (index * (rows // 2 - 1 if rows > 4 else 1)) % rows
+        ones = _parity(i[:, None] & torch.arange(d)).to(memory.x).view(half, 1, *memory.x.shape[1:])
+        return torch.cat([ones * memory.first[0], ones * memory.first[1]])
+
+    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
+        """The mean of each half."""
+        q = torch.stack([_dot(_pull(y, x, one, graph), one) for one in z], 1)
+        halves = torch.stack([half.mean(1) for half in q.chunk(2, 1)], 1)
+        return halves, _spread(halves)
+
+
+def _parity(i: Tensor) -> Tensor:
+    """(-1)^(number of ones in the binary digits of i): the entries of Sylvester's Hadamard matrix, of row & column."""
+    for shift in (32, 16, 8, 4, 2, 1):
+        i = i ^ (i >> shift)
+    return 1 - 2 * (i & 1)
+
+
+@dataclass(frozen=True)
+class HutchPP(Trace):
+    """Hutch++ (Meyer, Musco, Musco & Woodruff 2021, Algorithm 1): the trace on the range of J^T S for `rank` Rademacher
+    vectors S exactly, and Hutchinson with as many probes on its complement. It pays where J is close to low rank.
+    """
+
+    rank: int = 4
+    """A third of the products a node."""
+
+    def __post_init__(self) -> None:
+        count("rank", self.rank, least=2)
+
+    def products(self, d: int) -> int:
+        """Three vector-Jacobian products for each direction of the sketch."""
+        return 3 * self.rank
+
+    def probes(self, memory: Probes) -> Tensor:
+        """(2 rank, B, *D)."""
+        z = torch.stack([memory.normal() for _ in range(2 * self.rank)])
+        return torch.where(z < 0, -1.0, 1.0).to(z)
+
+    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
+        """The exact part added to one estimate a probe. Raises ValueError if rank > d."""
+        d = x[0].numel()
+        if self.rank > d:
+            raise ValueError(f"rank must be at most d = {d}, got {self.rank}")
+        sketch = torch.stack([_pull(y, x, one, graph).flatten(1) for one in z[: self.rank]], 2)
+        Q = torch.linalg.qr(sketch.detach())[0]  # (b, d, rank)
+        along = sum(_dot(_pull(y, x, q.reshape(x.shape), graph), q.reshape(x.shape)) for q in Q.unbind(2))
+        estimates = []
+        for one in z[self.rank :]:
+            flat = one.flatten(1)
+            off = (flat - torch.einsum("bdr,br->bd", Q, torch.einsum("bdr,bd->br", Q, flat))).view(x.shape)
+            estimates.append(along + _dot(_pull(y, x, off, graph), off))
+        q = torch.stack(estimates, 1)
+        return q, _spread(q)

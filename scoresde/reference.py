@@ -1,0 +1,176 @@
+"""The Gaussian of the data, said once.
+
+Were the data N(m, c^2 I), everything would be known: the score at every time, the flow, the likelihood. So whatever
+depends on how the data are placed and scaled takes one value, `Reference.fit(data)`: the parametrisation of a network,
+whose output is what is left over; the weight of its loss; grids, which have most steps where the noise is as large as
+c; exponential integrators, which solve the flow of that Gaussian exactly; the coordinates in which likelihoods are
+integrated; and the fitted prior. The process never comes from here.
+
+In x~ = x/alpha, sigma~ = sigma/alpha and lambda = -log sigma~, with S^2 = c^2 + sigma~^2: E[x_0 | x_t] = m + c^2/S^2
+(x~ - m), and y = (x~ - m)/S does not move.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .exact import Gaussian, GaussianMixture
+from .process import LinearSDE
+from .shapes import number, state
+
+POINTS, MASSES = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(24))
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """N(mean, std^2 I), and the size of what remains.
+
+    mean: a number or (*D). std: from 0, data at a point (data prediction), to infinity (noise prediction). size: the
+    root mean square of q = R S/sigma~ at some lambdas, increasing, with R = E[x_0 | x_t] less that of the Gaussian; q
+    is divided by it (linear in the logarithm, constant beyond the ends), so that what is interpolated has one size.
+    Raises ValueError for std < 0, and for a mean or a size that is not as stated.
+    """
+
+    mean: Tensor | float = 0.0
+    """m."""
+    std: float = 0.0
+    """c."""
+    size: tuple[tuple[float, float], ...] = ()
+    """Pairs (lambda, size)."""
+
+    def __post_init__(self) -> None:
+        if self.std != math.inf:
+            number("std", self.std, least=0)
+        if not isinstance(self.mean, Tensor):
+            number("mean", self.mean)
+        elif not (self.mean.is_floating_point() and self.mean.numel() and self.mean.isfinite().all()):
+            what = f"{self.mean.dtype} of shape {tuple(self.mean.shape)}"
+            raise ValueError(f"mean must be finite floating-point numbers, at least one, got {what}")
+        try:
+            lam, size = torch.tensor(self.size, dtype=torch.float64).view(len(self.size), 2).T
+            good = lam.isfinite() & size.isfinite() & (size > 0)
+        except (TypeError, ValueError, RuntimeError):
+            good = lam = torch.zeros(1)
+        if not (isinstance(self.size, tuple) and good.all() and (lam.diff() > 0).all()):
+            raise ValueError("size must be pairs (lambda, size) with increasing lambda and positive size")
+
+    @classmethod
+    def fit(cls, x_0: Tensor) -> "Reference":
+        """The mean of data x_0 (n, *D), and the root mean square deviation from it over samples and dimensions.
+
+        Raises ValueError for fewer than 2 samples, and for data that do not vary.
+        """
+        if len(state("x_0", x_0)) < 2:
+            raise ValueError(f"x_0 must hold at least 2 samples, got {len(x_0)}")
+        rows = x_0.to(torch.float64)
+        mean = rows.mean(0)
+        if (rows == rows[0]).all():
+            raise ValueError(f"data must vary, got {len(x_0)} samples that are all the same")
+        return cls(mean, float((rows - mean).square().mean().sqrt()))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Reference):
+            return NotImplemented
+        means = (torch.as_tensor(r.mean, dtype=torch.float64, device="cpu") for r in (self, other))
+        return (self.std, self.size) == (other.std, other.size) and torch.equal(*means)
+
+    def __hash__(self) -> int:
+        return hash((self.std, self.size))
+
+    def __repr__(self) -> str:
+        mean = f"<of shape {tuple(self.mean.shape)}>" if isinstance(self.mean, Tensor) else repr(self.mean)
+        return f"Reference(mean={mean}, std={self.std!r}{', size=...' if self.size else ''})"
+
+    @property
+    def overall(self) -> "Reference":
+        """The same Gaussian seen by what treats all dimensions alike, such as a convolution: the mean over dimensions,
+        and the deviation about it, c^2 plus the variance of m.
+        """
+        m = torch.as_tensor(self.mean, dtype=torch.float64)
+        return Reference(float(m.mean()), math.sqrt(self.std**2 + float(m.var(correction=0))), self.size)
+
+    def checked(self, shape: torch.Size | tuple[int, ...]) -> "Reference":
+        """This value. Raises ValueError unless it is a Gaussian of samples of that shape, with 0 < std < infinity."""
+        if isinstance(self.mean, Tensor) and tuple(self.mean.shape) not in ((), tuple(shape)):
+            raise ValueError(
+                f"around must have a number or an array of shape {tuple(shape)} as mean, got {tuple(self.mean.shape)}"
+            )
+        if not 0 < self.std < math.inf:
+            raise ValueError(f"around must have a standard deviation above 0 and below infinity, got {self.std:g}")
+        return self
+
+    def prior(self, sde: LinearSDE, shape: torch.Size | tuple[int, ...]) -> GaussianMixture:
+        """The law of x_T for samples of that shape, N(alpha_T m, (alpha_T^2 c^2 + sigma_T^2) I): of all priors of this
+        form the nearest to p_T.
+        """
+        mean = torch.as_tensor(self.checked(shape).mean, dtype=torch.float64).expand(tuple(shape))
+        return Gaussian(mean, self.std**2).marginal(sde, sde.T)
+
+    def log_S(self, lam: Tensor) -> Tensor:
+        """log S, S in units of c where c is infinite."""
+        if self.std in (0.0, math.inf):
+            return -lam if self.std == 0 else 0 * lam
+        return torch.logaddexp(torch.full_like(lam, 2 * math.log(self.std)), -2 * lam) / 2
+
+    def log_g(self, lam: Tensor) -> Tensor:
+        """log of the size of R: log size + log(sigma~/S)."""
+        return self._log_size(lam) - lam - self.log_S(lam)
+
+    def _log_size(self, lam: Tensor) -> Tensor:
+        if not self.size:
+            return 0 * lam
+        known, size = torch.tensor(self.size, dtype=torch.float64).T
+        return torch.as_tensor(np.interp(lam.numpy(), known.numpy(), size.log().numpy()))
+
+    def q(self, sde: LinearSDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(A, B, C) with q = A x + B score + C mean at time t."""
+        lam, alpha = sde.log_snr(t), sde.alpha(t)
+        scale = (self.log_S(lam) - self._log_size(lam)).exp()
+        B = sde.sigma(t) * scale
+        A = 0 * B if self.std == math.inf else (-lam - self.log_S(lam) - self._log_size(lam)).exp() / alpha
+        return A, B, -A * alpha
+
+    def noise(self, low: Tensor, high: Tensor, eta: float) -> Tensor:
+        """The standard deviation of the noise in x~ from lambda = low to high."""
+        if self.std == math.inf:
+            return eta * ((-2 * low).exp() - (-2 * high).exp()).sqrt()
+        if self.std == 0:
+            fall = low - high
+        else:  # as differences of log(S/c), which is small where c is large
+            far, near = (torch.logaddexp(0 * lam, -2 * (lam + math.log(self.std))) / 2 for lam in (low, high))
+            fall = near - far
+        return self.log_S(high).exp() * (-torch.expm1(2 * eta**2 * fall)).sqrt()
+
+    def decay(self, low: Tensor, high: Tensor, eta: float) -> Tensor:
+        """(S_1/S_0)^e with e = 1 + eta^2."""
+        return ((1 + eta**2) * (self.log_S(high) - self.log_S(low))).exp()
+
+    def masses(self, low: Tensor, high: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+        """Points lambda (..., 24) inside [low, high] (...,), and what a polynomial there weighs: its integral against
+        e g (S_1/S)^e is the sum of its values times these.
+        """
+        half = ((high - low) / 2)[..., None]
+        lam = low[..., None] + half * (1 + POINTS)
+        e = 1 + eta**2
+        return lam, e * half * MASSES * (self.log_g(lam) + e * (self.log_S(high)[..., None] - self.log_S(lam))).exp()
+
+
+def known(around: Reference | None, score: Any, shape: torch.Size | tuple[int, ...]) -> Reference | None:
+    """`around`, or where that is None the Gaussian that a score says it was made for, as a `ScoreModel` may; None if it
+    says none. Raises ValueError unless it is one of samples of that shape.
+    """
+    if around is None:
+        said = getattr(score, "around", None)
+        around = said if isinstance(said, Reference) else None
+    elif not isinstance(around, Reference):
+        raise ValueError(f"around must be a Reference, such as Reference.fit(data), got {around!r}")
+    return around and around.checked(shape)
+
+
+DATA = Reference()
+NOISE = Reference(std=math.inf)
+UNIT = Reference(std=1.0)

@@ -1,0 +1,206 @@
+"""Multistep exponential integrators: a predictor of Adams and Bashforth's kind, a corrector of Adams and Moulton's.
+
+The predictor extends the polynomial through the last q over the next interval. Once q is known at its end, a corrector
+redoes the interval with the polynomial through that as well; the network is not asked again (predict, evaluate,
+correct). Both are linear in q, and in `exponential`'s variables a correction is carried on as the state is. So the
+corrected method is a multistep method without corrector whose weights are, on the interval n,
+
+    w_n = predictor_n + decay_n (corrector_{n-1} - predictor_{n-1}),
+
+and every member of the family is the same loop: one call of the network, one weighted sum.
+
+Start-up: without a corrector, interval n < order - 1 has only n + 1 nodes. For order 3 the first interval is corrected
+with two nodes, for order 4 it is taken in three stages (two further calls), and the second is corrected with three, so
+that every error at the start is O(h^order). The orders just rise on the reverse SDE, whose strong order is 1 anyway,
+with published formulas, and on a grid of no more intervals than nodes, where nothing after a correction of so large a
+step would make up for it.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..process import LinearSDE, Reverse
+from ..reference import DATA, NOISE, Reference
+from ..shapes import count
+from .ancestral import Ancestral
+from .exponential import Centred, EqualSteps, Exponential, InLogSNR, InSigma, Interpolation, Interval, InTime, stages_of
+from .singlestep import THIRD, substeps
+
+
+@dataclass(frozen=True)
+class Multistep(Exponential):
+    """An exponential Adams method, on the flow or on the reverse SDE.
+
+    predictor: nodes of the predictor, 1 to 4. corrector: nodes of the corrector with the new one, 2 to 5; 0 for none.
+    around: what is solved exactly. interpolation: of q between nodes. analytic: take q = 0 at the first node without
+    asking the network, which is right where the noise hides everything but the data's mean and variance, and saves a
+    call. taper: lower the orders over the last intervals to 1, as the code of DPM-Solver does in few steps.
+
+    n intervals make n calls, n - 1 if `analytic`, n + 2 with predictor 4 on the flow if n > 4. Raises ValueError for
+    orders that do not exist, and for a corrector with weights that are a predictor's.
+    """
+
+    strong: ClassVar[float] = 1.0
+    predictor: int = 2
+    corrector: int = 0
+    around: Reference = DATA
+    interpolation: Interpolation = InLogSNR()
+    analytic: bool = False
+    taper: bool = False
+
+    def __post_init__(self) -> None:
+        kinds = {"around": Reference, "interpolation": Interpolation, "analytic": bool, "taper": bool}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        if count("predictor", self.predictor) > 4:
+            raise ValueError(f"predictor must be 1, 2, 3 or 4, got {self.predictor}")
+        if count("corrector", self.corrector, least=0) > 5 or self.corrector == 1:
+            raise ValueError(f"corrector must be 0, for none, or 2 to 5 nodes, got {self.corrector}")
+        if self.analytic and self.predictor == 4 and not self.corrector:
+            raise ValueError("analytic must be False with predictor 4, whose first interval needs the network")
+        if self.corrector and isinstance(self.interpolation, EqualSteps):
+            raise ValueError("interpolation must not be EqualSteps() with a corrector: its weights are a predictor's")
+
+    @property
+    def fixed(self) -> bool:  # type: ignore[override]
+        """It is, unless it is of one step."""
+        return self.predictor > 1 or self.corrector > 0 or self.analytic
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """Of convergence on the flow: that of the predictor, one more with a corrector of more nodes. The first
+        interval, corrected with two nodes, lets no corrected method be of order 4; `taper` and published formulas let
+        none be of order 3. (`analytic` supposes that q is 0 at the first node.)
+        """
+        order = min(max(2, self.corrector), self.predictor + 1, 3) if self.corrector else self.predictor
+        return min(order, 2) if self.taper or self.interpolation.published else order
+
+    @property
+    def weak(self) -> float:  # type: ignore[override]
+        """2 with two nodes or a corrector. What an interval's noise does to q inside it is left out, but the line
+        through two nodes adds it in the next, and a corrector at once; noise that does not depend on x asks no more.
+        """
+        return float(min(self.order, 2))
+
+    def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
+        """Each interval begins where the last one ends, unless the method is of one step."""
+        if self.fixed and not torch.equal(t[1:], s[:-1]):
+            raise ValueError(f"{self} needs intervals that follow one another, and these do not")
+
+    def plan(self, p: Reverse, t: Tensor, s: Tensor) -> list[Interval]:
+        """The coefficients of each interval from t to s, (n,)."""
+        sde, n, low, high = p.sde, len(t), p.sde.log_snr(t), p.sde.log_snr(s)
+        lam = torch.cat([low, high[-1:]])
+        width = max(self.predictor + bool(self.corrector), self.corrector)
+        weights = _Weights(sde, lam, self.interpolation, self.around.masses(low, high, p.eta), width)
+        decay = self.around.decay(low, high, p.eta)
+        steps = torch.arange(n)
+        nodes = (steps + 1).clamp_max(self.predictor)
+        if self.taper:
+            nodes = torch.minimum(nodes, n - steps)
+        predicted = weights(steps, nodes)
+        start = n > self.predictor and not (p.eta or self.corrector or self.interpolation.published)
+        again, redone = self._corrected(nodes, start)
+        correction = torch.zeros(n + 1, width, dtype=torch.float64)
+        correction[redone + 1] = weights(redone, again, new=1)
+        correction[redone + 1, 1:] -= predicted[redone, : width - 1]
+        w = predicted + decay[:, None] * correction[:-1]
+
+        alpha, (A, B, C) = sde.alpha(s), self.around.q(sde, t)
+        if self.analytic:
+            A[0] = B[0] = C[0] = 0.0
+        a, k = alpha / sde.alpha(t) * decay, alpha * (1 - decay)
+        std = alpha * self.around.noise(low, high, p.eta)
+        rows = stages_of(t, (A, B, C), a, k, alpha[:, None] * w)
+        ends = zip(t.tolist(), s.tolist(), rows, std.tolist(), strict=True)
+        plan = [Interval(t_n, s_n, [row], e, width - 1) for t_n, s_n, row, e in ends]
+        if self.predictor == 4 and start:
+            plan[0] = plan[0]._replace(stages=substeps(self.around, sde, t[:1], s[:1], THIRD)[0])
+        return plan
+
+    def _corrected(self, nodes: Tensor, start: bool) -> tuple[Tensor, Tensor]:
+        """The nodes of each correction, and the intervals that are corrected: those that have a next one, at whose
+        start their end is evaluated; or the one of the start-up.
+        """
+        rows = torch.arange(len(nodes) - 1)
+        if self.corrector:
+            lowered = (rows + 1).clamp_max(self.predictor) - nodes[:-1]
+            return torch.minimum(rows + 2, self.corrector - lowered).clamp_min(2), rows
+        rows = rows[rows == self.predictor - 3] if start else rows[:0]
+        return rows + 2, rows
+
+
+class _Weights(NamedTuple):
+    """What q weighs on intervals between the nodes lam (n + 1,), whose quadrature is that of `Reference.masses`."""
+
+    sde: LinearSDE
+    lam: Tensor
+    interpolation: Interpolation
+    quadrature: tuple[Tensor, Tensor]
+    width: int
+
+    def __call__(self, rows: Tensor, nodes: Tensor, new: int = 0) -> Tensor:
+        """The weights of q, newest first, on the intervals `rows` through as many nodes, the newest being that at the
+        interval's start, or at its end if new is 1: (len(rows), width).
+        """
+        w = torch.zeros(len(rows), self.width, dtype=torch.float64)
+        for k in nodes.unique().tolist():
+            at = rows[nodes == k]
+            known = self.lam[at[:, None] + new - torch.arange(k)]
+            w[nodes == k, :k] = self.interpolation(self.sde, known, *(c[at] for c in self.quadrature))
+        return w
+
+
+def DDIM() -> Ancestral:
+    """DDIM (Song, Meng & Ermon 2021, eq. 12): the step of DDPM on the process with their eta, 0 on the flow."""
+    return Ancestral()
+
+
+def DPMSolverPP(order: int = 2, taper: bool = False, interpolation: Interpolation = Centred()) -> Multistep:
+    """Multistep DPM-Solver++ of order 1, 2 or 3 (Lu et al. 2022b, Algorithm 2); with eta > 0, SDE-DPM-Solver++ (there,
+    appendix; for third order with the reverse SDE's weights).
+
+    interpolation: `HalfBent()` gives the third-order formula of widely used code, which is of second order.
+    """
+    if count("order", order) > 3:
+        raise ValueError(f"order must be 1, 2 or 3, got {order}")
+    return Multistep(order, interpolation=interpolation, taper=taper)
+
+
+def UniPC(order: int = 2, taper: bool = False) -> Multistep:
+    """UniPC of order 1, 2 or 3, in data prediction with B(h) = e^h - 1 (Zhao et al. 2023, Algorithms 1 and 2); its
+    corrector raises the order by one, to 3 at most.
+    """
+    if count("order", order) > 3:
+        raise ValueError(f"order must be 1, 2 or 3, got {order}")
+    return Multistep(order, order + 1, interpolation=Centred(), taper=taper)
+
+
+def DEIS(order: int = 3) -> Multistep:
+    """tAB-DEIS (Zhang & Chen 2023, eq. 15) through `order` nodes, 1 to 4: eps, by polynomials in t."""
+    return Multistep(order, around=NOISE, interpolation=InTime())
+
+
+def IPNDM(order: int = 4, interpolation: Interpolation = InSigma()) -> Multistep:
+    """iPNDM (Zhang & Chen 2023, Algorithm 3, after Liu et al. 2022) through `order` nodes, 1 to 4: eps, by polynomials
+    in sigma/alpha.
+
+    interpolation: `EqualSteps()` gives the published formula, with the weights of equal steps on any grid.
+    """
+    return Multistep(order, around=NOISE, interpolation=interpolation)
+
+
+def SASolver(predictor: int = 3, corrector: int = 4) -> Multistep:
+    """SA-Solver (Xue et al. 2023, Algorithm 1): predictor and corrector through that many nodes, for any eta, their
+    tau. predictor: 1 to 4; corrector: 2 to 5, 0 for none.
+    """
+    return Multistep(predictor, corrector)
+
+
+def GaussianReference(around: Reference) -> Multistep:
+    """Two nodes corrected with three around Gaussian data, `Reference.fit(data)`, the first node without a call."""
+    return Multistep(2, 3, around, analytic=True)

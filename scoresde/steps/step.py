@@ -1,0 +1,199 @@
+"""A sampler is a process, a decreasing grid of times, and a sequence of steps; this is the loop.
+
+Predictors carry x from t to s, correctors stay where x is. DDPM is a predictor alone, annealed Langevin dynamics a
+corrector alone, the predictor-corrector sampler of Song et al. (2021) both. The step calls the score, the loop never
+does, and randomness comes in as `noise`.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..noise import Noise, iid, per_sample
+from ..process import Reverse, require_reverse
+from ..shapes import intervals, state, times
+
+
+class Step(ABC):
+    """Carries x from time t to time s along a `Reverse` process.
+
+    x is (B, *D), t and s are 0-dim float64 on the CPU, so that reading them never waits for a device. A corrector sets
+    `moves = False`: it is called at the time where x is, and leaves it there.
+    """
+
+    moves: ClassVar[bool] = True
+    fixed: ClassVar[bool] = False
+    """Whether, once started on a grid, it can take no other intervals: what it remembers belongs to those."""
+    order: ClassVar[int | None] = None
+    """The order of convergence on the flow, eta = 0."""
+    strong: ClassVar[float | None] = None
+    """The strong order for eta > 0."""
+    weak: ClassVar[float | None] = None
+    """The weak order for eta > 0."""
+
+    def __repr__(self) -> str:
+        """With what it holds, since it goes into recipes; dataclasses have their own."""
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+
+    def start(self, p: Reverse, t: Tensor, s: Tensor) -> "Step":
+        """The step as it stands before the first of the intervals from t to s, both (n,): a fresh copy of a method with
+        memory, with everything that the intervals alone tell. Those of a corrector are empty, t = s.
+
+        Raises ValueError for intervals that increase or lie outside [0, T], and if the step cannot be taken there.
+        """
+        t, s = intervals(t, s, p.T, empty=not self.moves)
+        self.check(p, t, s)
+        return self.prepare(p, t, s)
+
+    def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:  # noqa: B027  (most steps can do everything)
+        """Raise ValueError if the step cannot be taken on p from t to s, (n,)."""
+
+    def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> "Step":
+        """What `start` returns, for intervals that are checked: here the step itself."""
+        return self
+
+    @abstractmethod
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor: ...
+
+
+class Run(NamedTuple):
+    """What a step that chooses its own sizes returns from a method `run`, called as the step is: x at the end (B, *D);
+    the steps that were accepted and rejected for each sample, (B,).
+    """
+
+    x: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+
+class Prepared(Step):
+    """A step that computes what its intervals alone tell when it is started; called without that, it starts on one."""
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        return self.start(p, t[None], s[None])(p, x, t, s, noise)
+
+
+class Affine(Prepared):
+    """x_s = a x + b score(x, t) + c z with numbers a, b, c, computed for a whole grid before its first step."""
+
+    @abstractmethod
+    def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(a, b, c), of the shape of t and s, () or (n,)."""
+
+    def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
+        """With the numbers of each interval."""
+        lines = zip(*(c.tolist() for c in self.line(p, t, s)), strict=True)
+        return _Lines(self, dict(zip(zip(t.tolist(), s.tolist(), strict=True), lines, strict=True)))
+
+
+class _Lines(Step):
+    """A step with its numbers, by interval."""
+
+    def __init__(self, step: Step, known: dict[tuple[float, float], tuple[float, ...]]) -> None:
+        self.step, self.known = step, known
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        line = self.known.get((float(t), float(s)))
+        if line is None:
+            raise off_grid(self.step, t, s)
+        a, b, c = line
+        mean = (a * x).add_(p.ask(x, t), alpha=b)
+        return mean.add_(noise(x, t, s), alpha=c) if c else mean
+
+
+def off_grid(step: Step, t: Tensor, s: Tensor) -> ValueError:
+    """What to raise where a step is called on other intervals than it was started on."""
+    return ValueError(f"{step} was started on intervals of which none from t = {t:g} to {s:g} is the next")
+
+
+def needs_noise(p: Reverse, ts: Tensor) -> None:
+    """Raise ValueError where sigma = 0 at one of the times ts: the score is singular there. (A non-linear SDE has no
+    sigma to tell.)
+    """
+    if hasattr(p.sde, "var") and (p.sde.var(ts) == 0).any():
+        raise ValueError(f"the score is singular where sigma = 0: end the grid before t = {float(ts.min()):g}")
+
+
+def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = iid()) -> Iterator[Tensor]:
+    """Yield x at ts[0], then after each interval of ts. x is (B, *D) at time ts[0]; without gradients.
+
+    With no predictor there is nothing that carries x between the times, and each time of ts is visited once: with
+    `Langevin` that is annealed Langevin dynamics (Song & Ermon 2019, Algorithm 1).
+
+    Raises ValueError before any work if p is no Reverse, x or ts is not as stated, there is no step, more than one
+    step moves, or a step cannot do what is asked.
+    """
+    require_reverse(p)
+    x, ts = state("x", x), times("ts", ts, p.T)
+    return run(p, x, ts, started(p, ts, steps), noise)
+
+
+@torch.no_grad()
+def started(p: Reverse, ts: Tensor, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The steps, started on what they are called at: the intervals of ts, or the times before or after those."""
+    for step in steps:
+        if not isinstance(step, Step):
+            raise ValueError(f"steps must be Step values such as Ancestral(), got {step!r}")
+    if not steps or sum(step.moves for step in steps) > 1:
+        raise ValueError(f"steps must hold at least one step and at most one predictor, got {steps}")
+    at = next((i for i, step in enumerate(steps) if step.moves), None)
+
+    def where(i: int) -> tuple[Tensor, Tensor]:
+        u = ts if at is None else ts[:-1] if i <= at else ts[1:]
+        return u, ts[1:] if i == at else u
+
+    return tuple(step.start(p, *where(i)) for i, step in enumerate(steps))
+
+
+@torch.no_grad()
+def run(p: Reverse, x: Tensor, ts: Tensor, steps: tuple[Step, ...], noise: Noise) -> Iterator[Tensor]:
+    """The loop of `trajectory`, with steps that are started."""
+    yield x
+    for t, s in pairwise(ts) if any(step.moves for step in steps) else zip(ts, ts, strict=True):
+        for step in steps:
+            x = step(p, x, t, s, noise)
+            t = s if step.moves else t
+        yield x
+
+
+def sample(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = iid()) -> Tensor:
+    """x at the last time: the end of `trajectory`, which see."""
+    return deque(trajectory(p, x, ts, *steps, noise=noise), maxlen=1).pop()
+
+
+def draw(
+    p: Reverse,
+    shape: tuple[int, ...],
+    ts: Tensor,
+    *steps: Step,
+    seeds: Sequence[int],
+    like: Tensor | None = None,
+    denoise: bool = True,
+) -> Tensor:
+    """Samples from the prior on: (len(seeds), *shape). Row i depends on seeds[i] alone: whatever the chunks and the
+    processes that they are drawn in, they are the same.
+
+    like: whose type and place they have, torch's default on the CPU unless given. denoise: end with E[x_0 | x_t] at the
+    last time, one more network call unless sigma is 0 there already. Raises ValueError as `trajectory`, and unless ts
+    begins at T, where the prior is; RuntimeError naming the first sample that is not finite.
+    """
+    ts = times("ts", ts, require_reverse(p).T)
+    if ts[0] < p.T * (1 - 1e-6):
+        raise ValueError(f"ts must begin at T = {p.T:g}, where x is drawn from the prior, got {ts[0]:.6g}")
+    noise, like = per_sample(seeds), torch.empty(0) if like is None else like
+    if not noise.seeds:
+        raise ValueError("seeds must hold one whole number a sample, got none")
+    x = sample(p, p.sde.prior((len(seeds), *shape), noise, like.dtype, like.device), ts, *steps, noise=noise)
+    if denoise and p.sde.var(ts[-1]) > 0:
+        with torch.no_grad():
+            x = p.denoise(x, ts[-1])
+    bad = ~x.flatten(1).isfinite().all(1)
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        raise RuntimeError(f"sample {i}, of seed {seeds[i]}, is not finite after the grid {ts[0]:g} to {ts[-1]:g}")
+    return x

@@ -1,0 +1,146 @@
+"""A solver that was fitted to one model, and the file that keeps it: see `tune`."""
+
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..process import LinearSDE, Reverse
+from ..reference import Reference
+from ..shapes import times
+from ..values import build, dumps, loads, write
+from .exponential import Exponential, Interval
+from .multistep import Multistep
+from .step import Step
+
+BAND = 4
+"""The q that a fitted weight is found for on each interval."""
+
+
+def distance(x: Tensor, y: Tensor) -> Tensor:
+    """The root mean square over dimensions of x - y, in float64: (B, *D) -> (B,)."""
+    return (x - y).flatten(1).double().square().mean(1).sqrt()
+
+
+@dataclass(frozen=True)
+class Error:
+    """Of last states: per sample the root mean square over dimensions; of these the root mean square, the median and
+    the 90th percentile over samples.
+    """
+
+    rms: float
+    median: float
+    p90: float
+
+    @classmethod
+    def of(cls, x: Tensor, truth: Tensor) -> "Error":
+        """x and truth are (B, *D)."""
+        return cls.over(distance(x, truth))
+
+    @classmethod
+    def over(cls, e: Tensor) -> "Error":
+        """e: (B,), per sample."""
+        return cls(float(e.square().mean().sqrt()), float(e.median()), float(e.quantile(0.9)))
+
+    def __str__(self) -> str:
+        return f"{self.rms:.2e} (median {self.median:.1e}, 90th percentile {self.p90:.1e})"
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned(Exponential):
+    """A multistep method with fitted weights, for one process and one grid.
+
+    base: the method that the weights are added to. sde, ts: what it was fitted for. extra: (n, 5), what is added to the
+    weights of the last q on each interval, newest first. Raises ValueError for another shape, and when used on another
+    process, or on other times.
+    """
+
+    fixed: ClassVar[bool] = True
+    base: Multistep
+    sde: LinearSDE
+    ts: Tensor
+    extra: Tensor
+
+    def __post_init__(self) -> None:
+        if self.extra.shape != (len(self.ts) - 1, BAND + 1):
+            raise ValueError(f"extra must be ({len(self.ts) - 1}, {BAND + 1}), got {tuple(self.extra.shape)}")
+
+    @property
+    def around(self) -> Reference:  # type: ignore[override]
+        """What is solved exactly."""
+        return self.base.around
+
+    def __repr__(self) -> str:
+        return f"Tuned({self.base!r} on {len(self.ts) - 1} intervals of {self.sde!r})"
+
+    def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
+        """p and the intervals are those of the fit, and eta is 0."""
+        if p.sde != self.sde:
+            raise ValueError(f"sde must be {self.sde!r}, which the solver was tuned for, got {p.sde!r}")
+        if p.eta:
+            raise ValueError(f"a tuned solver solves the probability flow, eta=0, got eta={p.eta:g}")
+        ends = torch.stack([t, s])
+        if len(t) != len(self.ts) - 1 or (ends - torch.stack([self.ts[:-1], self.ts[1:]])).abs().max() > 1e-9 * p.T:
+            raise ValueError(
+                f"ts must be the {len(self.ts)} times that the solver was tuned for, from {self.ts[0]:g} to "
+                f"{self.ts[-1]:g}, got {len(t) + 1} from {t[0]:g} to {s[-1]:g}"
+            )
+
+    def plan(self, p: Reverse, t: Tensor, s: Tensor) -> list[Interval]:
+        """That of `base`, with the weights added."""
+        return [with_weights(now, row) for now, row in zip(self.base.plan(p, t, s), self.extra.tolist(), strict=True)]
+
+
+def with_weights(now: Interval, extra: list[float]) -> Interval:
+    """An interval of one stage whose q weigh that much more."""
+    (stage,) = now.stages
+    w = tuple(a + b for a, b in zip_longest(stage.w, extra, fillvalue=0.0))
+    return now._replace(stages=[stage._replace(w=w)], kept=len(w) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """A step with the grid to take it on, and how they were found: `sample(q, x_T, tuning.ts, tuning.step)`.
+
+    name: of the method; tuned: whether it was fitted, which it is unless a method that needs no fit was better. calls:
+    of the network. calibration: the error of the fit on the pilots that it was fitted to, None without a fit;
+    validation: on those that decided; fresh: on noise that nothing was chosen by. untuned: of the methods that need no
+    fit the best on those that decided, and its error. noise_amplification: the sum of |w| over |the sum of w|, w being
+    what each q weighs in the last state: how much louder errors of the network come out than they would with positive
+    weights.
+    """
+
+    step: Step
+    ts: Tensor
+    sde: LinearSDE
+    name: str
+    tuned: bool
+    calls: int
+    calibration: Error | None
+    validation: Error
+    fresh: Error
+    untuned: str
+    untuned_validation: Error
+    noise_amplification: float
+
+    def save(self, file: str | Path) -> None:
+        """Write it as JSON, in which numbers that are not finite are strings."""
+        write(Path(file), dumps(self))
+
+    @classmethod
+    def load(cls, file: str | Path) -> "Tuning":
+        """Read what `save` wrote. Raises ValueError for anything else."""
+        try:
+            said = loads(Path(file).read_bytes())
+            if not isinstance(said, dict) or said.get("class") != cls.__name__:
+                raise ValueError(f"it does not describe a {cls.__name__}")
+            found = build(cls, said)
+            times("ts", found.ts, found.sde.T)
+            if not isinstance(found.step, Step):
+                raise ValueError(f"step must be a step, got {found.step!r}")
+            return found
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{file} is damaged, or is no tuned solver: {error}") from error

@@ -1,0 +1,515 @@
+"""`scoresde compare`: the laboratory's rows and samples in files, a run that goes on, a report that has every number,
+and one line where something is wrong.
+"""
+
+import inspect
+import json
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from scoresde import VE, VP, ScoreModel, Step, lab
+from scoresde.checkpoint import Checkpoint, load, save
+from scoresde.cli import compare as module
+from scoresde.cli import main, options
+from scoresde.data import Ring
+from scoresde.lab import (
+    COMPARED,
+    DigitClasses,
+    Lattice,
+    Modes,
+    compare,
+    energy_distance,
+    exact_subject,
+    pages,
+    sliced_wasserstein,
+    solvers,
+    trained_subject,
+)
+from scoresde.lab.pages import TITLES
+from scoresde.nn import MLP
+from scoresde.steps import METHODS
+from scoresde.steps.catalogue import annealed_langevin, own, predictor_corrector
+
+N = 200
+
+
+@dataclass(frozen=True)
+class Mine(Step):
+    """Heun's method on the flow, by hand: two network calls a step."""
+
+    w: float = 0.5
+
+    def __call__(self, p, x, t, s, noise):
+        h = float(s - t)
+        first = p.drift(x, t)
+        second = p.drift(x + h * first, s)
+        return x + h * ((1 - self.w) * first + self.w * second)
+
+
+def network_calls(name, budget):
+    """As many as fit: two an interval of the predictor-corrector and of Heun, five a level of Langevin dynamics."""
+    each = {"Predictor-corrector": 2, "Flow(Heun())": 2, "Annealed Langevin": 5}.get(name, 1)
+    return budget // each * each
+
+
+def quick(patch):
+    """Without pictures and Brownian paths, which have tests of their own."""
+    patch.setattr(pages, "curves", lambda diagrams, file: file.write_bytes(b"curves"))
+    patch.setattr(pages, "side_by_side", lambda parts, file: file.write_bytes(b"clouds"))
+    for home in (module, lab):
+        patch.setattr(home, "paths", lambda *args: iter(()), raising=False)
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    quick(monkeypatch)
+
+
+def compared(out, *args):
+    assert main(["compare", *map(str, args), "--device", "cpu", "--out", str(out)]) == 0
+    return rows(out)
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def samples(out, row):
+    name = row["method"].lower().replace(",", "").replace(" ", "-")
+    return torch.from_numpy(np.load(out / "samples" / f"{name}-{row['budget']}.npy"))
+
+
+def without_seconds(found):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
+
+
+def contents(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def one_line(capsys):
+    """The only line on standard error."""
+    err = capsys.readouterr().err
+    assert err.startswith("scoresde: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def are_of_the_laboratory(out, subject, methods, budgets, *args):
+    """The rows and samples in `out` are those of `compare`, but for the seconds and the place of the samples."""
+    want = list(compare(subject, [(m, k) for k in budgets for m in methods], *args))
+    for row, (told, x) in zip(rows(out), want, strict=True):
+        if "skipped" in row:
+            assert row == told
+            continue
+        assert samples(out, row).equal(x) and (out / row["samples"]).is_file()
+        told = {**told, "samples": row["samples"]}
+        assert without_seconds([row]) == without_seconds([told])
+
+
+ALL = [METHODS[name] for name in COMPARED]
+
+
+@pytest.fixture(scope="module")
+def modes(tmp_path_factory):
+    """All samplers on eight Gaussians with two budgets."""
+    out = tmp_path_factory.mktemp("compare") / "modes"
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        compared(out, "--n", N, "--nfe", 24, 12, 12)
+    return out
+
+
+@pytest.fixture(scope="module")
+def subject():
+    """What is compared there, once more."""
+    return exact_subject(repr(Modes()), Modes().law(), VP(), N)
+
+
+# rows
+
+
+def test_rows_are_those_of_the_laboratory(modes, subject):
+    """A row for each sampler and budget, in the order of the budgets; a budget that is given twice counts once."""
+    found = rows(modes)
+    assert [(row["method"], row["budget"]) for row in found] == [(name, k) for k in (12, 24) for name in COMPARED]
+    assert len(list((modes / "samples").iterdir())) == len(found)
+    are_of_the_laboratory(modes, subject, ALL, (12, 24))
+
+
+@pytest.mark.parametrize(
+    ("args", "sde", "law"),
+    [
+        (("--law", "lattice", "--sde", "VE(sigma_max=20)", "--grid", "uniform"), VE(0.01, 20), Lattice()),
+        (("--law", "Modes(n=3)", "--grid", "karras", "--seed", "2"), VP(), Modes(3)),
+        (("--grid", "reference", "--batch", "7", "--r", "0.3", "--corrections", "2"), VP(), Modes()),
+    ],
+)
+def test_other_options(fast, tmp_path, args, sde, law):
+    """The law, the process, the grid, the seed and the settings of the Langevin steps are those that were asked for."""
+    compared(tmp_path, "--n", 20, "--nfe", 10, *args)
+    told = {"--seed": "0", "--grid": "log_snr", "--batch": "4096", "--r": "0.16", "--corrections": "5"}
+    told |= dict(zip(args[::2], args[1::2], strict=True))
+    seed, batch = int(told["--seed"]), int(told["--batch"])
+    given = {"Predictor-corrector": predictor_corrector(float(told["--r"]))}
+    given["Annealed Langevin"] = annealed_langevin(int(told["--corrections"]))
+    here = exact_subject(repr(law), law.law(), sde, 20, seed)
+    are_of_the_laboratory(tmp_path, here, [given.get(m.name, m) for m in ALL], (10,), told["--grid"], seed, batch)
+
+
+def test_budgets_that_are_too_small(capsys, fast, tmp_path):
+    """Below what a sampler needs its row, a line and the report say so, and its cell is empty; others have theirs."""
+    least = {"Predictor-corrector": 2, "Flow(Heun())": 2, "Annealed Langevin": 6}
+    found = compared(tmp_path, "--n", 20, "--nfe", 1, 5, "--corrections", 3)
+    said = [line for line in capsys.readouterr().out.splitlines() if "needs" in line]
+    assert sorted(said) == sorted(
+        f"{name} was not run with {budget} network calls: {name} needs at least {k} network calls, got {budget}"
+        for name, k in least.items()
+        for budget in (1, 5)
+        if k > budget
+    )
+    assert {(row["method"], row["budget"]) for row in found if "skipped" not in row} == {
+        (name, budget) for name in COMPARED for budget in (1, 5) if least.get(name, 1) <= budget
+    }
+    report = (tmp_path / "report.md").read_text()
+    assert re.search(r"\| Predictor-corrector \|  \| [^ |]+ \|", report) and "| Annealed Langevin |" not in report
+    assert (
+        report.count("needs at least") == len(said) and "Not run: Annealed Langevin: Annealed Langevin needs" in report
+    )
+
+
+@dataclass(frozen=True)
+class Wild(Step):
+    """A step to where there are no numbers."""
+
+    def __call__(self, p, x, t, s, noise):
+        return p.ask(x, t) * torch.nan
+
+
+def test_what_diverges_stops_no_other(capsys, fast, tmp_path):
+    """It is said, in its row and in the report, and is not run again; what others have is what they have without it."""
+    args = ("--n", 20, "--nfe", 3)
+    want = compared(tmp_path / "without", *args)
+    found = compared(tmp_path / "with", *args, "--step", f"{__name__}:Wild")
+    assert without_seconds(found[:-1]) == without_seconds(want)
+    assert found[-1].keys() == {"method", "budget", "skipped"} and found[-1]["method"] == "Wild, eta 1"
+    said = f"Wild, eta 1 was not run with 3 network calls: {found[-1]['skipped']}\n"
+    assert "sample 0, of seed 0, is not finite" in said and said in capsys.readouterr().out
+    assert "Wild, eta 1: sample 0, of seed 0, is not finite" in (tmp_path / "with" / "report.md").read_text()
+    assert compared(tmp_path / "with", *args, "--step", f"{__name__}:Wild") == found
+    assert said in capsys.readouterr().out
+
+
+def test_where_all_diverge(capsys, fast, monkeypatch, tmp_path):
+    """It is said of each, and one line says that there is nothing to report."""
+    monkeypatch.setattr(module, "COMPARED", ())
+    args = ["--n", "20", "--nfe", "3", "4", "--step", f"{__name__}:Wild", "--out", str(tmp_path)]
+    assert main(["compare", *args]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("was not run with") == 2 and err.endswith("scoresde: no sampler could be run\n")
+
+
+# runs that go on
+
+
+def test_again_and_with_more_budgets(modes, fast, tmp_path):
+    """What is there is not made again, nor changed; a new budget adds lines, and those that are not asked for stay."""
+    for file in modes.iterdir():
+        if file.name in ("results.jsonl", "recipe.json"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "samples").mkdir()
+    for file in (modes / "samples").iterdir():
+        (tmp_path / "samples" / file.name).write_bytes(file.read_bytes())
+    before = contents(tmp_path)
+    compared(tmp_path, "--n", N, "--nfe", 12, 24)
+    after = contents(tmp_path)
+    assert all(after[name] == before[name] for name in before)
+    found = compared(tmp_path, "--n", N, "--nfe", 5)
+    text = (tmp_path / "results.jsonl").read_bytes()
+    assert text.startswith(before["results.jsonl"]) and {row["budget"] for row in found[20:]} == {5}
+    assert all(contents(tmp_path)[name] == before[name] for name in before if name != "results.jsonl")
+    report = (tmp_path / "report.md").read_text()
+    assert "| network calls | 5 |" in report
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, 10_000])
+def test_a_line_that_was_cut_off(fast, tmp_path, cut):
+    """A last line without its end is made again, wherever it ends, and the others are kept as they are."""
+    whole = compared(tmp_path, "--n", 20, "--nfe", 3)
+    lines = (tmp_path / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "results.jsonl").write_bytes(b"".join(lines)[: -min(cut, len(lines[-1]))])
+    again = compared(tmp_path, "--n", 20, "--nfe", 3)
+    assert without_seconds(again) == without_seconds(whole)
+    assert (tmp_path / "results.jsonl").read_bytes().startswith(b"".join(lines[:-1]))
+
+
+def test_interrupted(capsys, fast, monkeypatch, tmp_path):
+    """Stopped after any row, it goes on from there, and ends with the rows of a run that was not stopped."""
+    args, real, made = ("--n", 20, "--nfe", 3), solvers.draw, []
+
+    def draw(*values, **options):
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append(values)
+        return real(*values, **options)
+
+    want = compared(tmp_path / "whole", *args)
+    with monkeypatch.context() as patch:
+        patch.setattr(solvers, "draw", draw)
+        assert main(["compare", *map(str, args), "--device", "cpu", "--out", str(tmp_path / "cut")]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    assert without_seconds(rows(tmp_path / "cut")) == without_seconds(want[:4])
+    assert without_seconds(compared(tmp_path / "cut", *args)) == without_seconds(want)
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        (("--seed", "1"), "seed"),
+        (("--n", "21"), "n"),
+        (("--grid", "uniform"), "grid"),
+        (("--r", "0.2"), "r"),
+        (("--corrections", "2"), "corrections"),
+        (("--law", "lattice"), "subject"),
+        (("--law", "Modes(n=3)"), "subject"),
+        (("--sde", "ve"), "sde"),
+    ],
+)
+def test_other_options_in_the_same_folder(capsys, fast, tmp_path, more, key):
+    """Rows of another seed, law, process or sampler are not put beside these: one line, and the folder stays."""
+    (tmp_path / "recipe.json").write_text(
+        json.dumps({
+            "subject": "Modes(n=8, std=0.05)", "sde": {"class": "VP", "beta_min": 0.1, "beta_max": 20.0},
+            "n": 20, "seed": 0, "grid": "log_snr", "r": 0.16, "corrections": 5,
+        })
+    )  # fmt: skip
+    (tmp_path / "results.jsonl").write_text('{"method": "DDIM", "budget": 7}\n')
+    before = contents(tmp_path)
+    args = ["compare", "--nfe", "3", "--out", str(tmp_path), *([] if "--n" in more else ["--n", "20"])]
+    assert main([*args, *more]) == 2
+    assert f"out holds results with {key} = " in one_line(capsys)
+    assert contents(tmp_path) == before
+
+
+# the report
+
+
+def tables(report):
+    """heading -> the cells of the table below it."""
+    parts = re.findall(r"^## (.*?)\n\n((?:\|.*\n)+)", report, re.M)
+    return {
+        title: [[c.strip() for c in line.strip("|\n").split("|")] for line in body.splitlines()]
+        for title, body in parts
+    }
+
+
+def test_the_report_has_every_number(modes, subject):
+    """Each measure has a table: a column a budget, a row a sampler with the numbers of results.jsonl, and last the
+    floor, mean and standard deviation over fresh samples.
+    """
+    found = tables((modes / "report.md").read_text())
+    assert list(found) == [TITLES[key] for key in subject.measures]
+    for key, measure in subject.measures.items():
+        head, _, *body, floor = found[TITLES[key]]
+        assert head == ["network calls", "12", "24"] and [line[0] for line in body] == list(COMPARED)
+        for row in rows(modes):
+            line = body[COMPARED.index(row["method"])]
+            assert line[1 + (12, 24).index(row["budget"])] == f"{row[key]:.3g}"
+        fresh = [measure(x) for x in subject.fresh]
+        assert floor == ["real samples", f"{np.mean(fresh):.3g} +- {np.std(fresh, ddof=1):.2g}", ""]
+
+
+@pytest.mark.slow
+def test_digit_classes(tmp_path):
+    """Images too, with pictures and paths: the rows are the laboratory's, and the slopes of the ODE those of its
+    methods.
+    """
+    law = DigitClasses(8)
+    compared(tmp_path, "--n", 30, "--nfe", 10, "--law", "DigitClasses(rank=8)")
+    are_of_the_laboratory(tmp_path, exact_subject(repr(law), law.law(), VP(), 30), ALL, (10,))
+    paths = {row["name"]: row for row in map(json.loads, (tmp_path / "paths.jsonl").read_text().splitlines())}
+    assert abs(float(paths["Flow(Heun())"]["strong_slope"].split()[0]) - 2) < 0.3
+    assert abs(float(paths["DDIM"]["strong_slope"].split()[0]) - 1) < 0.15
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+# a step of one's own
+
+
+def test_ones_own_stands_in_the_table(modes, subject, fast, tmp_path):
+    """Named by its module and class: with the rows and samples that the functions give it, on the process of --eta,
+    beside ours, which are what they are without it.
+    """
+    found = compared(tmp_path, "--n", N, "--nfe", 12, "--step", f"{__name__}:Mine", "--eta", 0)
+    assert [row["method"] for row in found] == [*COMPARED, "Mine"]
+    assert without_seconds(found[:-1]) == without_seconds(row for row in rows(modes) if row["budget"] == 12)
+    are_of_the_laboratory(tmp_path, subject, [*ALL, own("Mine", Mine(), 0.0)], (12,))
+    assert (found[-1]["nfe"], found[-1]["eta"], found[-1]["steps"]) == (12, 0.0, ["Mine(w=0.5)"])
+    heun = next(row for row in found if row["method"] == "Flow(Heun())")
+    torch.testing.assert_close(samples(tmp_path, found[-1]), samples(tmp_path, heun), rtol=1e-4, atol=1e-5)
+    report = tables((tmp_path / "report.md").read_text())
+    for key in subject.measures:
+        assert [line[0] for line in report[TITLES[key]][2:]] == [*COMPARED, "Mine", "real samples"]
+
+
+def test_ones_own_on_two_processes(fast, tmp_path):
+    """In one folder the rows of one eta are not taken for those of another, and a name may hold a fraction."""
+    step = ("--n", 20, "--nfe", 6, "--step", f"{__name__}:Mine(1/2)")
+    compared(tmp_path, *step)
+    found = {row["method"]: row for row in compared(tmp_path, *step, "--eta", 0)}
+    assert (found["Mine(1/2), eta 1"]["eta"], found["Mine(1/2)"]["eta"]) == (1, 0)
+    assert all((tmp_path / row["samples"]).is_file() for row in found.values() if "skipped" not in row)
+
+
+# a checkpoint
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory):
+    """A small network on a toy in the plane."""
+    folder = tmp_path_factory.mktemp("ring") / "model"
+    small = ("--steps", "60", "--warmup", "10", "--net", "MLP(width=16, depth=1)")
+    assert main(["train", "Ring(n=150)", *small, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(ring, tmp_path_factory):
+    """It, compared, with pictures and paths."""
+    out = tmp_path_factory.mktemp("trained")
+    compared(out, ring, "--nfe", 8)
+    return out
+
+
+def of(folder, *args):
+    """The subject that a checkpoint is."""
+    return trained_subject(load(folder).model, Ring(n=150).load(), *args)
+
+
+def test_checkpoint(ring, trained):
+    """The rows and samples are the laboratory's; the folder says which checkpoint they are of; the last call removes
+    the noise, and is counted; distances are to the held-out data, of which there are as many.
+    """
+    found, held = [row for row in rows(trained) if "skipped" not in row], Ring(n=150).load().held_out
+    assert [row["method"] for row in rows(trained)] == list(COMPARED)
+    assert [row["method"] for row in found] == [name for name in COMPARED if name != "Annealed Langevin"]
+    assert json.loads((trained / "recipe.json").read_text())["subject"] == load(ring).digest
+    are_of_the_laboratory(trained, of(ring), ALL, (8,))
+    for row in found:
+        assert row["denoise"] and row["n"] == len(held) == 30
+        assert row["nfe"] == network_calls(row["method"], 7) + 1 <= 8
+        x = samples(trained, row)
+        assert row["sliced_wasserstein"] == pytest.approx(sliced_wasserstein(x, held), rel=1e-9)
+        assert row["energy_distance"] == pytest.approx(energy_distance(x, held), rel=1e-9)
+
+
+def test_report_of_a_checkpoint(ring, trained):
+    """Pictures are there and inside the one file; the floor is that of training data; slopes are fits to the errors
+    that stand beside them.
+    """
+    report, page = (trained / "report.md").read_text(), (trained / "report.html").read_text()
+    for name in ("distances.png", "samples.png", "paths.png"):
+        assert (trained / name).read_bytes().startswith(b"\x89PNG") and f"]({name})" in report
+    assert page.count("data:image/png;base64,") == 3
+    train, held = Ring(n=150).load().train, Ring(n=150).load().held_out
+    for title, distance in (
+        (TITLES["sliced_wasserstein"], sliced_wasserstein),
+        (TITLES["energy_distance"], energy_distance),
+    ):
+        floor = [distance(part, held) for part in train.split(30)]
+        assert len(floor) == 4
+        assert tables(report)[title][-1] == ["real samples", f"{np.mean(floor):.3g} +- {np.std(floor, ddof=1):.2g}"]
+    paths = [json.loads(line) for line in (trained / "paths.jsonl").read_text().splitlines()]
+    _, _, *lines = tables_of_paths(report)
+    assert [line[0] for line in lines] == [path["name"] for path in paths] and len(paths) == 8
+    for line, path in zip(lines, paths, strict=True):
+        h = -np.log(path["steps"])
+        assert line[1:] == [path["strong_slope"], path["weak_slope"]]
+        value, low, high = map(float, re.findall(r"-?\d+\.\d\d", line[1]))
+        assert value == pytest.approx(np.polyfit(h, np.log(path["strong"]), 1)[0], abs=0.006) and low <= value <= high
+
+
+def tables_of_paths(report):
+    """The cells of the table of slopes, which has a paragraph above it."""
+    lines = re.search(r"^\| discretisation .*\n(?:\|.*\n)+", report, re.M)[0].splitlines()
+    return [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+
+
+def test_checkpoint_on_another_process(fast, tmp_path, ring):
+    """The network read on another process than its own: its score is transported there."""
+    compared(tmp_path, ring, "--nfe", 6, "--n", 10, "--sde", "VE(sigma_max=20)")
+    are_of_the_laboratory(tmp_path, of(ring, VE(0.01, 20), 10), ALL, (6,))
+
+
+def test_all_budgets_too_small(capsys, fast, tmp_path, ring):
+    """One call removes the noise and none is left: one line, and status 2."""
+    assert main(["compare", str(ring), "--nfe", "1", "--out", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert err == "scoresde: nfe must pay for one sampler at least, got 1\n"
+    assert not out
+    assert not (tmp_path / "results.jsonl").exists()
+    compared(tmp_path, ring, "--nfe", 4, "--seed", 3)  # the folder was not claimed
+
+
+def test_checkpoint_of_own_data(capsys, tmp_path):
+    """A checkpoint that does not say what data it is of cannot be compared with them."""
+    save(tmp_path / "model", Checkpoint(ScoreModel(MLP((2,), 4, 1), VP()), (2,)))
+    assert main(["compare", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
+    assert "model must be a checkpoint that says what data it was trained on" in one_line(capsys)
+
+
+# bad input
+
+BAD = {
+    "no calls": ("--nfe 0", "nfe must be a whole number >= 1"),
+    "negative": ("--nfe 20 -5", "nfe must be a whole number >= 1"),
+    "half a call": ("--nfe 2.5", "--nfe"),
+    "one sample": ("--n 1", "n must be a whole number >= 2"),
+    "no batch": ("--batch 0", "batch must"),
+    "no ratio": ("--r 0", "r must"),
+    "large ratio": ("--r 0.8", "r must"),
+    "no corrections": ("--corrections 0", "corrections must"),
+    "grid": ("--grid random", "--grid"),
+    "law": ("--law cats", "law must be like VP() or package.module:Name, got 'cats'"),
+    "no law": ("--law vp", "law must name a Problem"),
+    "no modes": ("--law Modes(n=0)", "n must"),
+    "flat modes": ("--law Modes(std=0)", "std must"),
+    "thin lattice": ("--law Lattice(side=1)", "side must"),
+    "rank": ("--law DigitClasses(rank=64)", "rank must"),
+    "process": ("--sde VP(beta_min=30)", "beta_max must"),
+    "no process": ("--sde modes", "sde must name a LinearSDE"),
+    "a step that is there": ("--step DDIM --eta 0", "step must have a name of its own"),
+    "a step with times of its own": ("--step GottaGoFast", "step must make as many network calls in every interval"),
+    "no step": ("--step nowhere:Step", "step must be like"),
+    "seed": ("--seed -1", "seed must"),
+    "device": ("--device cuda:99", "device must"),
+    "no model": ("NONE", "checkpoint must"),
+    "a law beside a model": ("RING --law modes", "law must not be given beside a model"),
+    "many samples": ("RING --n 121", "n must be at most 120"),
+    "too noisy": ("RING --sde VE(sigma_max=500)", "target reaches"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(capsys, tmp_path, ring, case):
+    """One line on standard error that names what is wrong, status 2, and no file."""
+    line, said = BAD[case]
+    places = {"NONE": tmp_path / "none", "RING": ring}
+    out = tmp_path / "out"
+    args = [str(places.get(word, word)) for word in line.split()]
+    assert main(["compare", "--out", str(out), *args]) == 2
+    assert said in one_line(capsys)
+    assert not out.exists() or not contents(out)
+
+
+def test_help(capsys):
+    """--help tells what the command does and has every option."""
+    assert main(["compare", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert re.sub(r"\s", "", inspect.getdoc(options.compare)) in re.sub(r"\s", "", said)
+    for name in ("nfe", "n", "grid", "law", "sde", "step", "eta", "r", "corrections", "batch", "seed", "device", "out"):
+        assert f"--{name}" in said
+    assert all(name in said for name in ("Modes(n=8)", "lattice", "digitclasses"))

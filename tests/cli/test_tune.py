@@ -1,0 +1,258 @@
+"""`scoresde tune` writes the library's solver of a law or a checkpoint, and `scoresde sample --tuned` takes it."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from scoresde import EDM, VE, VP, Counted, LinearSDE, Reference, grid, transport
+from scoresde.checkpoint import load
+from scoresde.cli import main
+from scoresde.data import Ring
+from scoresde.lab.problems import Modes
+from scoresde.noise import seeds
+from scoresde.steps.fit import Pilots, tune
+from scoresde.steps.multistep import DDIM
+from scoresde.steps.step import draw
+from scoresde.steps.tuned import Error, Tuning
+from scoresde.values import describe
+
+F64 = torch.float64
+QUICK = partial(Pilots, fine=20)  # few intervals for the pilots
+SMALL = ("--net", "MLP(width=16, depth=1)", "--steps", "60", "--warmup", "10", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory):
+    """A small network on a toy in the plane."""
+    folder = tmp_path_factory.mktemp("ring") / "model"
+    assert main(["train", "Ring(n=150)", *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+def tune_quickly(*args):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scoresde.cli.tune.Pilots", QUICK)
+        assert main(["tune", *map(str, args), "--device", "cpu"]) == 0
+
+
+@pytest.fixture(scope="module")
+def solver(ring):
+    """Tuned to it, for 5 calls."""
+    tune_quickly(ring, "--nfe", 5, "--pilots", 16, "--out", ring.parent / "tuned.json")
+    return ring.parent / "tuned.json"
+
+
+def drawn(folder):
+    return torch.from_numpy(np.load(folder / "samples.npy"))
+
+
+def one_line(capsys):
+    """The only line on standard error."""
+    err = capsys.readouterr().err
+    assert err.startswith("scoresde: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def test_tune_a_law(capsys, tmp_path):
+    """The file is that of the library with the same seed; what is printed is what is in it, and the calls are true."""
+    out = tmp_path / "new" / "tuned.json"
+    tune_quickly("--out", out, "--nfe", 4, "--pilots", 8, "--seed", 3, "--law", "Modes(n=5)", "--sde", "edm")
+    said, law = capsys.readouterr().out, Modes(5).law()
+    score = Counted(law.diffuse(EDM()))
+    around = Reference.fit(law.sample(2000, torch.Generator().manual_seed(3)))
+    parts = []
+    want = tune(EDM().reverse(score, 0.0), torch.empty(1, 2, dtype=F64), 4, around, QUICK(8, 3), parts.append)
+    want.save(tmp_path / "want.json")
+    assert out.read_bytes() == (tmp_path / "want.json").read_bytes()
+    assert f"{want.name}, 4 network calls: error {want.fresh} on fresh noise" in said
+    assert str(want.validation) in said and f"{want.untuned}, the best method without a fit: " in said
+    assert f"{score.nfe} network calls to tune; {out}" in said and "no fit was better" not in said
+    assert f"noise amplification {want.noise_amplification:.2f};" in said
+    assert [line for line in said.splitlines() if line.startswith("...")] == [f"... {part}" for part in parts]
+
+
+def test_what_is_tuned_unless_said(monkeypatch, tmp_path):
+    """A ring of 8 modes on VP, for 10 calls, with 64 pilots a set and seed 0, in float64."""
+    seen, was = [], Tuning(DDIM(), grid.uniform(VP(), 10), VP(), "DDIM", False, 10, None, *UNKNOWN)
+    monkeypatch.setattr("scoresde.cli.tune.tune", lambda *args: seen.append(args) or was)
+    assert main(["tune", "--out", str(tmp_path / "tuned.json"), "--device", "cpu"]) == 0
+    ((q, like, calls, around, pilots, _),) = seen
+    x = torch.randn(5, 2, dtype=F64)
+    assert q.sde == VP() and q.eta == 0 and q.score(x, 0.1).equal(Modes().law().diffuse(VP())(x, 0.1))
+    assert like.shape == (1, 2) and like.dtype == F64 and calls == 10 and pilots == Pilots(64, 0)
+    want = Reference.fit(Modes().law().sample(2000, torch.Generator().manual_seed(0)))
+    assert describe(around) == describe(want)
+
+
+ERROR = Error(1.0, 0.5, math.inf)
+UNKNOWN = (ERROR, ERROR, "DDIM", ERROR, 1.0)
+
+
+def test_tune_where_no_fit_is_better(capsys, monkeypatch, tmp_path):
+    """It is said, and the method that is written is that one."""
+    found = Tuning(DDIM(), grid.uniform(VP(), 10), VP(), "DDIM on grid.uniform", False, 10, None, *UNKNOWN)
+    monkeypatch.setattr("scoresde.cli.tune.tune", lambda *args: found)
+    assert main(["tune", "--out", str(tmp_path / "tuned.json"), "--device", "cpu"]) == 0
+    assert "no fit was better, so that method is what was written" in capsys.readouterr().out
+    assert describe(Tuning.load(tmp_path / "tuned.json")) == describe(found)
+
+
+def test_tune_a_checkpoint(ring, solver, tmp_path):
+    """Around the data that it was trained on, in float32; on another process the network is read there, and samples
+    with what was found are drawn there.
+    """
+    found, model = Tuning.load(solver), load(ring).model
+    around, like = Reference.fit(Ring(150).load().train), torch.empty(1, 2)
+    want = tune(model.sde.reverse(model, 0.0), like, 5, around, QUICK(16))
+    assert describe(found) == describe(want)
+    sde, other = VE(sigma_max=20.0), tmp_path / "ve.json"
+    tune_quickly(ring, "--nfe", 3, "--pilots", 8, "--out", other, "--sde", "VE(sigma_max=20)")
+    q = sde.reverse(transport(model, model.sde, sde), 0.0)
+    want = tune(q, like, 3, around, QUICK(8))
+    assert describe(Tuning.load(other)) == describe(want)
+
+    args = ["--tuned", str(other), "--n", "5", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main(["sample", str(ring), *args]) == 0
+    assert draw(q, (2,), want.ts, want.step, seeds=seeds(0, 5)).equal(drawn(tmp_path / "out"))
+
+
+def test_sample_with_it(capsys, ring, solver, tmp_path):
+    """Samples are the library's, do not depend on --batch, and take the calls that it was tuned for, and one more for
+    the mean at the end, a batch.
+    """
+    out = {}
+    for batch, calls, more in (("30", 6, ()), ("7", 30, ()), ("30", 5, ("--no-denoise",))):
+        folder = tmp_path / f"{batch}{len(more)}"
+        args = ["--tuned", str(solver), "--n", "30", "--batch", batch, "--device", "cpu", "--out", str(folder)]
+        capsys.readouterr()
+        assert main(["sample", str(ring), *args, *more]) == 0
+        assert f"30 samples in {folder}: {calls} network calls now" in capsys.readouterr().out
+        out[batch, more] = drawn(folder)
+    torch.testing.assert_close(out["7", ()], out["30", ()], rtol=0, atol=1e-6)
+    found, model = Tuning.load(solver), load(ring).model
+    q = model.sde.reverse(model, 0.0)
+    assert draw(q, (2,), found.ts, found.step, seeds=seeds(0, 30)).equal(out["30", ()])
+    assert draw(q, (2,), found.ts, found.step, seeds=seeds(0, 30), denoise=False).equal(out["30", ("--no-denoise",)])
+
+
+@dataclass(frozen=True)
+class Slower(VP):
+    """VP with other numbers."""
+
+    beta_max: float = 12.0
+
+
+def test_a_process_of_ones_own(ring, tmp_path):
+    """A solver that was tuned on it is used beside it: it is where the module is named, and changes nothing."""
+    own, file, out = f"{__name__}:Slower", tmp_path / "slow.json", {}
+    tune_quickly(ring, "--nfe", 3, "--pilots", 8, "--out", file, "--sde", own)
+    for more in ((), ("--sde", own)):
+        args = ["--tuned", str(file), "--n", "4", "--device", "cpu", "--out", str(tmp_path / str(len(more)))]
+        assert main(["sample", str(ring), *args, *more]) == 0
+        out[more] = drawn(tmp_path / str(len(more)))
+    found, model = Tuning.load(file), load(ring).model
+    q = Slower().reverse(transport(model, model.sde, Slower()), 0.0)
+    assert found.sde == Slower() and draw(q, (2,), found.ts, found.step, seeds=seeds(0, 4)).equal(out[()])
+    assert out[()].equal(out["--sde", own])
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        (("--steps", "5"), "steps"),
+        (("--grid", "uniform"), "grid"),
+        (("--grid", "reference"), "grid"),
+        (("--end", "0.1"), "end"),
+        (("--eta", "0"), "eta"),
+        (("--step", "Flow(Heun())"), "step"),
+        (("--step", "Langevin(SNR(0.16))", "--step", "Ancestral"), "step"),
+    ],
+)
+def test_what_a_tuned_solver_says_itself(capsys, ring, solver, tmp_path, more, name):
+    """It is refused beside it, whatever its value."""
+    args = ["sample", str(ring), "--tuned", str(solver), "--n", "3", "--out", str(tmp_path / "out")]
+    assert main([*args, *more]) == 2
+    assert f"scoresde: {name} must not be given beside tuned, which says it, got " in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_another_solver_are_not_mixed(capsys, ring, solver, tmp_path):
+    """A file that has changed since is another solver."""
+    file, out = tmp_path / "tuned.json", tmp_path / "out"
+    file.write_bytes(solver.read_bytes())
+    args = ["sample", str(ring), "--tuned", str(file), "--n", "3", "--device", "cpu", "--out", str(out)]
+    assert main(args) == 0 and main(args) == 0
+    capsys.readouterr()
+    found = Tuning.load(file)
+    replace(found, step=DDIM(), ts=grid.uniform(found.sde, 5)).save(file)
+    assert main(args) == 2
+    assert "out holds results with solver = " in one_line(capsys)
+
+
+class Foreign(LinearSDE):
+    """A process that is no dataclass."""
+
+    t_min = 1e-3
+
+    def log_alpha(self, t):
+        return -t
+
+    def var(self, t):
+        return -torch.expm1(-2 * t)
+
+
+@dataclass(frozen=True)
+class Twin(VP):
+    """One of two of that name."""
+
+
+def inner():
+    """The other one."""
+
+    @dataclass(frozen=True)
+    class Twin(VP):
+        """Of the same name."""
+
+    return Twin()
+
+
+BAD = {
+    "one call": ("tune --nfe 1 --out OUT", "nfe must be a whole number >= 2"),
+    "no calls": ("tune --nfe 0 --out OUT", "nfe must be a whole number >= 2"),
+    "no number": ("tune --nfe ten --out OUT", "--nfe"),
+    "few pilots": ("tune --pilots 7 --out OUT", "pilots must be a whole number >= 8"),
+    "a folder": ("tune --out FOLDER", "out must be a file to write"),
+    "no model": ("tune NONE --out OUT", "checkpoint must"),
+    "a law beside a model": ("tune RING --law modes --out OUT", "law must not be given beside a model, got 'modes'"),
+    "no law": ("tune --out OUT --law cats", "law must be like VP() or package.module:Name, got 'cats'"),
+    "a process for a law": ("tune --out OUT --law vp", "law must name a Problem, got 'vp', which is VP"),
+    "a bad law": ("tune --out OUT --law Modes(n=0)", "n must"),
+    "a bad process": ("tune --out OUT --sde VE(sigma_max=0)", "sigma_max must"),
+    "a process that cannot be saved": (f"tune --out OUT --sde {__name__}:Foreign", "must be a dataclass to be saved"),
+    "nor read again": (f"tune --out OUT --sde {__name__}:inner()", "class must tell one LinearSDE"),
+    "too noisy": ("tune RING --out OUT --sde VE(sigma_max=500)", "target reaches"),
+    "no device": ("tune --device cuda:99 --out OUT", "device must"),
+    "no seed": ("tune --seed -1 --out OUT", "seed must"),
+    "no solver": ("sample RING --tuned NONE --out OUT", "none"),
+    "another process than the solver's": ("sample RING --tuned SOLVER --sde ve --out OUT", "the solver was tuned for"),
+    "a process before its solver": ("sample RING --tuned NONE --sde nowhere:Mine --out OUT", "sde must be like"),
+    "no tuned solver": ("sample RING --tuned OTHER --out OUT", "is damaged, or is no tuned solver"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options(capsys, monkeypatch, tmp_path, ring, solver, case):
+    """One line on standard error that names what is wrong, status 2, and nothing written."""
+    line, said = BAD[case]
+    (tmp_path / "folder").mkdir()
+    places = {"OUT": tmp_path / "out", "NONE": tmp_path / "none", "FOLDER": tmp_path / "folder", "RING": ring}
+    places["SOLVER"] = solver
+    monkeypatch.setattr("scoresde.cli.tune.tune", None)  # nothing is tuned
+    places["OTHER"] = ring / "manifest.json"
+    assert main([str(places.get(word, word)) for word in line.split()]) == 2
+    assert said in one_line(capsys)
+    assert [f.name for f in tmp_path.rglob("*")] == ["folder"]
