@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found, reasons = peers()
-    measure(options, [*flows(), *diffusions(), *map(contender, found)], PACKAGES, reasons)
+    measure(options, [*flows(), *diffusions(), *map(contender, found)], PACKAGES[2:], reasons)
     rows = [json.loads(line) for line in (options.out / "results.jsonl").read_text().splitlines()]
     print(f"written to {save(options.out.name, place(options).type, PACKAGES, summary(rows))}")
 

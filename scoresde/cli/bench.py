@@ -22,7 +22,6 @@ from .common import Rows, as_bytes, model_of, place, recipe, source_of
 from .parts import read, read_steps
 
 LAWS = {"modes": lab.Modes(), "lattice": lab.Lattice(), "digits": lab.DigitClasses()}
-PACKAGES = ("scoresde", "torch")
 
 
 def run(o: Namespace) -> None:
@@ -32,9 +31,9 @@ def run(o: Namespace) -> None:
 
 
 def measure(
-    o: Namespace, solvers: list[lab.Solver], packages: Sequence[str] = PACKAGES, skipped: dict[str, str] | None = None
+    o: Namespace, solvers: list[lab.Solver], packages: Sequence[str] = (), skipped: dict[str, str] | None = None
 ) -> None:
-    """The same with any solvers; packages: whose versions to tell; skipped: packages that could not be used."""
+    """The same with any solvers; packages: whose versions to tell beside; skipped: those that could not be used."""
     from ..lab.pages import bench_page
 
     began, device = monotonic(), place(o)
@@ -54,7 +53,10 @@ def measure(
         found = lab.bench(subject, cells, o.n, o.n_sde, o.seed, truth)
         for row in bar(found, total=len(cells), desc=f"{problem}, {process}", unit="run"):
             rows.add({"problem": problem, "process": process, **row})
-    made: dict[str, Any] = {**lab.origin(device, tuple(packages)), "seconds": round(monotonic() - began)}
+    made: dict[str, Any] = {
+        **lab.origin(device, ("scoresde", "torch", *packages)),
+        "seconds": round(monotonic() - began),
+    }
     shown = [row for row in rows.values() if row["problem"] in o.problems and row["process"] in o.processes]
     bench_page(shown, floors, {**made, "skipped": skipped or {}, "floors": floors}, o.out)
     print(f"{monotonic() - began:.0f} s; open {o.out / 'report.html'}")

@@ -2,6 +2,7 @@
 make tables and pictures of rows, and are imported where they are wanted.
 """
 
+from .likelihoods import Target
 from .metrics import Classifier, energy_distance, frechet, nearest, sliced_wasserstein, weights_error
 from .orders import Limit, PathErrors, Slope, path_errors, paths, resolved, slope
 from .problems import DigitClasses, Lattice, Modes, Problem
@@ -11,7 +12,7 @@ from .subjects import Row, Subject, exact_subject, memorised_subject, trained_su
 
 __all__ = [
     "COMPARED", "PROCESSES", "SPACINGS", "Classifier", "DigitClasses", "Lattice", "Limit", "Modes", "PathErrors",
-    "Problem", "Row", "Slope", "Solver", "Subject", "adaptive", "bench", "compare", "diffusions", "energy_distance",
-    "exact_subject", "flows", "frechet", "memorised_subject", "nearest", "on_grid", "origin", "path_errors", "paths",
-    "resolved", "sliced_wasserstein", "slope", "trained_subject", "tuned", "weights_error",
+    "Problem", "Row", "Slope", "Solver", "Subject", "Target", "adaptive", "bench", "compare", "diffusions",
+    "energy_distance", "exact_subject", "flows", "frechet", "memorised_subject", "nearest", "on_grid", "origin",
+    "path_errors", "paths", "resolved", "sliced_wasserstein", "slope", "trained_subject", "tuned", "weights_error",
 ]  # fmt: skip

@@ -37,11 +37,10 @@ from scoresde import (
 )
 from scoresde.checkpoint import load
 from scoresde.cli import Parser, main
-from scoresde.cli import likelihood as likelihood_module
 from scoresde.cli import sample as sample_module
 from scoresde.cli.options import COMMANDS
 from scoresde.data import Ring
-from scoresde.lab import report
+from scoresde.lab import Target, report
 from scoresde.likelihood import (
     Adams,
     Decoded,
@@ -656,22 +655,22 @@ def test_likelihood_goes_on(capsys, tmp_path, ring, keep):
 
 def test_interrupted_likelihood(capsys, monkeypatch, tmp_path, ring):
     """What was measured before an interrupt stays, and is not measured again."""
-    real, solved = likelihood_module.rows_of, []
+    real, solved = Target.rows, []
 
-    def values(o, subject, index, device):
+    def values(target, index, seed):
         if len(solved) == 2:
             raise KeyboardInterrupt
         solved.append(index)
-        return real(o, subject, index, device)
+        return real(target, index, seed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(likelihood_module, "rows_of", values)
+        patch.setattr(Target, "rows", values)
         assert main(["likelihood", str(ring), "--batch", "8", "--out", str(tmp_path)]) == 130
     before = rows(tmp_path)
     assert [row["index"] for row in before] == list(range(16))
     solved.clear()
     solved += [None] * 3
-    monkeypatch.setattr(likelihood_module, "rows_of", values)
+    monkeypatch.setattr(Target, "rows", values)
     found = measured(tmp_path, ring, "--batch", 8)
     assert sum(solved[3:], []) == list(range(16, 30)) and len(found) == 30
     assert rows(tmp_path)[:16] == before
@@ -739,14 +738,14 @@ def test_a_network_that_fails_is_named(capsys, monkeypatch, tmp_path, ring):
         out = real(self, x, *args, **kwargs)
         return out if len(solved) < 2 else out + torch.where(torch.arange(len(x)) == 3, math.nan, 0.0)[:, None]
 
-    def values(o, subject, index, device, real=likelihood_module.rows_of):
-        found = real(o, subject, index, device)
+    def values(target, index, seed, real=Target.rows):
+        found = real(target, index, seed)
         solved.append(index)
         return found
 
     with monkeypatch.context() as patch:
         patch.setattr(MLP, "forward", forward)
-        patch.setattr(likelihood_module, "rows_of", values)
+        patch.setattr(Target, "rows", values)
         assert main(["likelihood", str(ring), "--batch", "8", "--out", str(tmp_path)]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err == "scoresde: in the batch of samples 16 to 23: the score of sample 3 is not finite at t = 0.001"

@@ -17,7 +17,7 @@ from scoresde.checkpoint import load
 from scoresde.cli import Parser, demo, main
 from scoresde.cli.parts import read, read_data, read_grid
 from scoresde.data import Digits, Source
-from scoresde.lab import report
+from scoresde.lab import report, tour
 from scoresde.lab.metrics import nearest
 from scoresde.model import Counted
 from scoresde.steps import Step
@@ -74,7 +74,8 @@ def small(monkeypatch):
     """The demo on 120 digits, with short grids and few samples; all else as it is."""
     real = demo.samplers
     short = lambda own: tuple(dataclasses.replace(s, n=3, samples=20) for s in real(own))  # noqa: E731
-    monkeypatch.setattr(demo, "samplers", short)
+    for module in (demo, tour):
+        monkeypatch.setattr(module, "samplers", short)
     monkeypatch.setattr(demo, "Digits", Few)
 
 
@@ -122,14 +123,14 @@ def test_demo_reports_what_it_measured(monkeypatch, tmp_path, small):
     says what each sampler was.
     """
     drawn, made, bits = [], [], []
-    draw, call, of = demo.draw, Counted.__call__, demo.Bits.of
+    draw, call, of = tour.draw, Counted.__call__, demo.Bits.of
 
     def counting(self, *args, **kwargs):
         made.append(self)
         return call(self, *args, **kwargs)
 
     monkeypatch.setattr(Counted, "__call__", counting)
-    monkeypatch.setattr(demo, "draw", lambda *a, **k: drawn.append((draw(*a, **k), len(made))) or drawn[-1][0])
+    monkeypatch.setattr(tour, "draw", lambda *a, **k: drawn.append((draw(*a, **k), len(made))) or drawn[-1][0])
     monkeypatch.setattr(demo.Bits, "of", lambda values, nfe=0: bits.append(values) or of(values, nfe))
     assert run(tmp_path) == 0
     found = results(tmp_path)

@@ -1,0 +1,116 @@
+"""Likelihoods as rows, one a sample, and what they come to: the flow's, two bounds, and the truth where it is known."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import grid
+from ..exact import GaussianMixture
+from ..likelihood import Dequantization, Quadrature, Uniform, continuous_elbo, elbo, log_prob, prior_mismatch
+from ..noise import per_sample, seeds
+from ..process import Chain, LinearSDE, Score
+from ..reference import Reference
+from ..shapes import as_time
+from .subjects import Row
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whose likelihood: a score of sde, samples x (n, *D) to measure, and what is known of the data they come from.
+
+    discrete: how grey levels become continuous, None for continuous data. truth: the law that x was drawn from, if it
+    is known. terms: times a sample of each of the two bounds, 0 for none; chain: steps of the discrete one, unless the
+    process has a grid of its own. device: where the score is.
+    """
+
+    name: str
+    sde: LinearSDE
+    score: Score
+    x: Tensor
+    around: Reference
+    discrete: Dequantization | None = None
+    how: Quadrature = Quadrature()
+    truth: GaussianMixture | None = None
+    terms: int = 8
+    chain: int = 1000
+    device: torch.device | str = "cpu"
+
+    @property
+    def per(self) -> float:
+        """Nats in a unit: bits/dim of discrete data, nats/dim of continuous ones."""
+        return self.x[0].numel() * (math.log(2) if self.discrete else 1.0)
+
+    @property
+    def unit(self) -> str:
+        """The name of that unit."""
+        return "bits/dim" if self.discrete else "nats/dim"
+
+    @property
+    def key(self) -> str:
+        """Its column in a row."""
+        return self.unit.replace("/", "_per_")
+
+    def rows(self, index: Sequence[int], seed: int) -> list[Row]:
+        """One row for each of the samples index. All its randomness is the sample's own stream."""
+        every, x = seeds(seed, max(index) + 1), self.x[list(index)].to(self.device)
+        noise, p = per_sample([every[i] for i in index]), self.sde.reverse(self.score)
+        found = log_prob(p, x, self.discrete, around=self.around, how=self.how, noise=noise)
+        columns: dict[str, Any] = {
+            "log_p": found.log_p,
+            self.key: found.values,
+            "probe_error": found.probe_error / self.per,
+            "solver_error": found.solver_error / self.per,
+            "end_bias": found.end_bias / self.per,
+        }
+        if self.terms:  # by fresh streams: what an adaptive solver has drawn depends on the batch
+            columns |= self._bounds(x, noise.rows(0, len(index)))
+        if self.truth is not None:
+            columns["truth"] = -self.truth.marginal(self.sde, self.sde.t_min).log_prob(x.cpu()) / self.per
+        calls = {"nfe": found.nfe, "products": found.products}
+        return [{"index": i, **{k: float(v[j]) for k, v in columns.items()}, **calls} for j, i in enumerate(index)]
+
+    def _bounds(self, x: Tensor, noise: per_sample) -> dict[str, Tensor]:
+        sde, discrete = self.sde, self.discrete
+        ts = sde.grid() if hasattr(sde, "grid") else grid.uniform(sde, self.chain)
+        grey, volume = discrete.quantized if discrete else None, 0.0
+        if isinstance(discrete, Uniform):  # what the network was trained on
+            volume = x[0].numel() * math.log(discrete.quantized.width)
+            x, grey = discrete.quantized.dequantize(x, noise), None
+        continuous = continuous_elbo(sde.reverse(self.score), x, grey, terms=self.terms, noise=noise)
+        chain = elbo(Chain(sde, ts), self.score, x, grey, terms=self.terms, noise=noise)
+        found = {"continuous_bound": continuous, "discrete_bound": chain}
+        return {name: (bound.nats - volume) / self.per for name, bound in found.items()}
+
+    def summary(self, rows: Sequence[Row]) -> Row:
+        """Means with their standard errors, (n > 1), and how wrong the first may be, from the rows of n samples."""
+        n, sde = len(rows), self.sde
+        how = (
+            f"{type(self.discrete).__name__}, an upper bound in the mean"
+            if self.discrete
+            else f"density at t = {sde.t_min:g}"
+        )
+        said = {
+            self.key: f"probability flow, {how}",
+            "truth": "its true value",
+            "continuous_bound": f"upper bound of continuous time, {self.terms} times a sample",
+            "discrete_bound": f"upper bound of the discrete chain, {self.terms} of its terms a sample",
+        }
+        table: list[Row] = []
+        for column, title in said.items():
+            if column in rows[0]:
+                values = torch.tensor([row[column] for row in rows], dtype=torch.float64)
+                error = float(values.std()) / math.sqrt(n) if n > 1 else math.nan
+                table.append({"quantity": title, "mean": float(values.mean()), "standard_error": error})
+        prior = self.how.prior.to("cpu") if self.how.prior else None
+        x_t = sde.alpha(sde.t_min) * self.x if self.discrete else self.x
+        errors = {
+            "probes": math.sqrt(sum(row["probe_error"] ** 2 for row in rows)) / n,
+            "solver": sum(row["solver_error"] for row in rows) / n,
+            "end": abs(sum(row["end_bias"] for row in rows)) / n,
+            "prior": prior_mismatch(sde, x_t, as_time(sde.t_min), prior) / self.per,
+        }
+        return {"unit": self.unit, "samples": n, "table": table, "errors_of_the_first": errors}
