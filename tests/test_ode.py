@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from made import stiff, stiff_start, tableau
 
 from scoresde import Counted, ode
 
@@ -88,14 +89,6 @@ def symmetry(tree):
     return math.prod(equal) * math.prod(map(symmetry, tree))
 
 
-def tableau(pair):
-    """(A, b, c, b - b_hat) of the seven stages, the last of which is taken at the new point."""
-    A = torch.zeros(7, 7, dtype=F64)
-    for i, row in enumerate(pair.a):
-        A[i + 1, : i + 1] = torch.tensor(row, dtype=F64)
-    return A, A[6], torch.tensor((0.0, *pair.c), dtype=F64), torch.tensor(pair.e, dtype=F64)
-
-
 def defect(b, A, n):
     """The largest |b Phi(t) - 1/gamma(t)| over the trees with n vertices."""
     return max(abs(float(b @ stages(tree, A)) - 1 / density(tree)) for tree in trees(n))
@@ -153,17 +146,6 @@ def test_dopri5_tolerances_are_relative_and_absolute():
     assert 1e-9 < float(relative[0].abs()) < 1e-6
     absolute = (ode.Dopri5(0.0, 1e-6)(decay, scale, t, s) - scale * math.exp(-3)).abs()
     assert (absolute < 1e-5).all()
-
-
-def stiff(t, y):
-    """y' = -k (y - cos t) - sin t, with k in the last column: y -> cos t at the rate k."""
-    k = y[:, -1:]
-    return torch.cat([-k * (y[:, :-1] - t[:, None].cos()) - t[:, None].sin(), 0 * k], 1)
-
-
-def stiff_start():
-    k = torch.tensor([0.1, 300.0, 3.0, 40.0, 3.0], dtype=F64)
-    return torch.stack([2 + 0 * k, -1 + 0 * k, k], 1)
 
 
 @both_pairs

@@ -13,8 +13,9 @@ from html import unescape
 
 import pytest
 import torch
+from made import Broken, Mine, Wild, one_line
 
-from scoresde import Reference, Step, grid, iid, lab, ode, process, sample, steps
+from scoresde import Reference, grid, iid, lab, ode, process, sample, steps
 from scoresde.checkpoint import load
 from scoresde.cli import bench as module
 from scoresde.cli import main
@@ -47,19 +48,6 @@ TIMES = ("seconds", "overhead_us", "seconds_to_fit")
 def quick_tune(q, like, calls, around, pilots):
     """With few intervals for its pilots."""
     return tune(q, like, calls, around, replace(pilots, fine=30))
-
-
-@dataclass(frozen=True)
-class Mine(Step):
-    """Heun's method on the flow, by hand: two network calls a step."""
-
-    w: float = 0.5
-
-    def __call__(self, p, x, t, s, noise):
-        h = float(s - t)
-        first = p.drift(x, t)
-        second = p.drift(x + h * first, s)
-        return x + h * ((1 - self.w) * first + self.w * second)
 
 
 def handful(own=()):
@@ -115,13 +103,6 @@ def benched(out, *args):
     sizes = () if "--n" in args else ("--n", N, "--n-sde", WEAK)
     assert main(["bench", *map(str, (*small, *args, *sizes)), "--device", "cpu", "--out", str(out)]) == 0
     return rows(out)
-
-
-def one_line(capsys):
-    """The only line on standard error."""
-    err = capsys.readouterr().err
-    assert err.startswith("scoresde: ") and err.count("\n") == 1 and "Traceback" not in err
-    return err
 
 
 ARGS = ("--nfe", 12, 6, 6, "--nfe-sde", 20, "--seed", 3)
@@ -332,20 +313,6 @@ def test_budgets_that_are_too_small(quick, monkeypatch, tmp_path):
     assert len(rest) == 7 and all(row["nfe"] == row["budget"] for row in rest)
     text = unescape((tmp_path / "report.md").read_text())
     assert all(f"{name}: {why}" in text for name, why in said.items())
-
-
-class Broken(Step):
-    """A step that diverges."""
-
-    def __call__(self, p, x, t, s, noise):
-        raise RuntimeError("the drift of sample 0 is not finite")
-
-
-class Wild(Step):
-    """A step to where there are no numbers."""
-
-    def __call__(self, p, x, t, s, noise):
-        return p.ask(x, t) * math.nan
 
 
 def test_only_some_solvers(run, quick, monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from made import Mine, network_calls, one_line
 
 from scoresde import VE, VP, ScoreModel, Step, lab
 from scoresde.checkpoint import Checkpoint, load, save
@@ -35,25 +36,6 @@ from scoresde.steps import METHODS
 from scoresde.steps.catalogue import annealed_langevin, own, predictor_corrector
 
 N = 200
-
-
-@dataclass(frozen=True)
-class Mine(Step):
-    """Heun's method on the flow, by hand: two network calls a step."""
-
-    w: float = 0.5
-
-    def __call__(self, p, x, t, s, noise):
-        h = float(s - t)
-        first = p.drift(x, t)
-        second = p.drift(x + h * first, s)
-        return x + h * ((1 - self.w) * first + self.w * second)
-
-
-def network_calls(name, budget):
-    """As many as fit: two an interval of the predictor-corrector and of Heun, five a level of Langevin dynamics."""
-    each = {"Predictor-corrector": 2, "Flow(Heun())": 2, "Annealed Langevin": 5}.get(name, 1)
-    return budget // each * each
 
 
 def quick(patch):
@@ -89,13 +71,6 @@ def without_seconds(found):
 
 def contents(folder):
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-
-
-def one_line(capsys):
-    """The only line on standard error."""
-    err = capsys.readouterr().err
-    assert err.startswith("scoresde: ") and err.count("\n") == 1 and "Traceback" not in err
-    return err
 
 
 def are_of_the_laboratory(out, subject, methods, budgets, *args):

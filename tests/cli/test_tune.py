@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from made import one_line
 
 from scoresde import EDM, VE, VP, Counted, LinearSDE, Reference, grid, transport
 from scoresde.checkpoint import load
@@ -48,13 +49,6 @@ def solver(ring):
 
 def drawn(folder):
     return torch.from_numpy(np.load(folder / "samples.npy"))
-
-
-def one_line(capsys):
-    """The only line on standard error."""
-    err = capsys.readouterr().err
-    assert err.startswith("scoresde: ") and err.count("\n") == 1 and "Traceback" not in err
-    return err
 
 
 def test_tune_a_law(capsys, tmp_path):

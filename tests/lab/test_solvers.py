@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made import Broken, Wild, network_calls
 
 from scoresde import (
     VE,
@@ -93,20 +94,6 @@ class Noisy(Step):
     def __call__(self, p, x, t, s, noise):
         h = float(t - s)
         return x - h * p.drift(x, t) + math.sqrt(h) * float(p.diffusion(t)) * noise(x, t, s)
-
-
-class Broken(Step):
-    """A step that diverges."""
-
-    def __call__(self, p, x, t, s, noise):
-        raise RuntimeError("the drift of sample 0 is not finite")
-
-
-class Wild(Step):
-    """A step to where there are no numbers."""
-
-    def __call__(self, p, x, t, s, noise):
-        return p.ask(x, t) * math.nan
 
 
 def handful():
@@ -421,12 +408,6 @@ def compared(many):
     """All samplers with two budgets, and for how many points the score was asked."""
     seen, asked = watched(many)
     return list(compare(seen, [(METHODS[name], k) for k in (12, 24) for name in COMPARED])), asked
-
-
-def network_calls(name, budget):
-    """As many as fit: two an interval of the predictor-corrector and of Heun, five a level of Langevin dynamics."""
-    each = {"Predictor-corrector": 2, "Flow(Heun())": 2, "Annealed Langevin": 5}.get(name, 1)
-    return budget // each * each
 
 
 def test_network_calls_of_a_comparison_are_true(compared):

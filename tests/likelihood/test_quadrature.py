@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from made import stiff, stiff_start, tableau
 
 from scoresde import Counted, ode
 from scoresde.likelihood import Adams, RungeKutta
@@ -22,25 +23,6 @@ def time(t):
 def solution(t, c=(0.7, 1.3, 4.0)):
     """y = 1/(t^2 + c), which solves dy/dt = -2 t y^2, (3, 2): a curve for each row, at its own scale in each column."""
     return torch.stack([1 / (t**2 + torch.tensor(c, dtype=F64)), 1 / (t**2 + 2 * torch.tensor(c, dtype=F64))], 1)
-
-
-def tableau(pair):
-    """(A, b, c, b - b_hat) of the seven stages, the last of which is taken at the new point."""
-    A = torch.zeros(7, 7, dtype=F64)
-    for i, row in enumerate(pair.a):
-        A[i + 1, : i + 1] = torch.tensor(row, dtype=F64)
-    return A, A[6], torch.tensor((0.0, *pair.c), dtype=F64), torch.tensor(pair.e, dtype=F64)
-
-
-def stiff(t, y):
-    """y' = -k (y - cos t) - sin t, with k in the last column: y -> cos t at the rate k."""
-    k = y[:, -1:]
-    return torch.cat([-k * (y[:, :-1] - t[:, None].cos()) - t[:, None].sin(), 0 * k], 1)
-
-
-def stiff_start():
-    k = torch.tensor([0.1, 300.0, 3.0, 40.0, 3.0], dtype=F64)
-    return torch.stack([2 + 0 * k, -1 + 0 * k, k], 1)
 
 
 def observed(t, y, rows, end):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from papers import Probe
 
 from scoresde import (
     EDM,
@@ -187,19 +188,6 @@ def test_strong_order_on_a_brownian_path():
 
 
 # affine probing: on Gaussian data a sampler is x_T, z_1, ..., z_K -> c + A x_T + sum B_k z_k
-
-
-class Probe:
-    """In draw k, row 1 + (1 + k) d + j of the batch is the unit vector e_j, and every other row is 0."""
-
-    def __init__(self):
-        self.draws = 0
-
-    def __call__(self, x, t, s):
-        z, d = torch.zeros_like(x), x.shape[1]
-        first, self.draws = 1 + (1 + self.draws) * d, self.draws + 1
-        z[first : first + d] = torch.eye(d, dtype=x.dtype)[: len(z[first : first + d])]
-        return z
 
 
 def probed(p, ts, steps, mean, cov):
