@@ -1,8 +1,9 @@
 """Predictors: steps that carry x from t to s < t. `ancestral` holds those that draw from the chain's posterior."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from ..noise import Noise
 from ..ode import Embedded, Field, Heun, OneStep
 from ..process import Reverse
 from ..shapes import number
-from .step import Affine, Prepared, Run, Step, needs_noise, off_grid
+from .step import Affine, ByInterval, Prepared, Run, Step, needs_noise
 
 
 def needs_flow(p: Reverse) -> None:
@@ -156,23 +157,16 @@ class Churn(Prepared):
         u = torch.where((self.low <= sigma) & (sigma <= self.high), torch.maximum(back, t), t)
         a, v = p.sde.transition(u, t)
         kicks = zip(u, a.tolist(), (self.noise * v.clamp_min(0).sqrt()).tolist(), strict=True)
-        return _Churned(
-            self, self.step.start(p, u, s), dict(zip(zip(t.tolist(), s.tolist(), strict=True), kicks, strict=True))
-        )
+        return _Churned(self, t, s, kicks, self.step.start(p, u, s))
 
 
-Kick = tuple[Tensor, float, float]
+class _Churned(ByInterval):
+    """A step `inner` after a kick: the time u that it leads to, and (a, std) of x_u | x_t."""
 
-
-class _Churned(Step):
-    """`step` after a kick: by interval, the time u that it leads to, and (a, std) of x_u | x_t."""
-
-    def __init__(self, of: Step, step: Step, kicks: dict[tuple[float, float], Kick]) -> None:
-        self.of, self.step, self.kicks = of, step, kicks
+    def __init__(self, step: Step, t: Tensor, s: Tensor, kicks: Iterable[Any], inner: Step) -> None:
+        super().__init__(step, t, s, kicks)
+        self.inner = inner
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        kick = self.kicks.get((float(t), float(s)))
-        if kick is None:
-            raise off_grid(self.of, t, s)
-        u, a, std = kick
-        return self.step(p, (a * x).add_(noise(x, t, u), alpha=std) if u > t else x, u, s, noise)
+        u, a, std = self.at(t, s)
+        return self.inner(p, (a * x).add_(noise(x, t, u), alpha=std) if u > t else x, u, s, noise)

@@ -7,9 +7,9 @@ does, and randomness comes in as `noise`.
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,21 +87,28 @@ class Affine(Prepared):
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
         """With the numbers of each interval."""
-        lines = zip(*(c.tolist() for c in self.line(p, t, s)), strict=True)
-        return _Lines(self, dict(zip(zip(t.tolist(), s.tolist(), strict=True), lines, strict=True)))
+        return _Lines(self, t, s, zip(*(c.tolist() for c in self.line(p, t, s)), strict=True))
 
 
-class _Lines(Step):
-    """A step with its numbers, by interval."""
+class ByInterval(Step):
+    """A step at work, with what it knows of each interval from t to s, (n,)."""
 
-    def __init__(self, step: Step, known: dict[tuple[float, float], tuple[float, ...]]) -> None:
-        self.step, self.known = step, known
+    def __init__(self, step: Step, t: Tensor, s: Tensor, known: Iterable[Any]) -> None:
+        self.step, self.known = step, dict(zip(zip(t.tolist(), s.tolist(), strict=True), known, strict=True))
+
+    def at(self, t: Tensor, s: Tensor) -> Any:
+        """What it knows of one. Raises ValueError for an interval that it was not started on."""
+        found = self.known.get((float(t), float(s)))
+        if found is None:
+            raise off_grid(self.step, t, s)
+        return found
+
+
+class _Lines(ByInterval):
+    """A step with its numbers."""
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        line = self.known.get((float(t), float(s)))
-        if line is None:
-            raise off_grid(self.step, t, s)
-        a, b, c = line
+        a, b, c = self.at(t, s)
         mean = (a * x).add_(p.ask(x, t), alpha=b)
         return mean.add_(noise(x, t, s), alpha=c) if c else mean
 
