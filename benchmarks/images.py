@@ -68,7 +68,7 @@ from scoresde.nn import UNet
 from scoresde.noise import seeded, seeds
 from scoresde.steps import Error, Pilots
 from scoresde.steps.fit import untuned
-from scoresde.values import write
+from scoresde.files import write
 
 GREY = Quantized(256, -1.0, 1.0)
 

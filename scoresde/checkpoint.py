@@ -3,12 +3,14 @@
 Nothing that is read can run code: a class is named, and looked up among the subclasses, already imported, of the base
 class that belongs in its place; a network of your own is found so if it derives from `nn.Network`, or is handed to
 `load`. A file is written beside its place and then moved into it, and the manifest, which names the others and their
-sha256, comes last: at every moment the folder holds one complete checkpoint.
+sha256, comes last: at every moment the folder holds one complete checkpoint. The manifest holds its own sha256 too, so
+that no changed entry is taken for what was written. Nothing but what a checkpoint has written itself is removed.
 """
 
 import dataclasses
-import hashlib
-import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +19,28 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from . import __name__ as package
 from .data import Source
+from .files import digest, write
 from .model import Clock, Parametrisation, ScoreModel
 from .nn import Network
 from .process import LinearSDE
 from .quantize import Quantized
-from .values import build, describe, subclass, write
+from .reference import Reference
+from .values import SEAL, build, describe, identity, sealed, subclass, unsealed
 
-MANIFEST, VERSION = "manifest.json", 2
+MANIFEST, JOURNAL, VERSION = "manifest.json", ".saving.json", 3
+OURS = re.compile(r"(weights|state)-[0-9a-f]{12}\.safetensors")
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, with what it models: the shape of a sample, the grid that data lie on (None if continuous) and the
-    source of the data (None if it was no `Source`); notes, JSON of your own; and, once loaded, the sha256 of
-    the weights.
+    """A model, with what it models: the shape of a sample, the grid that data lie on (None if continuous), the source
+    of the data (None if it was no `Source`; a record, which nothing reads the data of) and the Gaussian around them;
+    notes, JSON of your own; and, once loaded, a sha256 of all that the model is, which tells it from any other.
     """
 
     model: ScoreModel
@@ -41,36 +48,116 @@ class Checkpoint:
     quantized: Quantized | None = None
     source: Source | None = None
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    around: Reference | None = None
     digest: str = ""
 
 
 def save(folder: str | Path, checkpoint: Checkpoint, state: dict[str, Tensor] | None = None) -> None:
     """Write the checkpoint into folder, made if need be; `state` holds further tensors, as an optimiser's.
 
-    `checkpoint.notes` is JSON of your own; it comes back from `load`. Replaces a checkpoint that is there.
+    `checkpoint.notes` is JSON of your own; it comes back from `load`. Replaces a checkpoint that is there. A network
+    that was compiled, or wrapped to run on several devices, is saved as the one inside. Raises ValueError, before
+    anything is written, for what could not be loaded again.
     """
-    folder, model = Path(folder), checkpoint.model
+    folder = Path(folder)
     manifest = {**_manifest_of(checkpoint), "notes": checkpoint.notes}
-    json.dumps(manifest)  # what cannot be written must fail before anything is
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {"weights": model.state_dict(), **({"state": state} if state else {})}
-    listed = {}
-    for name, tensors in files.items():
+    sealed(manifest)  # what cannot be written must fail before anything is
+    contents, listed = {}, {}
+    for name, tensors in {"weights": tensors_of(checkpoint.model), **({"state": state} if state else {})}.items():
         copies = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        content = safetensors.torch.save(copies)  # which refuses tensors that share memory, as tied weights do
-        digest = hashlib.sha256(content).hexdigest()
-        listed[name] = {"file": f"{name}-{digest[:12]}.safetensors", "sha256": digest}
-        write(folder / listed[name]["file"], content)
-    write(folder / MANIFEST, json.dumps({**manifest, "files": listed}, indent=2).encode())
-    keep = {entry["file"] for entry in listed.values()}
-    for pattern in ("weights-*.safetensors", "state-*.safetensors", ".*.part"):  # a part: of a process that was killed
-        for old in folder.glob(pattern):
-            if old.name not in keep:
-                old.unlink(missing_ok=True)
+        content = safetensors.torch.save(copies)
+        said = digest(content)
+        listed[name] = {"file": f"{name}-{said[:12]}.safetensors", SEAL: said}
+        contents[listed[name]["file"]] = content
+    before = _written(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / JOURNAL, sealed({"files": [*contents, *before]}))
+    for file, content in contents.items():
+        write(folder / file, content)
+    write(folder / MANIFEST, sealed({**manifest, "files": listed}))
+    for old in before:
+        if old not in contents:
+            (folder / old).unlink(missing_ok=True)
+        for part in folder.glob(f".{old}.*.part"):  # of a process that was killed
+            part.unlink(missing_ok=True)
+    (folder / JOURNAL).unlink()
+
+
+def _written(folder: Path) -> list[str]:
+    """What a checkpoint that is there, and one that was broken off, have written. Raises ValueError where a manifest
+    is no checkpoint's: it is not replaced.
+    """
+    found: list[Any] = []
+    if exists(folder):
+        found += [entry["file"] for entry in _manifest(folder)["files"].values()]
+    if (folder / JOURNAL).is_file():
+        found += unsealed((folder / JOURNAL).read_bytes(), folder / JOURNAL)["files"]
+    return [name for name in dict.fromkeys(found) if OURS.fullmatch(str(name))]
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module, under the names that it has without compilation and wrappers. Raises ValueError, naming
+    the entry, for what safetensors do not hold.
+    """
+    found = {_plain_name(module, k): v for k, v in module.state_dict().items()}
+    for k, v in found.items():
+        if not isinstance(v, Tensor) or v.layout is not torch.strided or v.is_quantized or v.is_meta:
+            what = f"a {v.layout} tensor of {v.dtype}" if isinstance(v, Tensor) else type(v).__name__
+            raise ValueError(f"net must have plain tensors as state to be saved, and its {k!r} is {what}")
+        try:
+            safetensors.torch.save({k: torch.empty(0, dtype=v.dtype)})
+        except (KeyError, ValueError, safetensors.SafetensorError) as error:
+            raise ValueError(
+                f"net must have numbers of a usual type to be saved, and its {k!r} is {v.dtype}"
+            ) from error
+    return found
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give a module the state that `tensors_of` told, in the types that it has there. Raises ValueError, naming the
+    entry, where one lacks, is too many, has another shape or kind of number, or is not finite.
+    """
+    own = module.state_dict(keep_vars=True)
+    names = {_plain_name(module, k): k for k in own}
+    if wrong := sorted(names.keys() ^ tensors.keys()):
+        raise ValueError(f"net must have the state that was saved: {wrong[0]!r} is {_where(wrong[0], tensors)}")
+    for name, v in tensors.items():
+        here = own[names[name]]
+        if here.shape != v.shape or not same_kind(here.dtype, v.dtype):
+            raise ValueError(f"{name!r} must be {here.dtype} of {tuple(here.shape)}, got {v.dtype} of {tuple(v.shape)}")
+        if (v.is_floating_point() or v.is_complex()) and not v.isfinite().all():
+            raise ValueError(f"{name!r} must hold finite numbers, got nan or inf")
+    for name, v in tensors.items():
+        own[names[name]].data = own[names[name]].data.to(v.dtype)
+    module.load_state_dict({names[k]: v for k, v in tensors.items()})
+
+
+def _where(name: str, tensors: dict[str, Tensor]) -> str:
+    return "not in the network" if name in tensors else "not in the file"
+
+
+def same_kind(a: torch.dtype, b: torch.dtype) -> bool:
+    """Whether two types of numbers are one, or both of them real, or both complex: precision may differ, no more."""
+    return a == b or (a.is_floating_point, a.is_complex) == (b.is_floating_point, b.is_complex) != (False, False)
+
+
+def _plain_name(module: nn.Module, key: str) -> str:
+    """The name of an entry of a module's state without what compilation and wrappers put into it."""
+    for name, inner in module.named_modules():
+        if isinstance(inner, WRAPPERS):
+            key = re.sub(f"^{re.escape(f'{name}.' if name else '')}module[.]", f"{name}." if name else "", key)
+    return key.replace("_orig_mod.", "")
+
+
+def inside(net: nn.Module) -> nn.Module:
+    """The network that compilation and wrappers were put around."""
+    while isinstance(net, WRAPPERS) or hasattr(net, "_orig_mod"):
+        net = net.module if isinstance(net, WRAPPERS) else net._orig_mod  # type: ignore[assignment]
+    return net
 
 
 def _manifest_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    model, net = checkpoint.model, checkpoint.model.net
+    model, net = checkpoint.model, inside(checkpoint.model.net)
     described = {"sde": describe(model.sde), "predicts": describe(model.predicts), "clock": describe(model.clock)}
     for base, name in ((LinearSDE, "sde"), (Parametrisation, "predicts"), (Clock, "clock")):
         subclass(base, described[name]["class"])  # raises if `load` could not tell which class it is
@@ -83,12 +170,15 @@ def _manifest_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "shape": list(checkpoint.shape),
         "quantized": describe(checkpoint.quantized),
         "source": describe(checkpoint.source),
+        "around": None if model.around else describe(checkpoint.around),
     }
 
 
-def require_savable(checkpoint: Checkpoint) -> None:
+def require_savable(checkpoint: Checkpoint, folder: str | Path) -> None:
     """Raise ValueError if `save` would: before a long training rather than at its end."""
-    json.dumps(_manifest_of(checkpoint))
+    sealed(_manifest_of(checkpoint))
+    tensors_of(checkpoint.model)
+    _written(Path(folder))
 
 
 def exists(folder: str | Path) -> bool:
@@ -103,21 +193,15 @@ def recorded_net(folder: str | Path) -> Any:
 
 def recorded_shape(folder: str | Path) -> tuple[int, ...]:
     """The shape of one sample, as the manifest in folder says."""
-    shape = _manifest(Path(folder)).get("shape")
-    if not isinstance(shape, list) or not all(isinstance(n, int) for n in shape):
-        raise ValueError(f"{Path(folder) / MANIFEST} does not say the shape of a sample, got {shape!r}")
-    return tuple(shape)
+    return _shape(_manifest(Path(folder)).get("shape"))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(f"checkpoint must be a folder with a {MANIFEST}, got {str(folder)!r}")
-    try:
-        manifest = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != f"{package}-checkpoint":
+    manifest = unsealed(path.read_bytes(), path)
+    if manifest.get("format") != f"{package}-checkpoint":
         raise ValueError(f"{path} is not the manifest of a checkpoint")
     if manifest.get("version") != VERSION:
         raise ValueError(f"{path} has version {manifest.get('version')!r}, this program reads version {VERSION}")
@@ -126,7 +210,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _tensors(folder: Path, listed: Any, name: str) -> dict[str, Tensor]:
     try:
-        file, digest = str(listed[name]["file"]), listed[name]["sha256"]
+        file, said = str(listed[name]["file"]), listed[name][SEAL]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / MANIFEST} names no {name} file") from error
     path = folder / Path(file).name
@@ -137,7 +221,7 @@ def _tensors(folder: Path, listed: Any, name: str) -> dict[str, Tensor]:
         tensors = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged or is no safetensors file ({error}); pickles are never read") from error
-    if hashlib.sha256(content).hexdigest() != digest:
+    if digest(content) != said:
         raise ValueError(f"{path} is damaged: its sha256 is not the one in {MANIFEST}")
     return tensors
 
@@ -152,22 +236,28 @@ def load(folder: str | Path, net: nn.Module | None = None, device: torch.device 
     manifest = _manifest(folder)
     tensors = _tensors(folder, manifest.get("files"), "weights")
     try:
-        made = net or _network(manifest["net"])
+        made = net if net is not None else _network(manifest["net"], sum(v.numel() for v in tensors.values()))
         sde, predicts = build(LinearSDE, manifest["sde"]), build(Parametrisation, manifest["predicts"])
         kind = subclass(ScoreModel, manifest["model"])
         model = kind(made, sde, predicts, build(Clock, manifest["clock"]))
-        model.load_state_dict(tensors)
-        quantized, source = (
+        fill(model, tensors)
+        quantized, source, around = (
             build(base, manifest[key]) if manifest[key] else None
-            for base, key in ((Quantized, "quantized"), (Source, "source"))
+            for base, key in ((Quantized, "quantized"), (Source, "source"), (Reference, "around"))
         )
-        shape, notes = tuple(manifest["shape"]), manifest["notes"]
+        shape, notes = _shape(manifest["shape"]), manifest["notes"]
     except KeyError as error:
         raise ValueError(f"{folder / MANIFEST} lacks {error}") from error
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{folder / MANIFEST} does not give a model: {error}") from error
     model = model.to(device).eval().requires_grad_(False)
-    return Checkpoint(model, shape, quantized, source, notes, manifest["files"]["weights"]["sha256"])
+    return Checkpoint(model, shape, quantized, source, notes, model.around or around, _digest(manifest))
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Of the model, whatever is noted or kept beside it."""
+    said = {k: v for k, v in manifest.items() if k not in ("notes", "files", "source")}
+    return identity({**said, "weights": manifest["files"]["weights"][SEAL]})
 
 
 def load_state(folder: str | Path) -> dict[str, Tensor]:
@@ -176,8 +266,39 @@ def load_state(folder: str | Path) -> dict[str, Tensor]:
     return _tensors(folder, _manifest(folder).get("files"), "state")
 
 
-def _network(described: dict[str, Any]) -> nn.Module:
+def _shape(said: Any) -> tuple[int, ...]:
+    if not isinstance(said, list) or not said or not all(type(n) is int and n > 0 for n in said):
+        raise ValueError(f"shape must be that of a sample, got {said!r}")
+    return tuple(said)
+
+
+def _network(described: dict[str, Any], numbers: int) -> nn.Module:
+    """The network that is described; one of the package has no more numbers than there are in the file, which is known
+    before memory is taken for them.
+    """
     config = described["config"]
     if not isinstance(config, dict):
         raise ValueError(f"its network {described['class']!r} has no recorded arguments: give `net` to load")
-    return subclass(Network, described["class"])(**config)
+    make = subclass(Network, described["class"])
+    if make.__module__.startswith(f"{package}."):
+        with _at_most(numbers), torch.device("meta"):
+            make(**config)
+    return make(**config)
+
+
+@contextmanager
+def _at_most(numbers: int) -> Iterator[None]:
+    """Inside, modules with parameters of more than so many numbers raise ValueError while they are made."""
+    total = 0
+
+    def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal total
+        total += parameter.numel() if parameter is not None else 0
+        if total > 2 * numbers:  # a module may replace what it has registered
+            raise ValueError(f"its network would have more numbers than the {numbers} of the file of its weights")
+
+    hook = register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import digest
 from .quantize import Quantized
 from .shapes import count, number
+from .values import identity
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,15 @@ class Dataset:
         """The number of labels, 0 for none."""
         labels = (self.train_labels, self.held_out_labels)
         return max((int(y.max()) + 1 for y in labels if y is not None and len(y)), default=0)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all samples and labels, which tells these data from any others, wherever they lie."""
+        parts = (self.train, self.held_out, self.train_labels, self.held_out_labels)
+        said = [identity([None if x is None else (str(x.dtype), list(x.shape)) for x in parts])]
+        return digest(
+            "".join([*said, repr(self.quantized)]).encode(), *(x.numpy().data for x in parts if x is not None)
+        )
 
 
 class Source(ABC):

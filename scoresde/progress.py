@@ -16,17 +16,52 @@ def bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
     return tqdm(iterable, mininterval=0.1 if live else 30.0, dynamic_ncols=live, **options)
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that asks the process to end, as `kill`, a cluster or a closed terminal send it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+ASKING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, a signal that asks the process to end raises `Stopped`, as one from the keyboard raises its
+    KeyboardInterrupt, so that what is done can be saved; a handler that somebody has set stays.
+    """
+
+    def stop(number: int, _: Any) -> None:
+        raise Stopped(number)
+
+    with _handled({number: stop for number in ASKING if signal.getsignal(number) is signal.SIG_DFL}):
+        yield
+
+
 @contextmanager
 def unbroken() -> Iterator[None]:
-    """Inside, an interrupt from the keyboard waits until the end, so that what belongs together changes together."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is interrupted
-        return
+    """Inside, such signals and an interrupt from the keyboard wait until the end, so that what belongs together changes
+    together.
+    """
     came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    waiting = [number for number in (signal.SIGINT, *ASKING) if callable(signal.getsignal(number))]
+    with _handled({number: lambda number, _: came.append(number) for number in waiting}):
+        yield
+    if came:
+        signal.raise_signal(came[0])
+
+
+@contextmanager
+def _handled(handlers: dict[int, Any]) -> Iterator[None]:
+    """Inside, these handlers; in the main thread, since no other is interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
-    if came:
-        signal.raise_signal(signal.SIGINT)
+        for number, handler in before.items():
+            signal.signal(number, handler)

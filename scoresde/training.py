@@ -1,14 +1,16 @@
 """Training a score model by denoising score matching.
 
-Step k draws its batch, times and noise from a generator seeded by (seed, k) alone, for the whole batch: a training that
-was interrupted and resumed is the same training, and so is one spread over several processes, each of which takes its
-rows of the batch (`torchrun --nproc-per-node 2 ...`), to the rounding of sums.
+Step k draws its batch, times and noise from a generator seeded by (seed, k) alone, for the whole batch, and so are the
+global generators seeded that a network may draw from, as dropout does: a training that was interrupted and resumed is
+the same training, and so is one spread over several processes, each of which takes its rows of the batch
+(`torchrun --nproc-per-node 2 ...`), to the rounding of sums, if its network draws nothing.
 """
 
 import copy
 import math
+import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -19,13 +21,26 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import Checkpoint, exists, load, load_state, recorded_net, require_savable, save
+from .checkpoint import (
+    Checkpoint,
+    exists,
+    fill,
+    inside,
+    load,
+    load_state,
+    recorded_net,
+    require_savable,
+    save,
+    tensors_of,
+)
 from .data import Dataset, Source
+from .files import alone
 from .loss import LogNormal, Times, Weight, dsm
 from .model import ScoreModel
 from .nn import Network, drop_labels
 from .noise import iid
-from .progress import bar, unbroken
+from .progress import bar, stoppable, unbroken
+from .reference import Reference
 from .shapes import count, number
 from .values import describe
 
@@ -40,8 +55,8 @@ class Settings:
     """Samples a step, over all processes together."""
     lr: float = 4e-3
     """The learning rate of Adam, after warm-up and before its linear decay to 0."""
-    warmup: int = 100
-    """Steps over which the learning rate rises from 0."""
+    warmup: int | None = None
+    """Steps over which the learning rate rises from 0: 100, or all if there are fewer, unless given."""
     decay: float = 0.5
     """The share of the steps, at the end, over which it falls to 0."""
     beta2: float = 0.99
@@ -66,7 +81,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
             count(name, getattr(self, name))
-        count("warmup", self.warmup, least=0)
+        if self.warmup is not None and count("warmup", self.warmup, least=0) > self.steps:
+            raise ValueError(f"warmup must not be longer than the training of {self.steps} steps, got {self.warmup}")
         count("seed", self.seed, least=0)
         number("lr", self.lr, above=0)
         number("clip", self.clip, above=0)
@@ -77,8 +93,9 @@ class Settings:
 
     def lr_factor(self, step: int) -> float:
         """The learning rate of step 1, 2, ... in units of `lr`."""
+        rising = min(100, self.steps) if self.warmup is None else self.warmup
         left = (self.steps - step + 1) / max(1.0, self.decay * self.steps)
-        return min(1.0, step / max(1, self.warmup), left)
+        return min(1.0, step / max(1, rising), left)
 
     def ema_rate(self, step: int) -> float:
         """The share by which the average moves at a step: 1 - 2^(-1/(ema step))."""
@@ -144,7 +161,7 @@ class _Run:
     def __init__(self, model: ScoreModel, data: Dataset, settings: Settings, share: _Share) -> None:
         self.model, self.data, self.settings, self.share, self.step = model.train(), data, settings, share, 0
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        fused = share.device.type in ("cpu", "cuda")
+        fused = share.device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in model.parameters())
         self.optimizer = torch.optim.Adam(model.parameters(), settings.lr, betas=(0.9, settings.beta2), fused=fused)
         loss = _Loss(model, settings.weight, settings.bf16)
         self.loss: nn.Module = loss if share.world == 1 else DistributedDataParallel(loss)
@@ -152,11 +169,13 @@ class _Run:
 
     def advance(self) -> Tensor:
         """One step; its loss."""
-        loss = self.loss(*self._batch(self.step + 1))
+        batch = self._batch(self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * self.settings.lr_factor(self.step + 1)
         self.optimizer.zero_grad()
-        loss.backward()
+        with _drawing(self.settings.seed, self.step + 1, self.share), torch.enable_grad():
+            loss = self.loss(*batch)
+            loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         with unbroken(), torch.no_grad():
             self.optimizer.step()
@@ -188,12 +207,15 @@ class _Run:
             if not all(p.isfinite().all() for p in part.parameters()):
                 raise RuntimeError(f"the weights are not finite after step {self.step}: lower lr, or look at the data")
         if folder is not None and self.share.rank == 0:
-            notes = {"step": self.step, "settings": describe(self.settings)}
-            save(folder, Checkpoint(self.average, self.data.shape, self.data.quantized, source, notes), self._state())
+            notes = {"step": self.step, "settings": describe(self.settings), "data": self.data.digest}
+            around = self.average.around or _around(self.data)
+            made = Checkpoint(self.average, self.data.shape, self.data.quantized, source, notes, around)
+            with unbroken():
+                save(folder, made, self._state())
 
     def _state(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside the average, flat."""
-        flat = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        flat = {f"model.{k}": v for k, v in tensors_of(self.model).items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             flat |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
         return flat
@@ -202,23 +224,26 @@ class _Run:
         """The inverse of `save`. Raises ValueError unless the checkpoint is one of this training."""
         if folder is None or not exists(folder):
             raise ValueError(f"resume needs a folder with a checkpoint, got {folder!r}")
-        recorded, net = recorded_net(folder), self.average.net
+        recorded, net = recorded_net(folder), inside(self.average.net)
         if isinstance(net, Network) and recorded != {"class": type(net).__name__, "config": net.config}:
             raise ValueError(f"net must be as in {folder} to resume, {recorded!r}, got {net.config!r}")
         found = load(folder, net=copy.deepcopy(net))
         was, now = dict(found.notes.get("settings", {})), describe(self.settings)
         for name in ("sde", "predicts", "clock"):
             was[name], now[name] = (describe(getattr(model, name)) for model in (found.model, self.model))
-        was["source"], now["source"] = describe(found.source), describe(source)
-        for name in ("source", *now):  # first, since other data change other settings too
-            if was.get(name) != now[name]:
+        was["data"], now["data"] = found.notes.get("data"), self.data.digest
+        was["types"], now["types"] = (
+            [str(v.dtype) for v in m.state_dict().values()] for m in (found.model, self.model)
+        )
+        for name in ("data", *now):  # first, since other data change other settings too
+            if was.get(name) != now[name] and not (name == "steps" and now[name] > was[name]):
                 raise ValueError(f"{name} must be as in {folder} to resume, {was.get(name)!r}, got {now[name]!r}")
         self.step = found.notes["step"]
-        self.average.load_state_dict(found.model.state_dict())
+        fill(self.average, tensors_of(found.model))
         self._restore(load_state(folder))
 
     def _restore(self, flat: dict[str, Tensor]) -> None:
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in flat.items() if k.startswith("model.")})
+        fill(self.model, {k.removeprefix("model."): v for k, v in flat.items() if k.startswith("model.")})
         state: dict[int, dict[str, Tensor]] = {}
         for key, v in flat.items():
             if key.startswith("optimizer."):
@@ -241,36 +266,69 @@ def train(
 ) -> ScoreModel:
     """Train model on data.train, where its parameters are, and return a copy with the averaged weights.
 
-    folder: where checkpoints go, every `save_every` seconds and when the training ends or is interrupted; the loss goes
-    to TensorBoard there if that is installed. source: recorded in the checkpoint. resume: go on from the checkpoint in
-    folder, which must have been made with the same settings, process and source. on_step: called with the step and its
-    loss.
+    folder: where checkpoints go, every `save_every` seconds and when the training ends or is interrupted, from the
+    keyboard or by SIGTERM or SIGHUP; the loss goes to TensorBoard there if that is installed. source: recorded in the
+    checkpoint. resume: go on from the checkpoint in folder, which must have been made with the same data, settings and
+    process, but that `steps` may grow: what is left of the schedule is then that of the longer training. on_step:
+    called with the step and its loss.
 
-    Raises ValueError before work starts if settings, data and model do not fit together, or folder holds a checkpoint
-    that is not to be resumed; RuntimeError, leaving the last good checkpoint, if the loss or a weight is not finite.
+    Raises ValueError before work starts if settings, data and model do not fit together, folder holds a checkpoint that
+    is not to be resumed, or another process trains there; RuntimeError, leaving the last good checkpoint, if the loss
+    or a weight is not finite.
     """
-    run = _started(model, data, settings, folder, source, resume)
-    first, saved = run.share.rank == 0, monotonic()
-    shown = bar(total=settings.steps, initial=run.step, desc="train", disable=not progress or not first, unit="step")
-    with shown, _log(folder if first else None) as log:
-        try:
-            while run.step < settings.steps:
-                loss = run.advance()
-                shown.update()
-                if run.step % 50 == 0 or run.step == settings.steps:
-                    _require_finite(loss, run.step)
-                    shown.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                    log(run.step, float(loss))
-                if on_step:
-                    on_step(run.step, float(loss))
-                if monotonic() - saved > save_every:
-                    run.save(folder, source)
-                    saved = monotonic()
-            run.save(folder, source)
-        except KeyboardInterrupt:
-            run.save(folder, source)
-            raise
+    number("save_every", save_every)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    with alone(Path(folder)) if folder is not None and first else nullcontext(), stoppable():
+        run = _started(model, data, settings, folder, source, resume)
+        saved = monotonic()
+        shown = bar(
+            total=settings.steps, initial=run.step, desc="train", disable=not progress or not first, unit="step"
+        )
+        with shown, _log(folder if first else None) as log:
+            try:
+                while run.step < settings.steps:
+                    loss = run.advance()
+                    shown.update()
+                    if run.step % 50 == 0 or run.step == settings.steps:
+                        _require_finite(loss, run.step)
+                        shown.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                        log(run.step, float(loss))
+                    if on_step:
+                        on_step(run.step, float(loss))
+                    if monotonic() - saved > save_every:
+                        run.save(folder, source)
+                        saved = monotonic()
+                run.save(folder, source)
+            except KeyboardInterrupt:
+                run.save(folder, source)
+                raise
     return run.average
+
+
+@contextmanager
+def _drawing(seed: int, step: int, share: _Share) -> Iterator[None]:
+    """Inside, the global generators of torch, NumPy and Python start from (seed, step) and the process's rank; outside
+    they are as before.
+    """
+    start = int(np.random.SeedSequence([seed, step, share.rank, 2]).generate_state(1)[0])
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[share.device] if share.device.type == "cuda" else []):
+        torch.manual_seed(start)
+        np.random.seed(start)
+        random.seed(start)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+def _around(data: Dataset) -> Reference | None:
+    """The Gaussian around the data, if they tell one."""
+    try:
+        return Reference.fit(data.train)
+    except ValueError:  # one sample, or many that are the same
+        return None
 
 
 def _require_finite(loss: Tensor, step: int) -> None:
@@ -286,7 +344,7 @@ def _started(
         raise ValueError(f"folder must hold no checkpoint unless resume is asked for, got {str(folder)!r}")
     share = _share(model, data, settings)
     if folder is not None:
-        require_savable(Checkpoint(model, data.shape, data.quantized, source))
+        require_savable(Checkpoint(model, data.shape, data.quantized, source), folder)
     run = _Run(model, data, settings, share)
     if resume:
         run.resume(folder, source)
@@ -303,6 +361,13 @@ def _share(model: ScoreModel, data: Dataset, settings: Settings) -> _Share:
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError(f"model must have parameters to train, but {type(model.net).__name__} has none")
+    if half := [p for p in parameters if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)]:
+        raise ValueError(
+            f"net must have weights in float32 or float64 to be trained, got {half[0].dtype}, in which small steps and "
+            "the average of the weights round away: bf16=True computes in bfloat16 from such weights"
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError("training needs gradients, and torch.inference_mode has none: train outside of it")
     device, classes = parameters[0].device, getattr(model.net, "classes", 0)
     if 0 < classes < data.classes:
         raise ValueError(f"net must have a class for each of the {data.classes} labels, got {classes}")
@@ -310,7 +375,7 @@ def _share(model: ScoreModel, data: Dataset, settings: Settings) -> _Share:
     try:
         with torch.no_grad():
             copy.deepcopy(model).eval().eps(data.train[:1].to(device), t)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever a network of one's own may raise
         raise ValueError(f"net must take samples of shape {data.shape}: {error}") from error
     return _Share(device, rank, world)
 

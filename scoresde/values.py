@@ -1,9 +1,8 @@
-"""Values as JSON and back, and files that are whole or not there."""
+"""Values as JSON and back, sealed: what was changed on the way is told from what was written."""
 
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
@@ -11,6 +10,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
+
+from .files import digest
 
 
 def describe(value: Any) -> Any:
@@ -60,9 +61,10 @@ def build(base: type, described: Any) -> Any:
     if not dataclasses.is_dataclass(cls):
         raise ValueError(f"{cls.__name__} is no dataclass, so its fields cannot be read back")
     hints, values = get_type_hints(cls), {k: v for k, v in described.items() if k != "class"}
-    unknown = set(values) - {f.name for f in dataclasses.fields(cls) if f.init}
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no field {min(unknown)!r}")
+    fields = {f.name for f in dataclasses.fields(cls) if f.init}
+    for names, wrong in ((values.keys() - fields, "has no field"), (fields - values.keys(), "lacks the field")):
+        if names:
+            raise ValueError(f"{cls.__name__} {wrong} {min(names)!r}")
     return cls(**{name: _field(hints[name], v) for name, v in values.items()})
 
 
@@ -80,42 +82,58 @@ def _tuples(v: Any) -> Any:
     return tuple(map(_tuples, v)) if isinstance(v, list) else v
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file so that the path never holds a part of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 NOT_FINITE = {str(v): v for v in (math.inf, -math.inf, math.nan)}
+SEAL = "sha256"
 
 
-def dumps(value: Any) -> bytes:
-    """`describe` as the content of a file, in which numbers that are not finite are strings."""
-    return json.dumps(_each(describe(value), _spell), indent=1, allow_nan=False).encode()
+def plain(value: Any) -> Any:
+    """`describe` as it comes back from a file, in which a number that is not finite, since JSON has none, is
+    {"number": how it is spelled}.
+    """
+    return json.loads(json.dumps(_each(describe(value), _spell), allow_nan=False))
 
 
-def loads(content: bytes) -> Any:
-    """What `dumps` said, for `build`."""
-    return _each(json.loads(content), _read)
+def identity(value: Any) -> str:
+    """The sha256 of a value as `plain` says it, whatever the order of its keys."""
+    return digest(json.dumps(plain(value), sort_keys=True).encode())
+
+
+def sealed(value: Any) -> bytes:
+    """The content of a file that holds a value as a JSON object, together with its own `identity`."""
+    said = plain(value)
+    return json.dumps({**said, SEAL: identity(said)}, indent=1).encode()
+
+
+def unsealed(content: bytes, name: str | Path) -> dict[str, Any]:
+    """What `sealed` was told. Raises ValueError, naming the file, unless content is strict JSON of an object with the
+    seal that it must have.
+    """
+    try:
+        said = json.loads(content, parse_constant=_refuse)
+        if not isinstance(said, dict):
+            raise ValueError("it is no object")
+        seal = said.pop(SEAL, None)
+        if seal != identity(said):
+            raise ValueError(f"its {SEAL} is not that of what it says")
+        return _each(said, _read)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is damaged ({error}), or is no file of this program") from error
+
+
+def _refuse(spelled: str) -> Any:
+    raise ValueError(f"{spelled} is no JSON")
 
 
 def _spell(v: Any) -> Any:
-    return str(v) if isinstance(v, float) and not math.isfinite(v) else v
+    return {"number": str(v)} if isinstance(v, float) and not math.isfinite(v) else v
 
 
 def _read(v: Any) -> Any:
-    return NOT_FINITE.get(v, v) if isinstance(v, str) else v
+    return NOT_FINITE.get(v["number"], v) if isinstance(v, dict) and v.keys() == {"number"} else v
 
 
 def _each(v: Any, f: Callable[[Any], Any]) -> Any:
-    """JSON with f of every value in it."""
+    """JSON with f of every value in it, from within."""
     if isinstance(v, dict):
-        return {k: _each(item, f) for k, item in v.items()}
+        return f({k: _each(item, f) for k, item in v.items()})
     return [_each(item, f) for item in v] if isinstance(v, list) else f(v)

@@ -36,13 +36,13 @@ from scoresde import (
     Tabulated,
     loss,
 )
-from scoresde import checkpoint as module
 from scoresde import nn as networks
-from scoresde.checkpoint import MANIFEST, Checkpoint, exists, load, load_state, save
+from scoresde.checkpoint import MANIFEST, Checkpoint, exists, load, load_state, require_savable, save
 from scoresde.data import Array, Checkerboard, Digits, Images, Moons, Ring, Source, SwissRoll
+from scoresde.files import write
 from scoresde.model import Clock, Data, EnergyModel, LogSNR, Parametrisation, ScoreValue, Steps, TwoHeads, Velocity
 from scoresde.process import TabulatedVE
-from scoresde.values import build, describe, write
+from scoresde.values import SEAL, build, describe, identity, sealed, unsealed
 
 # describe and build
 
@@ -141,14 +141,15 @@ def test_every_class_is_drawn(base):
         (LinearSDE, {"class": "object"}, "class must be a known LinearSDE"),
         (LinearSDE, {"class": ["VP"]}, "class must be a known LinearSDE"),
         (LinearSDE, {"class": "LinearSDE"}, "LinearSDE is no dataclass"),
-        (LinearSDE, {"class": "VP", "beta": 3.0}, "VP has no field 'beta'"),
+        (LinearSDE, {"class": "VP", "beta_min": 0.1, "beta_max": 20.0, "beta": 3.0}, "VP has no field 'beta'"),
         (LinearSDE, {"class": "Tabulated", "betas": [0.1], "knots": [0.0]}, "Tabulated has no field 'knots'"),
-        (LinearSDE, {"class": "VP", "beta_min": "0.1"}, "beta_min must"),
-        (LinearSDE, {"class": "VP", "beta_min": {"class": "VP"}}, "class must be a known float"),
+        (LinearSDE, {"class": "VP", "beta_min": "0.1", "beta_max": 20.0}, "beta_min must"),
+        (LinearSDE, {"class": "VP", "beta_min": {"class": "VP"}, "beta_max": 1.0}, "class must be a known float"),
+        (LinearSDE, {"class": "VP", "beta_min": 0.1}, "VP lacks the field 'beta_max'"),
         (LinearSDE, {"beta_min": 0.1}, "must be described by an object with a class"),
         (LinearSDE, ["VP"], "must be described by an object with a class"),
         (Clock, {"class": "VP"}, "class must be a known Clock"),
-        (Source, {"class": "Array", "path": {"class": "Path"}}, "is no dataclass"),
+        (Source, {**describe(Array("a.npy")), "path": {"class": "Path"}}, "is no dataclass"),
     ],
 )
 def test_build_errors(base, described, said):
@@ -237,8 +238,9 @@ def test_save_and_load(tmp_path, kind):
     assert not found.model.training and not any(p.requires_grad for p in found.model.parameters())
     read = load_state(tmp_path)
     assert read.keys() == state.keys() and all(torch.equal(read[k], state[k]) for k in state)
-    (weights,) = tmp_path.glob("weights-*")
-    assert found.digest == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert found.digest == load(tmp_path, net=again() if again else None).digest
+    save(tmp_path, dataclasses.replace(saved, model=ScoreModel(model.net, VE(0.02, 31.0), Karras(around))), state)
+    assert found.digest != load(tmp_path, net=again() if again else None).digest  # the same weights, another model
 
 
 class Doubled(networks.Network):
@@ -315,7 +317,8 @@ def test_saving_again_replaces(tmp_path):
     for seed in (1, 2):
         torch.manual_seed(seed)
         model = ScoreModel(filled(networks.MLP((2,), 4, 1)), VP())
-        (tmp_path / f".weights-1.{seed}.part").write_bytes(b"a part of a file")
+        for old in tmp_path.glob("weights-*"):
+            (tmp_path / f".{old.name}.{seed}.part").write_bytes(b"what a kill left over")
         save(tmp_path, Checkpoint(model, (2,)), {"seed": torch.tensor(seed)})
     assert exists(tmp_path)
     assert load_state(tmp_path)["seed"] == 2
@@ -400,7 +403,7 @@ def test_manifest_with_another_entry(saved, data):
     """A manifest with any entry missing or replaced by any JSON either gives a model, or is refused by name."""
     with tempfile.TemporaryDirectory() as name:
         folder = copied(saved, name)
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = manifest_in(folder)
         *path, last = data.draw(st.sampled_from(sorted(places(manifest))))
         inner = manifest
         for key in path:
@@ -409,26 +412,30 @@ def test_manifest_with_another_entry(saved, data):
             del inner[last]
         else:
             inner[last] = data.draw(JSON)
-        (folder / MANIFEST).write_text(json.dumps(manifest))
+        (folder / MANIFEST).write_bytes(sealed(manifest))
         try:
             assert isinstance(load(folder).model, ScoreModel)
         except ValueError as error:
             assert str(folder) in str(error)
 
 
+def manifest_in(folder):
+    return unsealed((folder / MANIFEST).read_bytes(), "it")
+
+
 def edited(saved, folder, edit):
-    """A copy of the checkpoint whose manifest was edited."""
+    """A copy of the checkpoint whose manifest was written anew, with another content."""
     folder = copied(saved, folder)
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = manifest_in(folder)
     edit(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_bytes(sealed(manifest))
     return folder
 
 
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda m: m.update(version=1), "has version 1, this program reads version 2"),
+        (lambda m: m.update(version=1), "has version 1, this program reads version 3"),
         (lambda m: m.pop("version"), "has version None"),
         (lambda m: m.update(format="other"), "is not the manifest of a checkpoint"),
         (lambda m: m["sde"].update({"class": "Popen"}), "does not give a model: class must be a known LinearSDE"),
@@ -436,6 +443,10 @@ def edited(saved, folder, edit):
         (lambda m: m["net"].update({"class": "Linear"}), "does not give a model: class must be a known Network"),
         (lambda m: m["net"].update({"class": "Popen"}), "does not give a model: class must be a known Network"),
         (lambda m: m["net"]["config"].update(depth=2), "(?s)does not give a model: .*blocks.1"),
+        (lambda m: m["net"]["config"].update(depth=10**8), "does not give a model: .* more numbers than the"),
+        (lambda m: m["net"]["config"].update(width=10**9), "does not give a model: .* more numbers than the"),
+        (lambda m: m.update(shape=[2, 0]), "does not give a model: shape must be that of a sample"),
+        (lambda m: m.update(shape=2), "does not give a model: shape must be that of a sample"),
         (lambda m: m["net"]["config"].update(colour="red"), "does not give a model: .*colour"),
         (lambda m: m["predicts"].update({"class": "VP"}), "does not give a model: class must be a known Param"),
         (lambda m: m["predicts"].update(around=0.5), "does not give a model: around must be a Reference"),
@@ -443,6 +454,7 @@ def edited(saved, folder, edit):
         (lambda m: m["predicts"]["around"].update(size=[[0, -1]]), "does not give a model: size must"),
         (lambda m: m["sde"].update(beta=1.0), "does not give a model: VP has no field 'beta'"),
         (lambda m: m["sde"].update(beta_min=30.0), "does not give a model: beta_max must"),
+        (lambda m: m["sde"].pop("beta_min"), "does not give a model: VP lacks the field 'beta_min'"),
         (lambda m: m["source"].update({"class": "Toy"}), "does not give a model"),
         (lambda m: m.pop("clock"), "lacks 'clock'"),
         (lambda m: m["files"].pop("weights"), "names no weights file"),
@@ -489,9 +501,9 @@ def test_pickle_does_not_run(saved, tmp_path, writer, listed):
     file = file_of(folder, "weights")
     writer(Trap(mark), file)
     if listed:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = manifest_in(folder)
         manifest["files"]["weights"]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
-        (folder / MANIFEST).write_text(json.dumps(manifest))
+        (folder / MANIFEST).write_bytes(sealed(manifest))
     with pytest.raises(ValueError, match="pickles are never read") as error:
         load(folder)
     assert str(file) in str(error.value) and not mark.exists()
@@ -508,9 +520,9 @@ def test_files_outside_the_folder_are_not_read(saved, tmp_path, way):
     outside = tmp_path / "up" / file.name if "up" in way else tmp_path / file.name
     outside.parent.mkdir(exist_ok=True)
     file.rename(outside)
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = manifest_in(folder)
     manifest["files"]["weights"]["file"] = str(outside) if way == "absolute" else way.format(file.name)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_bytes(sealed(manifest))
     with pytest.raises(ValueError, match=f"copy/{file.name} is missing"):
         load(folder)
 
@@ -521,6 +533,176 @@ def test_file_names_that_are_none(saved, tmp_path, name):
     folder = edited(saved, tmp_path, lambda m: m["files"]["weights"].update(file=name))
     with pytest.raises(ValueError, match=f"{folder}.* is missing"):
         load(folder)
+
+
+# the seal, and what is written
+
+
+def test_a_changed_manifest_is_refused_or_the_same(saved, tmp_path):
+    """Of all single bits of a manifest, each that is turned over is either seen, and the file named, or without effect:
+    the model that comes back is the one that was saved.
+    """
+    folder = copied(saved, tmp_path)
+    file, model, g = folder / MANIFEST, load(saved).model, torch.Generator().manual_seed(0)
+    content, x, seen = file.read_bytes(), torch.ones(1, 2), 0
+    every = torch.randperm(8 * len(content), generator=g)[:1500].tolist()
+    for bit in every:
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(bytes(flipped))
+        try:
+            found = load(folder)
+            assert torch.equal(found.model(x, 0.5), model(x, 0.5)) and found.digest == load(saved).digest
+        except ValueError as error:
+            assert str(file) in str(error)
+            seen += 1
+    assert seen > 0.7 * len(every)  # blanks may change
+
+
+@pytest.mark.parametrize("value", [{"a": [1, 2.5, None, True, "x"]}, {"a": math.inf, "b": [-math.inf, {"c": 1e-300}]}])
+def test_seals(value):
+    """What was sealed is read again, whatever its order and layout; and a bare NaN, a change, a missing seal or
+    brackets without end are refused in one line that names the file.
+    """
+    content = sealed(value)
+    assert unsealed(content, "f") == value
+    shuffled = json.dumps(dict(reversed(json.loads(content).items())), indent=7).encode()
+    assert unsealed(shuffled, "f") == value and identity(value) == json.loads(content)[SEAL]
+    bad = [
+        content.replace(b'"a"', b'"z"'),
+        json.dumps(value).encode(),
+        b"[" * 10**6,
+        b'{"a": NaN}',
+        b"[]",
+        b"",
+        b"\xff",
+    ]
+    for other in bad:
+        with pytest.raises(ValueError, match="^f is damaged") as error:
+            unsealed(other, "f")
+        assert "\n" not in str(error.value)
+
+
+def test_only_what_was_written_is_removed(tmp_path):
+    """Files of the user with names of the same pattern are there after saves, and a manifest of another program is
+    neither read nor replaced.
+    """
+    mine = ["weights-best.safetensors", "state-1.safetensors", ".notes.part", "weights-0123456789ab.safetensors"]
+    for name in mine:
+        (tmp_path / name).write_text(name)
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        save(tmp_path, Checkpoint(ScoreModel(filled(networks.MLP((2,), 4, 1)), VP()), (2,)))
+    assert all((tmp_path / name).read_text() == name for name in mine)
+    assert len(list(tmp_path.iterdir())) == len(mine) + 2
+    (tmp_path / MANIFEST).write_text('{"name": "another program"}')
+    with pytest.raises(ValueError, match=f"{MANIFEST} is damaged .* or is no file of this program"):
+        save(tmp_path, Checkpoint(ScoreModel(networks.MLP((2,), 4, 1), VP()), (2,)))
+    assert (tmp_path / MANIFEST).read_text() == '{"name": "another program"}'
+
+
+# networks as they come
+
+
+def compiled(net):
+    return torch.compile(net, backend="eager")
+
+
+class Inside(nn.Module):
+    """A network of which a part is compiled."""
+
+    def __init__(self, wrap=lambda net: net):
+        super().__init__()
+        self.part = wrap(networks.MLP((2,), 4, 1))
+
+    def forward(self, x, c):
+        return self.part(x, c)
+
+
+@pytest.mark.parametrize("wrap", [compiled, nn.DataParallel, lambda net: nn.DataParallel(compiled(net))])
+def test_wrapped_networks(tmp_path, wrap):
+    """A network that was compiled or wrapped, as a whole or in part, is saved as what is inside, and comes back plain,
+    or into one that is wrapped.
+    """
+    net = filled(networks.MLP((2,), 4, 1))
+    x, want = torch.randn(3, 2), ScoreModel(net, VP())(torch.ones(3, 2), 0.5)
+    save(tmp_path / "a", Checkpoint(ScoreModel(wrap(net), VP()), (2,)))
+    for again in (None, networks.MLP((2,), 4, 1), wrap(networks.MLP((2,), 4, 1))):
+        found = load(tmp_path / "a", net=again).model
+        assert torch.equal(found(torch.ones(3, 2), 0.5), want)
+    outer = Inside(wrap)
+    save(tmp_path / "b", Checkpoint(ScoreModel(outer, VP()), (2,)))
+    assert torch.equal(load(tmp_path / "b", net=Inside()).model(x, 0.5), ScoreModel(outer, VP())(x, 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_type_of_weights_is_kept(tmp_path, dtype):
+    """Numbers come back in the type that they were saved in, whatever type the network was made in, also tied ones."""
+    model = ScoreModel(filled(networks.MLP((2,), 8, 1)), VP()).to(dtype)
+    save(tmp_path, Checkpoint(model, (2,)))
+    found = load(tmp_path).model
+    assert {v.dtype for v in found.state_dict().values()} == {dtype}
+    assert all(torch.equal(v, found.state_dict()[k]) for k, v in model.state_dict().items())
+
+    class TiedWeights(Own):
+        def __init__(self):
+            super().__init__()
+            self.twin = nn.Linear(3, 5)
+            self.twin.weight = self.enter.weight
+
+    save(tmp_path / "tied", Checkpoint(ScoreModel(TiedWeights().to(dtype), VP()), (2,)))
+    net = load(tmp_path / "tied", net=TiedWeights()).model.net
+    assert net.twin.weight is net.enter.weight and net.twin.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_numbers_of_another_kind_are_refused(tmp_path, dtype):
+    """Whole numbers, truth values or complex numbers in place of real ones are not cast."""
+    net = Own()
+    net.low = torch.ones(3, dtype=dtype)
+    save(tmp_path, Checkpoint(ScoreModel(net, VP()), (2,)))
+    assert load(tmp_path, net=Own_with(net.low)).model.net.low.dtype == dtype
+    with pytest.raises(ValueError, match=f"'net.low' must be torch.bfloat16 of .3,., got {dtype}"):
+        load(tmp_path, net=Own())
+
+
+def Own_with(low):
+    net = Own()
+    net.low = torch.zeros_like(low)
+    return net
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_do_not_load(tmp_path, value):
+    """They would give samples that are not."""
+    net = networks.MLP((2,), 4, 1)
+    with torch.no_grad():
+        net.enter.weight[0, 0] = value
+    save(tmp_path, Checkpoint(ScoreModel(net, VP()), (2,)))
+    with pytest.raises(ValueError, match=f"{MANIFEST} does not give a model: 'net.enter.weight' must hold finite"):
+        load(tmp_path)
+
+
+class Scaled(Own):
+    """A network whose extra state is no tensor."""
+
+    def get_extra_state(self):
+        return {"amax": 1.0}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_state_that_cannot_be_saved_is_named(tmp_path):
+    """Extra state that is no tensor, and tensors that are not plain, are refused before anything is written."""
+    sparse = Own()
+    sparse.low = torch.eye(3).to_sparse()
+    for net, said in ((Scaled(), "'net._extra_state' is dict"), (sparse, "'net.low' is a torch.sparse_coo tensor")):
+        checkpoint = Checkpoint(ScoreModel(net, VP()), (2,))
+        for refuse in (save, lambda folder, checkpoint: require_savable(checkpoint, folder)):
+            with pytest.raises(ValueError, match=said):
+                refuse(tmp_path / "new", checkpoint)
+    assert not (tmp_path / "new").exists()
 
 
 # interruption
@@ -549,8 +731,6 @@ def stages(monkeypatch, at):
     wrap(os, "fsync", half=lambda fd: os.ftruncate(fd, 10))
     wrap(Path, "replace")
     wrap(Path, "open")
-    wrap(module.safetensors.torch, "save")
-    wrap(module.json, "dumps")
     return calls
 
 
@@ -577,9 +757,12 @@ def test_crash_at_every_stage(tmp_path):
         assert not [f.name for f in folder.iterdir() if f.name.endswith(".part")]
         save(folder, Checkpoint(models[2], (2,)), {"seed": torch.tensor(2)})
         assert len(list(folder.iterdir())) == 3  # what the crash left is gone
+        (folder / "weights-mine.safetensors").write_bytes(b"not written by save")
+        save(folder, Checkpoint(models[1], (2,)))
+        assert sorted(f.name.split("-")[0] for f in folder.iterdir()) == [MANIFEST, "weights", "weights"]
         if done:
             break
-    assert crashed == next(calls) == 13  # the check; making, open, fsync and replace of three files
+    assert crashed == next(calls)
 
 
 def test_crash_while_old_files_are_removed(tmp_path, monkeypatch):
@@ -631,6 +814,7 @@ def test_what_cannot_be_saved_fails_before_anything_is_written(tmp_path):
 
 def test_two_classes_of_one_name_are_refused():
     """A class that shares its name with another of the same kind is never taken for it."""
+    described = {"class": "VP", "beta_min": 0.1, "beta_max": 20.0}
 
     @dataclasses.dataclass(frozen=True)
     class VP(LinearSDE):
@@ -642,8 +826,8 @@ def test_two_classes_of_one_name_are_refused():
 
     try:
         with pytest.raises(ValueError, match="is both"):
-            build(LinearSDE, {"class": "VP"})
+            build(LinearSDE, described)
     finally:
         del VP
         gc.collect()
-    build(LinearSDE, {"class": "VP"})
+    build(LinearSDE, described)

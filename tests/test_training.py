@@ -1,13 +1,16 @@
 """A training is decided by its settings: interrupted, spread over processes or repeated, it is the same training."""
 
 import dataclasses
+import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +18,7 @@ from torch import nn
 import scoresde.training as module
 from scoresde import VE, VP, Epsilon, Karras, Quantized, Reference, ScoreModel, SubVP, loss
 from scoresde.checkpoint import load, load_state
-from scoresde.data import Dataset, Moons, Ring
+from scoresde.data import Dataset, Ring
 from scoresde.exact import Gaussian
 from scoresde.model import Data, LogSNR, ScoreValue
 from scoresde.nn import MLP
@@ -32,7 +35,7 @@ def data(n=100, seed=0):
 
 def model(seed=0, sde=VP(), net=None, predicts=Karras(Reference(std=0.5)), clock=LogSNR()):
     with seeded(seed):
-        return ScoreModel(net or MLP((2,), 8, 1), sde, predicts, clock)
+        return ScoreModel(MLP((2,), 8, 1) if net is None else net, sde, predicts, clock)
 
 
 def run(settings=SHORT, seed=0, **options):
@@ -79,7 +82,7 @@ def test_resumed_is_uninterrupted(tmp_path, kind, at):
     for i in range(len(at)):
         with pytest.raises(kind):
             run(seed=i, resume=(folder / "manifest.json").exists(), **options)  # the first weights are those saved
-        if i == 0 and not folder.exists():
+        if i == 0 and not (folder / "manifest.json").exists():
             assert kind is Stop and at[0] == 1
             with pytest.raises(ValueError, match="^resume needs a folder with a checkpoint"):
                 run(resume=True, **options)
@@ -144,7 +147,7 @@ def test_weight_is_one_on_the_output_unless_given(predicts):
 
 
 CHANGES = {
-    "steps": 41, "batch": 8, "lr": 1e-3, "warmup": 6, "decay": 0.4, "beta2": 0.9, "clip": 2.0, "ema": 0.1,
+    "steps": 39, "batch": 8, "lr": 1e-3, "warmup": 6, "decay": 0.4, "beta2": 0.9, "clip": 2.0, "ema": 0.1,
     "weight": loss.Simple(), "times": loss.UniformTime(), "stratified": False, "label_dropout": 0.2,
     "bf16": True, "seed": 2,
 }  # fmt: skip
@@ -155,17 +158,19 @@ def test_every_setting_can_be_changed():
     assert CHANGES.keys() == {f.name for f in dataclasses.fields(Settings)}
 
 
-@pytest.mark.parametrize("name", [*CHANGES, "sde", "predicts", "clock", "source"])
+@pytest.mark.parametrize("name", [*CHANGES, "sde", "predicts", "clock", "data", "types"])
 def test_resuming_another_training(tmp_path, name):
-    """To go on with another setting, process, parametrisation, clock or source is refused by name; nothing moves."""
+    """To go on with another setting, process, parametrisation, clock, precision or data is refused by name; nothing
+    moves.
+    """
     train(model(), data(), SHORT, folder=tmp_path, source=Ring(), progress=False)
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
     settings = dataclasses.replace(SHORT, **{name: CHANGES[name]}) if name in CHANGES else SHORT
     made = {"sde": SubVP(), "predicts": Epsilon(), "clock": LogSNR(0.5)}
     other = model(**{name: made[name]}) if name in made else model()
-    source = Moons() if name == "source" else Ring()
+    other, x = other.double() if name == "types" else other, data(seed=1) if name == "data" else data()
     with pytest.raises(ValueError, match=f"^{name} must be as in"):
-        train(other, data(), settings, folder=tmp_path, source=source, resume=True, progress=False)
+        train(other, x, settings, folder=tmp_path, source=Ring(), resume=True, progress=False)
     assert before == {f.name: f.read_bytes() for f in tmp_path.iterdir()}
 
 
@@ -179,6 +184,188 @@ def test_folders_that_do_not_fit(tmp_path):
             run(folder=folder, resume=True)
     with pytest.raises(ValueError, match="^net must be as in"):
         train(model(net=MLP((2,), 16, 1)), data(), SHORT, folder=tmp_path, resume=True, progress=False)
+
+
+class Chancy(nn.Module):
+    """A network that draws from all global generators, in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.leave, self.drop = nn.Linear(3, 16), nn.Linear(16, 2), nn.Dropout(0.3)
+
+    def forward(self, x, c):
+        h = self.drop(self.enter(torch.cat([x, c[:, None]], 1)).tanh())
+        return self.leave(h) * (random.random() + np.random.rand() if self.training else 1.0)
+
+
+def test_randomness_inside_a_network_is_resumed(tmp_path):
+    """What a network draws itself depends on (seed, step) alone, so that resumed is uninterrupted, to the bit; and what
+    the caller draws afterwards does not depend on the training.
+    """
+
+    def go(settings=SHORT, **options):
+        return weights(train(model(net=make()), data(), settings, progress=False, **options))
+
+    def make():
+        with seeded(0):
+            return Chancy()
+
+    whole = go()
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    want = torch.rand(1), np.random.rand(), random.random()
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    with pytest.raises(KeyboardInterrupt):
+        go(folder=tmp_path, on_step=breaking(KeyboardInterrupt, 17))
+    assert (torch.rand(1), np.random.rand(), random.random()) == want
+    assert same(go(folder=tmp_path, resume=True), whole)
+    assert not same(go(dataclasses.replace(SHORT, seed=2)), whole)
+
+
+def test_steps_may_grow(tmp_path):
+    """A training of more steps goes on from one of fewer: where the schedule is flat, it is the longer training."""
+    flat = dataclasses.replace(SHORT, warmup=0, decay=0.0)
+    longer = dataclasses.replace(flat, steps=60)
+    run(flat, folder=tmp_path)
+    assert same(run(longer, folder=tmp_path, resume=True), run(longer))
+    assert load(tmp_path).notes["settings"]["steps"] == 60
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_signals_save(tmp_path, name):
+    """Asked to end, by a cluster, a closed terminal or the keyboard, a training saves first, also if it is asked once
+    more while it does; and afterwards the signals are handled as before.
+    """
+    number, real = getattr(signal, name), module.save
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+    def twice(*args):
+        signal.raise_signal(number)
+        real(*args)
+
+    def on_step(step, value):
+        if step == 11:
+            signal.raise_signal(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "save", twice)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            run(folder=tmp_path, on_step=on_step)
+    assert getattr(stopped.value, "number", signal.SIGINT) == number
+    assert load(tmp_path).notes["step"] == 11
+    assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert same(run(folder=tmp_path, resume=True), run())
+
+
+def test_one_training_a_folder(tmp_path):
+    """While one process trains into a folder another is refused, and told which one it is; the first goes on."""
+    heard = []
+
+    def on_step(step, value):
+        if step == 3:
+            code = "import sys; from test_training import run; run(folder=sys.argv[1])"
+            done = subprocess.run(
+                [sys.executable, "-c", code, str(tmp_path)],
+                cwd=os.path.dirname(__file__),
+                capture_output=True,
+                text=True,
+            )
+            heard.append(done.stderr.splitlines()[-1])
+
+    assert same(run(folder=tmp_path, on_step=on_step), run())
+    assert f"is being written by process {os.getpid()} on " in heard[0] and heard[0].startswith("ValueError")
+
+
+def test_a_killed_training_holds_no_folder(tmp_path):
+    """The lock of a process that was killed is none, whatever it has left."""
+    code = (
+        "import os, sys; from test_training import run; "
+        "run(folder=sys.argv[1], save_every=-1.0, on_step=lambda k, l: k < 7 or os.kill(os.getpid(), 9))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=os.path.dirname(__file__))
+    assert json.loads((tmp_path / ".lock.json").read_text())["pid"] != os.getpid()
+    assert load(tmp_path).notes["step"] == 6
+    assert same(run(folder=tmp_path, resume=True), run())
+
+
+def test_files_of_others_stay(tmp_path):
+    """A training removes nothing that it has not written."""
+    mine = ["weights-best.safetensors", "state-1.safetensors", ".thesis.part", "notes.txt"]
+    for name in mine:
+        (tmp_path / name).write_text(name)
+    run(folder=tmp_path, save_every=-1.0)
+    run(dataclasses.replace(SHORT, steps=50), folder=tmp_path, save_every=-1.0, resume=True)
+    assert all((tmp_path / name).read_text() == name for name in mine)
+
+
+# what networks may be
+
+
+class Spectral(nn.Module):
+    """A network with complex weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.l = nn.Parameter(torch.ones(2, dtype=torch.cfloat)), nn.Linear(1, 2)
+
+    def forward(self, x, c):
+        return torch.fft.irfft(torch.fft.rfft(x) * self.w, n=2) + self.l(c[:, None])
+
+
+def test_complex_weights():
+    """Complex weights are trained and averaged as pairs of real ones: the recursion of the average holds for them."""
+    m = model(net=Spectral())
+    want = m.net.w.detach().to(torch.complex128).clone()
+
+    def on_step(k, value):
+        want.lerp_(m.net.w.detach().to(want), SHORT.ema_rate(k))
+
+    out = train(m, data(), SHORT, progress=False, on_step=on_step)
+    assert out.net.w.is_complex() and not torch.equal(out.net.w, torch.ones(2, dtype=torch.cfloat))
+    torch.testing.assert_close(out.net.w.to(want), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_refused(dtype):
+    """Their average would never move: 1 + 1e-3 is 1 in bfloat16."""
+    with pytest.raises(ValueError, match=f"^net must have weights in float32 or float64 to be trained, got {dtype}"):
+        train(model().to(dtype), data(), SHORT, progress=False)
+
+
+def test_training_without_gradients():
+    """Inside no_grad a training makes its own gradients; inside inference_mode there are none, which is said."""
+    with torch.no_grad():
+        inside = run()
+    assert same(inside, run())
+    with torch.inference_mode(), pytest.raises(ValueError, match="torch.inference_mode"):
+        run()
+
+
+def test_state_that_cannot_be_saved_is_told_before_the_first_step(tmp_path):
+    """A network with extra state that is no tensor is refused by name where there is a folder, and trains without."""
+
+    class Extra(Running):
+        def get_extra_state(self):
+            return {"scale": 1.0}
+
+        def set_extra_state(self, state):
+            pass
+
+    with pytest.raises(ValueError, match="'net._extra_state' is dict"):
+        train(model(net=Extra()), data(), SHORT, folder=tmp_path, on_step=breaking(Stop, 1), progress=False)
+    train(model(net=Extra()), data(), dataclasses.replace(SHORT, steps=5), progress=False)
+
+
+def test_compiled_networks_are_resumed(tmp_path):
+    """A network that was compiled is saved and resumed as the plain one, in either direction."""
+    compiled = lambda: model(net=torch.compile(MLP((2,), 8, 1), backend="eager"))  # noqa: E731
+    for first, then in ((compiled, model), (model, compiled)):
+        folder = tmp_path / str(first is compiled)
+        with pytest.raises(KeyboardInterrupt):
+            train(first(), data(), SHORT, folder=folder, progress=False, on_step=breaking(KeyboardInterrupt, 9))
+        out = train(then(), data(), SHORT, folder=folder, progress=False, resume=True)
+        assert load(folder).notes["step"] == 40
+        x = torch.ones(3, 2)
+        assert torch.equal(load(folder).model(x, 0.5), out(x, 0.5))
 
 
 # what decides
@@ -210,7 +397,7 @@ def seen(monkeypatch, settings, dataset):
 def test_epochs(monkeypatch, n, batch):
     """Every epoch visits each row exactly once, also where batches straddle epochs, in another order each time."""
     x = torch.arange(2.0 * n).view(n, 2) / n
-    settings = dataclasses.replace(SHORT, steps=-(-4 * n // batch), batch=batch)
+    settings = dataclasses.replace(SHORT, steps=-(-4 * n // batch), batch=batch, warmup=None)
     rows = torch.cat([x_0 for x_0, _ in seen(monkeypatch, settings, Dataset(x, x[:0]))])
     index = (rows[:, 0] * n / 2).round().long()
     assert torch.equal(x[index], rows)
@@ -247,12 +434,12 @@ def test_times(monkeypatch, stratified):
 # rates
 
 
-@pytest.mark.parametrize(("steps", "warmup", "decay"), [(100, 10, 0.5), (100, 0, 0.0), (7, 5, 1.0), (1, 100, 0.5)])
+@pytest.mark.parametrize(("steps", "warmup", "decay"), [(100, 10, 0.5), (100, 0, 0.0), (7, 5, 1.0), (1, None, 0.5)])
 def test_learning_rate(steps, warmup, decay):
     """It rises linearly to 1 over `warmup` steps and falls linearly over the last decay*steps, a step short of 0."""
     settings = Settings(steps=steps, warmup=warmup, decay=decay)
     for k in range(1, steps + 1):
-        up = k / warmup if warmup else 1.0
+        up = k / (min(100, steps) if warmup is None else warmup) if warmup != 0 else 1.0
         down = (steps + 1 - k) / (decay * steps) if decay * steps >= 1 else steps + 1 - k
         assert settings.lr_factor(k) == pytest.approx(min(1.0, up, down), rel=1e-12)
         assert 0 < settings.lr_factor(k) <= 1
@@ -319,7 +506,8 @@ def test_buffers_are_not_averaged():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("steps", 0), ("batch", 0), ("batch", 1.5), ("warmup", -1), ("seed", -1), ("lr", 0.0), ("lr", math.nan),
+        ("steps", 0), ("batch", 0), ("batch", 1.5), ("warmup", -1), ("warmup", 5001), ("seed", -1),
+        ("lr", 0.0), ("lr", math.nan),
         ("clip", 0.0), ("decay", 1.1), ("decay", -0.1), ("beta2", 1.0), ("beta2", 0.0), ("ema", 0.0),
         ("label_dropout", 1.1), ("label_dropout", -0.1),
     ],
@@ -375,7 +563,7 @@ def test_loss_that_is_not_finite(tmp_path, save_every):
     x = torch.full((100, 2), 3e38)
     with pytest.raises(RuntimeError, match="lower lr, or look at the data"):
         train(model(), Dataset(x, x), SHORT, folder=tmp_path, save_every=save_every, progress=False)
-    assert not list(tmp_path.glob("*"))
+    assert not list(tmp_path.glob("[!.]*"))
 
 
 # labels

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .. import lab
 from ..data import Digits
+from ..files import write
 from ..process import LinearSDE
 from ..progress import bar
 from ..shapes import count
-from ..values import write
 from .common import Rows, as_bytes, model_of, place, recipe, source_of
 from .parts import read, read_steps
 

@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from ..checkpoint import Checkpoint, load, recorded_net, recorded_shape
 from ..data import Source
-from ..values import describe, write
+from ..files import write
+from ..values import describe
 from .parts import read_data, read_net
 
 

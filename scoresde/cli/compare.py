@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files import write
 from ..lab import COMPARED, Problem, Subject, compare, exact_subject, origin, paths, trained_subject
 from ..process import LinearSDE
 from ..progress import bar
 from ..shapes import count, number
 from ..steps import METHODS, Method
 from ..steps.catalogue import annealed_langevin, predictor_corrector
-from ..values import write
 from .common import Rows, as_bytes, as_lines, model_of, one_subject, place, read_lines, recipe, source_of
 from .parts import read, read_steps
 

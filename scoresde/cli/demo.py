@@ -12,6 +12,7 @@ import torch
 
 from ..checkpoint import exists
 from ..data import Dataset, Digits
+from ..files import write
 from ..lab import origin
 from ..lab.tour import Bits, judged, samplers, stations
 from ..model import Karras, ScoreModel
@@ -21,7 +22,6 @@ from ..process import VP
 from ..reference import Reference
 from ..shapes import count
 from ..training import Settings, train
-from ..values import write
 from .common import place
 
 SHOWN = 50  # samples in a picture

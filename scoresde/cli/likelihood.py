@@ -10,12 +10,12 @@ import torch.distributed as dist
 
 from .. import likelihood as of
 from ..exact import GaussianMixture
+from ..files import write
 from ..lab import Problem, Target, origin
 from ..process import LinearSDE
 from ..progress import bar
 from ..reference import Reference
 from ..shapes import count
-from ..values import write
 from .common import as_lines, join_processes, model_of, one_subject, place, read_lines, recipe, source_of
 from .parts import read
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import Checkpoint
+from ..files import write
 from ..lab.solvers import Watched
 from ..model import transport
 from ..noise import iid, seeds
@@ -16,7 +17,6 @@ from ..progress import bar
 from ..shapes import count
 from ..steps import Step, Tuning, draw, started
 from ..steps.fit import estimated
-from ..values import write
 from .common import as_bytes, model_of, place, recipe
 from .parts import read, read_grid
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..values import write
+from ..files import write
 from .report import Curve, Diagram, Report, curves, side_by_side
 from .subjects import Row, Subject
 

@@ -16,8 +16,8 @@ import torch
 from markdown import markdown
 from torch import Tensor
 
+from ..files import write
 from ..shapes import count
-from ..values import write
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

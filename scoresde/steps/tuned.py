@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..files import write
 from ..process import LinearSDE, Reverse
 from ..reference import Reference
 from ..shapes import times
-from ..values import build, dumps, loads, write
+from ..values import build, sealed, unsealed
 from .exponential import Exponential, Interval
 from .multistep import Multistep
 from .step import Step
@@ -127,15 +128,15 @@ class Tuning:
     noise_amplification: float
 
     def save(self, file: str | Path) -> None:
-        """Write it as JSON, in which numbers that are not finite are strings."""
-        write(Path(file), dumps(self))
+        """Write it as JSON with a seal, so that no changed entry is taken for what was fitted."""
+        write(Path(file), sealed(self))
 
     @classmethod
     def load(cls, file: str | Path) -> "Tuning":
         """Read what `save` wrote. Raises ValueError for anything else."""
+        said = unsealed(Path(file).read_bytes(), file)
         try:
-            said = loads(Path(file).read_bytes())
-            if not isinstance(said, dict) or said.get("class") != cls.__name__:
+            if said.get("class") != cls.__name__:
                 raise ValueError(f"it does not describe a {cls.__name__}")
             found = build(cls, said)
             times("ts", found.ts, found.sde.T)

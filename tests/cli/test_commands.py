@@ -845,5 +845,5 @@ def test_training_with_other_options(capsys, tmp_path, ring):
         (RING, "--times", "UniformTime"),
     ):
         assert main(["train", *args, *SMALL, "--out", str(ring)]) == 2
-        assert re.search("(weight|source|sde|seed|times) must be as in", one_line(capsys))
+        assert re.search("(weight|data|sde|seed|times) must be as in", one_line(capsys))
     assert contents(ring) == before

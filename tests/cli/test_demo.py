@@ -112,7 +112,7 @@ def test_demo_goes_on(monkeypatch, capsys, tmp_path, small):
     html = (out / "report.html").read_text()
     assert self_contained(html) and f"scoresde demo --seed 3 --steps 20 --out {out}" in html
     capsys.readouterr()
-    assert run(out, steps=21) == 2
+    assert run(out, steps=19) == 2
     assert "scoresde: steps must be as in" in capsys.readouterr().err
     assert results(out) == want
 

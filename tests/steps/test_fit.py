@@ -39,7 +39,7 @@ from scoresde.steps.multistep import DDIM, DPMSolverPP
 from scoresde.steps.singlestep import THIRD
 from scoresde.steps.step import trajectory
 from scoresde.steps.tuned import Error, Tuned, Tuning
-from scoresde.values import describe
+from scoresde.values import SEAL, describe, sealed
 
 F64 = torch.float64
 CALLS = 10
@@ -753,16 +753,27 @@ DAMAGED = {
 
 @pytest.mark.parametrize("case", DAMAGED)
 def test_damaged_files(tunings, tmp_path, case):
-    """Anything else is refused in one line that names the file."""
+    """Anything else is refused in one line that names the file, also where it has a seal."""
     file = tmp_path / "tuned.json"
     found = tunings(("mixture", "VE"))
     if not isinstance(found.step, Tuned):
         found = replace(found, step=Tuned(found.step, found.sde, found.ts, torch.zeros(len(found.ts) - 1, 5)))
     found.save(file)
     made = DAMAGED[case](file.read_text(), json.loads(file.read_text()))
-    file.write_bytes(made if isinstance(made, bytes) else made.encode())
-    with pytest.raises(ValueError, match=f"^{re.escape(str(file))} is damaged, or is no tuned solver: [^\\n]+$"):
-        Tuning.load(file)
+    made = made if isinstance(made, bytes) else made.encode()
+    for content in (made, resealed(made)):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(file))} is damaged[^\\n]+$"):
+            Tuning.load(file)
+
+
+def resealed(content):
+    """The same JSON as if it had been written so; anything else as it is."""
+    try:
+        said = json.loads(content)
+        return sealed({k: v for k, v in said.items() if k != SEAL})
+    except (ValueError, AttributeError):
+        return content
 
 
 def test_no_file(tmp_path):
