@@ -2,21 +2,25 @@
 
 import io
 import math
+import os
+import struct
 import tempfile
+import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_digits
 
 from scoresde import Quantized
-from scoresde.data import Array, Checkerboard, Digits, Images, Moons, Ring, SwissRoll, split
+from scoresde.data import Array, Checkerboard, Dataset, Digits, Images, Moons, Ring, SwissRoll, split
 
 F64 = torch.float64
 TOYS = [Ring(), Moons(), SwissRoll(), Checkerboard()]
@@ -38,6 +42,156 @@ def uniform(x):
 
 def normal(x, std):
     return stats.kstest(np.asarray(x) / std, "norm").pvalue
+
+
+# what a set of data is
+
+X, Y = torch.arange(12.0).view(6, 2), torch.arange(6) % 3
+GREYS = Quantized(3, -1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"train": X.to(torch.uint8)}, "train must be a float32 or float64 tensor.*got torch.uint8 of shape"),
+        ({"train": X.half()}, "train must be a float32 or float64 tensor.*got torch.float16"),
+        ({"train": X.to(torch.bfloat16)}, "train must be a float32 or float64 tensor.*got torch.bfloat16"),
+        ({"train": X.to(torch.complex64)}, "train must be a float32 or float64 tensor.*got torch.complex64"),
+        ({"train": X.numpy()}, "train must be a float32 or float64 tensor.*got ndarray"),
+        ({"train": X[:, 0]}, "train must be a float32 or float64 tensor.*got torch.float32 of shape"),
+        ({"train": X[:0]}, "data must have samples to train on"),
+        ({"train": X / 0}, "train must be finite, but sample 0 is not"),
+        ({"held_out": torch.full((3, 2), math.inf)}, "held_out must be finite, but sample 0 is not"),
+        ({"held_out": X.long()}, "held_out must be a float32 or float64 tensor"),
+        ({"held_out": X.view(4, 3)}, "held_out must hold samples of shape \\(2,\\), as train does"),
+        ({"held_out": X.view(6, 1, 2)}, "held_out must hold samples of shape"),
+        ({"quantized": GREYS}, "train must lie on Quantized"),
+        ({"train": Y.repeat(2, 1) - 1.0, "held_out": torch.full((2, 6), 0.5), "quantized": GREYS}, "held_out must lie"),
+        ({"train_labels": Y}, "held_out_labels must be given if train_labels are"),
+        ({"held_out_labels": Y[:2]}, "train_labels must be given if held_out_labels are"),
+        ({"train_labels": Y - 1, "held_out_labels": Y[:2]}, "train_labels must count classes from 0 on.*got -1 to 1"),
+        ({"train_labels": Y, "held_out_labels": -Y[:2]}, "held_out_labels must count classes from 0 on"),
+        ({"train_labels": Y + 10**6, "held_out_labels": Y[:2]}, "train_labels must count classes from 0 on, below"),
+        ({"train_labels": Y.float(), "held_out_labels": Y[:2]}, "train_labels must be whole numbers.*torch.float32"),
+        ({"train_labels": Y > 0, "held_out_labels": Y[:2] > 0}, "train_labels must be whole numbers.*torch.bool"),
+        ({"train_labels": Y.tolist(), "held_out_labels": Y[:2]}, "train_labels must be whole numbers.*got list"),
+        ({"train_labels": Y[:5], "held_out_labels": Y[:2]}, "train_labels must be whole numbers.*of shape \\(6,\\)"),
+        ({"train_labels": Y[:, None] == torch.arange(3), "held_out_labels": Y[:2]}, "train_labels must.*argmax"),
+        (
+            {"train_labels": (Y[:, None] == torch.arange(3)).long(), "held_out_labels": Y[:2]},
+            "train_labels must.*argmax",
+        ),
+    ],
+)
+def test_dataset_errors(fields, said):
+    """What cannot be trained on is refused when the set is made, by the name of the field and what was found there."""
+    with pytest.raises(ValueError, match=f"^{said}"):
+        Dataset(**{"train": X, "held_out": X[:2], **fields})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16])
+@pytest.mark.parametrize("held", [0, 2])
+def test_labels_of_whole_numbers(dtype, held):
+    """Labels of any whole type are the same labels, and classes count those that are only held out."""
+    kept = Dataset(X, X[:held], Y.to(dtype), (Y[:held] + 5).to(dtype))
+    assert kept.train_labels.dtype == torch.int64 and torch.equal(kept.train_labels, Y)
+    assert kept.classes == (7 if held else 3)
+
+
+@given(st.integers(1, 9000), st.lists(st.integers(1, 3), min_size=1, max_size=3), st.floats(-1e3, 1e3))
+@settings(max_examples=20, deadline=None)
+def test_moments(n, shape, offset):
+    """The moments of a set are those of numpy in float64, however many samples there are."""
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(n)) + offset
+    mean, std = Dataset(x[..., None], x[:0, ..., None]).moments
+    wide = x.double().numpy()
+    assert mean.dtype == std.dtype == F64 and mean.shape == (*shape, 1)
+    np.testing.assert_allclose(mean[..., 0], wide.mean(0), atol=1e-10)
+    np.testing.assert_allclose(std[..., 0], wide.std(0), atol=1e-10)
+
+
+@pytest.mark.parametrize("ratio", [1e-4, 0.002, 1.0, 500.0, 1e4])
+@pytest.mark.parametrize("constant", [False, True])
+def test_columns_of_a_table(ratio, constant):
+    """Columns that differ more than a thousand times in deviation, or not at all within, are named in a warning; those
+    of grey levels and the pixels of images are not compared.
+    """
+    z = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    x = 5 + (z - z.mean(0)) / z.std(0) * torch.tensor([1.0, 0.0 if constant else 2.0, ratio])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Dataset(x[:, :, None, None], x[:0, :, None, None])
+        Dataset((x > 5) * 1.0, x[:0], quantized=Quantized(2, 0.0, 1.0))
+        assert not caught
+        Dataset(x, x[:0])
+    said = " and ".join(str(warning.message) for warning in caught)
+    assert ("1 columns of train are constant, such as 1" in said) == constant
+    assert ("standardise" in said) == (max(ratio, 1 / ratio) > 1000 or (not constant and ratio < 0.002))
+    assert all(warning.filename == __file__ for warning in caught)
+
+
+def test_making_a_source_touches_no_file(monkeypatch, tmp_path):
+    """What a source's fields say is checked without a look at the disk, which `load` alone takes."""
+    touched = []
+    for module, names in ((os, ("stat", "open", "scandir", "listdir")), (os.path, ("isfile", "isdir", "exists"))):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda path, *_, **__: touched.append(path))
+    monkeypatch.setattr("builtins.open", lambda path, *_, **__: touched.append(path))
+    made = [Array("/none.npz", labels="y"), Images("/none"), Digits(), Ring(n=7)]
+    monkeypatch.undo()
+    assert not touched and made[1].folder == Path("/none")
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Array(""), "path"),
+        (lambda: Array(3), "path"),
+        (lambda: Array("a.npz", key=0), "key"),
+        (lambda: Array("a.npz", labels=None), "labels"),
+        (lambda: Array("a.npy", levels=1), "levels"),
+        (lambda: Array("a.npy", levels=16.0), "levels"),
+        (lambda: Array("a.npy", levels=2**16), "levels"),
+        (lambda: Array("a.npy", channels_last="yes"), "channels_last"),
+        (lambda: Array("a.npy", held_out=math.nan), "held_out"),
+        (lambda: Array("a.npy", held_out=1), "held_out"),
+        (lambda: Array("a.npy", seed=2**32), "seed"),
+        (lambda: Array("a.npy", seed=-1), "seed"),
+        (lambda: Array("a.npy", seed=10**30), "seed"),
+        (lambda: Images(""), "folder"),
+        (lambda: Images(None), "folder"),
+        (lambda: Images("a", size=-1), "size"),
+        (lambda: Images("a", size=10**8), "size"),
+        (lambda: Images("a", size=10**400), "size"),
+        (lambda: Images("a", grey="no"), "grey"),
+        (lambda: Images("a", held_out="half"), "held_out"),
+        (lambda: Images("a", seed=1.5), "seed"),
+        (lambda: Ring(n=4), "n"),
+        (lambda: Ring(n=10**30), "n"),
+        (lambda: Ring(modes=10**30), "modes"),
+        (lambda: Moons(seed=2**64), "seed"),
+        (lambda: Checkerboard(seed=-1), "seed"),
+        (lambda: SwissRoll(std=math.nan), "std"),
+        (lambda: split(10, 0.5, 2**32), "seed"),
+    ],
+)
+def test_fields_of_sources(make, named):
+    """A field that is none is refused by its name when the source is made."""
+    with pytest.raises(ValueError, match=f"^{named} must"):
+        make()
+
+
+def test_more_than_memory_holds(monkeypatch, tmp_path):
+    """What would not fit into the memory of the machine is refused before it is taken, and what fits is not."""
+    pictures(tmp_path)
+    path = stored(tmp_path, np.zeros((4, 1000)))
+    packed = stored(tmp_path, {"a": np.zeros((4, 1000))}, "a.npz")
+    sources = [Ring(n=10**12), Ring(n=10_000), Images(tmp_path, size=200), Array(path), Array(packed)]
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": 20}.get)
+    for source in sources:
+        with pytest.raises(ValueError, match="must fit into memory, but needs"):
+            source.load()
+    Ring(n=200).load(), Images(tmp_path, size=4).load()
 
 
 # what is held out
@@ -115,13 +269,13 @@ def test_toy_errors(toy):
 
 
 @pytest.mark.parametrize(
-    ("toy", "named"),
-    [(Ring(modes=0), "modes"), (Ring(std=0.0), "std"), (Moons(std=-1.0), "std"), (SwissRoll(std=0.0), "std")],
+    ("toy", "fields"),
+    [(Ring, {"modes": 0}), (Ring, {"std": 0.0}), (Moons, {"std": -1.0}), (SwissRoll, {"std": 0.0})],
 )
-def test_toy_field_errors(toy, named):
-    """A mode less than one, a width that is not positive."""
-    with pytest.raises(ValueError, match=f"^{named} must"):
-        toy.load()
+def test_toy_field_errors(toy, fields):
+    """A mode less than one, a width that is not positive: refused when the value is made."""
+    with pytest.raises(ValueError, match=f"^{min(fields)} must"):
+        toy(**fields)
 
 
 @pytest.mark.parametrize(("modes", "std"), [(8, 0.05), (3, 0.1), (1, 0.02)])
@@ -242,6 +396,39 @@ def test_array_seed_chooses_what_is_held_out(tmp_path):
     assert held[0] != held[1]
 
 
+@given(st.integers(0, 2**16), st.floats(-300, 300), st.floats(-3, 20), st.sampled_from(["<f8", ">f8"]))
+@example(0, math.log10(30), math.log10(1.6e9 / 30), "<f8")
+@example(0, 308.0, 0.0, "<f8")
+@example(0, -300.0, 0.0, "<f8")
+def test_float64_survives_or_is_refused(seed, scale, offset, dtype):
+    """Columns of 10^scale (N(0, 1) + 10^offset) are taken if float32 keeps the distances between their numbers to 2e-3
+    in the mean, and are refused only if it loses 2e-4; beyond its range, all.
+    """
+    with np.errstate(over="ignore"):
+        a = ((np.random.RandomState(seed).randn(40, 2) + 10**offset) * 10**scale).astype(dtype)
+        rounded = a.astype(np.float32).astype(float)
+    assume(np.isfinite(a).all() and (a != a[0]).any(0).all())
+    with np.errstate(invalid="ignore"):
+        before, after = ((b[:, None] / 10**scale - b / 10**scale) for b in (a, rounded))
+    lost = (abs(after - before).mean((0, 1)) / abs(before).mean((0, 1))).max()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            x = Array(stored(folder, a), held_out=0.0).load().train
+        except ValueError as error:
+            assert "float32 can tell apart" in str(error) and not lost < 2e-4
+        else:
+            assert lost < 2e-3 and rows(x.double()) == rows(torch.tensor(rounded))
+
+
+def test_float64_that_float32_holds(tmp_path):
+    """What float32 holds exactly is taken, whatever its size; so is a white margin, in which one pixel differs once."""
+    whole = np.random.RandomState(0).randint(0, 2, (20, 2)) + 2.0**23
+    assert rows(Array(stored(tmp_path, whole), held_out=0.0).load().train.double()) == rows(torch.tensor(whole))
+    white = np.ones((2000, 1, 5, 5))
+    white[3, 0, 0, 0] -= 1 / 255
+    assert Array(stored(tmp_path, white)).load().shape == (1, 5, 5)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_array_of_floats(tmp_path, dtype):
     """Floating-point numbers are continuous data, taken as they are."""
@@ -259,6 +446,98 @@ def test_array_channels_last(tmp_path):
     assert last.shape == (3, 4, 5) and torch.equal(last.train, first.train)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [(32, 32), (9, 2), (6, 7, 8)])
+def test_array_whose_channels_look_last(tmp_path, size, channels):
+    """Images whose few channels are stored last are refused until it is said what is what, either way; those whose
+    channels come first are taken, and refused where they are said to be last.
+    """
+    last = np.random.RandomState(0).rand(5, *size, channels).astype(np.float32)
+    path = stored(tmp_path, last)
+    with pytest.raises(ValueError, match="^channels_last must be given"):
+        Array(path).load()
+    assert Array(path, channels_last=True).load().shape == (channels, *size)
+    assert Array(path, channels_last=False).load().shape == (*size, channels)
+    path = stored(tmp_path, np.moveaxis(last, -1, 1))
+    assert Array(path).load().shape == (channels, *size)
+    if channels in (1, 3) and min(size) > 4:
+        with pytest.raises(ValueError, match="^channels_last must be False"):
+            Array(path, channels_last=True).load()
+    for table in (last[:, 0, 0], last.reshape(5, -1)[:, :, None]):
+        with pytest.raises(ValueError, match="^channels_last must be False"):
+            Array(stored(tmp_path, table), channels_last=True).load()
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, ">i4"])
+def test_array_of_zeros_and_ones(tmp_path, dtype):
+    """Whatever they are stored as, 0 and 1 are two levels, at the ends of [-1, 1]; 256 of them must be asked for."""
+    a = np.random.RandomState(0).randint(0, 2, (20, 3, 3)).astype(dtype)
+    found = Array(stored(tmp_path, a), held_out=0.0).load()
+    assert found.quantized == Quantized(2, -1.0, 1.0) and found.train.unique().tolist() == [-1.0, 1.0]
+    assert rows(found.train) == rows(torch.tensor(2.0 * a.astype(float) - 1)[:, None])
+    assert Array(stored(tmp_path, a), levels=256).load().quantized.levels == 256
+
+
+@pytest.mark.parametrize(("top", "dtype"), [(255, np.int64), (255, ">u2"), (255, np.uint8), (128, np.uint8)])
+def test_array_of_bytes(tmp_path, top, dtype):
+    """Bytes that go beyond 127, and numbers that go to 255, are 256 levels; no number says that of floats."""
+    a = np.array([[0, top]] * 3).astype(dtype)
+    assert Array(stored(tmp_path, a)).load().quantized == Quantized(256, -1.0, 1.0)
+    with pytest.raises(ValueError, match="^levels must be None"):
+        Array(stored(tmp_path, a.astype(float)), levels=256).load()
+
+
+@given(
+    st.sampled_from(["<f4", ">f4", "<f8", ">f8", "<f2", ">u2", "<i8", "u1"]),
+    st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    st.booleans(),
+)
+def test_array_in_any_order(dtype, shape, fortran):
+    """Byte order, Fortran order and memory that may only be read change nothing of what is loaded."""
+    a = np.random.RandomState(0).randint(0, 200, (6, *shape)).astype(dtype)
+    levels = None if a.dtype.kind == "f" else 200
+    with tempfile.TemporaryDirectory() as folder:
+        path = stored(folder, np.asfortranarray(a) if fortran else a)
+        path.chmod(0o400)
+        x = Array(path, held_out=0.0, levels=levels).load().train
+    want = torch.tensor(a[split(6, 0.0, 0)[0].numpy()].astype(np.float64)).view(x.shape)
+    assert torch.equal(want.float() * (2 / 199) - 1 if levels else want.float(), x)
+
+
+def test_what_is_loaded_is_not_the_file(tmp_path):
+    """Writing into the samples does not write into the file, and a file that changes does not change the samples."""
+    a = np.random.RandomState(0).randn(6, 2).astype(np.float32)
+    path = stored(tmp_path, a)
+    x = Array(path, held_out=0.0).load().train
+    kept = x.clone()
+    np.save(path, 0 * a)
+    assert torch.equal(x, kept)
+    y = Array(stored(tmp_path, a), held_out=0.0).load().train
+    y.zero_()
+    assert np.array_equal(np.load(path), a)
+
+
+def test_header_that_promises_too_much(tmp_path):
+    """A header of 10^15 or 10^30 numbers is refused by the size of the file, alone or in a .npz."""
+    for n in (10**15, 10**30):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (n, 2)})
+        (tmp_path / "a.npy").write_bytes(header.getvalue() + bytes(64))
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+            file.writestr("x.npy", header.getvalue() + bytes(64))
+        for name in ("a.npy", "a.npz"):
+            with pytest.raises(ValueError, match=f"{name} cannot be read as a plain array") as error:
+                Array(tmp_path / name).load()
+            assert "\n" not in str(error.value)
+
+
+def test_nothing_left_to_train_on(tmp_path):
+    """A share that rounds to all samples leaves none to train on."""
+    path = stored(tmp_path, np.arange(8.0).reshape(4, 2))
+    with pytest.raises(ValueError, match="^held_out must leave samples to train on, got 0.9 of 4"):
+        Array(path, held_out=0.9).load()
+
+
 def test_npz(tmp_path):
     """Of several arrays the key names one; a lone one needs no key."""
     a, b = np.random.RandomState(0).randn(2, 5, 2)
@@ -269,6 +548,42 @@ def test_npz(tmp_path):
     for key in ("", "c"):
         with pytest.raises(ValueError, match="two.npz cannot be read.*key must be one of a, b, got"):
             Array(two, key=key).load()
+    for fields in ({"key": "a"}, {"labels": "b"}):
+        with pytest.raises(ValueError, match=f"{min(fields)} must be empty"):
+            Array(stored(tmp_path, a), **fields).load()
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, ">i4"])
+def test_labels_of_an_array(tmp_path, dtype):
+    """The labels of a .npz go with their samples, whichever of them are held out."""
+    x, y = np.random.RandomState(0).randn(30, 2).astype(np.float32), np.arange(30).astype(dtype) % 7
+    path = stored(tmp_path, {"x": x, "y": y}, "a.npz")
+    for fields in ({}, {"key": "x"}):
+        found = Array(path, labels="y", held_out=0.3, seed=2, **fields).load()
+        assert found.classes == 7 and len(found.held_out_labels) == 9
+        pairs = [(found.train, found.train_labels), (found.held_out, found.held_out_labels)]
+        both = torch.cat([torch.cat([a, b[:, None]], 1) for a, b in pairs])
+        assert rows(both) == rows(torch.tensor(np.concatenate([x, y[:, None]], 1).astype(np.float32)))
+    with pytest.raises(ValueError, match="labels must be one of x, y, got 'z'"):
+        Array(path, key="x", labels="z").load()
+
+
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        (np.arange(5) - 1, "train_labels must count classes from 0 on|held_out_labels must count"),
+        (np.arange(5.0), "labels of .*must be whole numbers of shape \\(5,\\), got float64"),
+        (np.eye(5, dtype=int), "labels of .*must be whole numbers of shape \\(5,\\), got int64 of \\(5, 5\\)"),
+        (np.arange(4), "labels of .*must be whole numbers of shape \\(5,\\)"),
+        (np.array(list("abcde")), "labels of .*must be whole numbers"),
+        (np.full(5, 2**64 - 1, dtype=np.uint64), "train_labels must count classes from 0 on"),
+    ],
+)
+def test_labels_of_an_array_errors(tmp_path, y, said):
+    """Labels that are no classes of the samples are refused by name."""
+    path = stored(tmp_path, {"x": np.random.RandomState(0).randn(5, 2), "y": y}, "a.npz")
+    with pytest.raises(ValueError, match=said):
+        Array(path, labels="y").load()
 
 
 @pytest.mark.parametrize(
@@ -276,7 +591,10 @@ def test_npz(tmp_path):
     [
         (np.array([{"a": 1}, {"b": 2}], dtype=object), "cannot be read as a plain array"),
         (np.zeros((5, 2), dtype=complex), "must hold numbers"),
-        (np.zeros((5, 2), dtype=bool), "must hold numbers"),
+        (np.zeros((5, 2), dtype="M8[s]"), "must hold numbers"),
+        (np.zeros((5, 2), dtype=[("a", "f4"), ("b", "i4")]), "must hold numbers"),
+        (np.zeros(()), "must hold numbers"),
+        (np.zeros((0, 3)), "must hold numbers"),
         (np.zeros(5), "must hold numbers"),
         (np.zeros((1, 2)), "must hold numbers"),
         (np.zeros((5, 0)), "must hold numbers"),
@@ -285,6 +603,10 @@ def test_npz(tmp_path):
         (np.array([[0.0, math.inf]] * 3), "must hold finite numbers"),
         (np.array([[0, 256]] * 3), "levels must cover the grey levels"),
         (np.array([[0, -1]] * 3), "levels must cover the grey levels"),
+        (np.array([[0, 16]] * 3, dtype=np.uint8), "levels must cover the grey levels.*0 to 16.*give their number"),
+        (np.array([[0, 200]] * 3), "levels must cover the grey levels.*0 to 200.*store as float32"),
+        (np.array([[0, 2**63]] * 3, dtype=np.uint64), "levels must cover the grey levels"),
+        (np.zeros((3, 2), dtype=np.uint8), "levels must cover the grey levels.*0 to 0"),
     ],
 )
 def test_array_errors(tmp_path, a, said):
@@ -393,14 +715,203 @@ def test_png_round_trip(tmp_path, channels):
 
 
 def test_images_grey(tmp_path):
-    """Grey is ITU-R 601's luma, 0.299 R + 0.587 G + 0.114 B, to a level; a grey image read in colour has it thrice."""
+    """Grey is ITU-R 601's luma, 0.299 R + 0.587 G + 0.114 B, to a level; images stored in grey have one channel, and
+    are not mixed with those in colour unless all are made grey.
+    """
     a = pictures(tmp_path)
     luma = (a.double() * torch.tensor([0.299, 0.587, 0.114], dtype=F64)[:, None, None]).sum(1, keepdim=True)
     x = levels(Images(tmp_path, grey=True, held_out=0.0).load().train)
     near = torch.cdist(x.flatten(1), luma.flatten(1), p=math.inf).min(1).values
     assert near.max() < 1
+    with Image.open(tmp_path / "2.png") as one:
+        one.convert("L").save(tmp_path / "2.png")
+    with pytest.raises(ValueError, match="^grey must be True.*2.png is stored in grey and .*0.png in colour"):
+        Images(tmp_path).load()
+    assert torch.equal(levels(Images(tmp_path, grey=True, held_out=0.0).load().train), x)
     b = pictures(tmp_path, channels=1, seed=1)
-    assert rows(levels(Images(tmp_path, held_out=0.0).load().train).round()) == rows(b.double().expand(-1, 3, -1, -1))
+    for grey in (False, True):
+        assert rows(levels(Images(tmp_path, grey=grey, held_out=0.0).load().train).round()) == rows(b.double())
+    for file in tmp_path.glob("*.png"):
+        with Image.open(file) as one:
+            one.convert("RGB").save(file)
+    with pytest.warns(UserWarning, match="are grey: grey=True gives them one channel"):
+        assert Images(tmp_path).load().shape == (3, 6, 7)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P"])
+def test_images_stored_in_grey(tmp_path, mode):
+    """Black and white, grey, grey without transparency and a palette of greys are one channel, with their values."""
+    a = np.random.RandomState(0).randint(0, 2, (3, 5, 5)).astype(np.uint8) * 255
+    for i, image in enumerate(a):
+        Image.fromarray(image).convert(mode).save(tmp_path / f"{i}.png")
+        if mode == "P":
+            one = Image.fromarray(image // 255)
+            one.putpalette([0, 0, 0, 255, 255, 255])
+            one.save(tmp_path / f"{i}.png")
+            assert one.mode == "P"
+    assert rows(levels(Images(tmp_path, held_out=0.0).load().train)) == rows(torch.tensor(a)[:, None].double())
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_images_are_turned(tmp_path, turn, suffix):
+    """Each of EXIF's eight orientations is undone: the row that is stored first is where its number says (EXIF 2.3,
+    section 4.6.4): at the top, top, bottom, bottom, left, right, right, left; the column likewise.
+    """
+    seen = np.random.RandomState(0).randint(0, 256, (4, 6, 3)).astype(np.uint8)
+    across, flip_rows, flip_columns = turn > 4, turn in (3, 4, 6, 7), turn in (2, 3, 7, 8)
+    a = seen[:: -1 if flip_columns else 1] if across else seen[:: -1 if flip_rows else 1]
+    a = a[:, :: -1 if flip_rows else 1] if across else a[:, :: -1 if flip_columns else 1]
+    a = a.transpose(1, 0, 2) if across else a
+    image = Image.fromarray(np.ascontiguousarray(a))
+    exif = image.getexif()
+    exif[274] = turn
+    for i in range(2):
+        image.save(tmp_path / f"{i}.{suffix}", exif=exif, lossless=True)
+    x = levels(Images(tmp_path, held_out=0.0).load().train).round()
+    assert torch.equal(x, torch.tensor(seen).permute(2, 0, 1).double().expand(2, -1, -1, -1))
+
+
+def coloured(mode):
+    """An image of random colours, without the alpha channel that it may have."""
+    return Image.fromarray(np.random.RandomState(0).randint(0, 256, (6, 7, 3)).astype(np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+@pytest.mark.parametrize("alpha", [255, 254, 0])
+def test_transparent_images(tmp_path, mode, alpha):
+    """The colour under a transparent pixel is not used: one that lets anything through is refused, by channel, palette
+    or colour; an image that is opaque everywhere is what it is without.
+    """
+    image = coloured(mode)
+    if "A" in mode:
+        image.putalpha(Image.new("L", image.size, 255))
+        pixel = image.getpixel((3, 2))
+        image.putpixel((3, 2), (*pixel[:-1], alpha))
+        how = {}
+    elif mode == "P":
+        how = {"transparency": bytes([255] * image.getpixel((3, 2)) + [alpha])}
+    else:  # one colour is transparent, which the image has or has not
+        pixel = image.getpixel((3, 2))
+        absent = (1, 2, 3) if mode == "RGB" else next(k for k in range(256) if not image.histogram()[k])
+        how = {"transparency": pixel if alpha < 255 else absent}
+    for i in range(2):
+        image.save(tmp_path / f"{i}.png", **how)
+    source = Images(tmp_path, held_out=0.0)
+    if alpha < 255:
+        with pytest.raises(ValueError, match="0.png cannot be read as an image: it is transparent in places"):
+            source.load()
+    else:
+        x = source.load().train
+        for i in range(2):
+            image.convert("L" if mode[0] == "L" else "RGB").save(tmp_path / f"{i}.png")
+        assert torch.equal(x, source.load().train)
+
+
+def deep_png(colour, channels):
+    """A PNG file of 16 bits a channel."""
+    content = zlib.compress(b"".join(b"\0" + bytes(range(7 * channels * 2)) for _ in range(6)))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 7, 6, 16, colour, 0, 0, 0)), (b"IDAT", content), (b"IEND", b"")]
+    lengths = [struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(lengths)
+
+
+def frames(kind, **options):
+    """A file of two pictures."""
+    one = coloured("RGB")
+    return blob(one.save, kind, save_all=True, append_images=[one.rotate(180)], **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("grey.png", deep_png(0, 1), "more than 8 bits"),
+        ("colour.png", deep_png(2, 3), "more than 8 bits"),
+        ("grey_alpha.png", deep_png(4, 2), "more than 8 bits"),
+        ("alpha.png", deep_png(6, 4), "more than 8 bits"),
+        ("colour.ppm", b"P6 7 6 1023\n" + bytes(7 * 6 * 6), "more than 8 bits"),
+        ("plain.ppm", b"P3 7 6 65535\n" + b"9 " * (7 * 6 * 3), "more than 8 bits"),
+        ("grey.pgm", b"P5 7 6 65535\n" + bytes(7 * 6 * 2), "more than 8 bits"),
+        ("float.tif", blob(coloured("F").save, "TIFF"), "more than 8 bits"),
+        ("ink.jpg", blob(coloured("CMYK").save, "JPEG"), "its colours are CMYK"),
+        ("lab.tif", blob(coloured("LAB").save, "TIFF"), "its colours are LAB"),
+        ("moves.gif", frames("GIF"), "several frames"),
+        ("moves.png", frames("PNG"), "several frames"),
+        ("moves.webp", frames("WEBP"), "several frames"),
+        ("pages.tif", frames("TIFF"), "several frames"),
+    ],
+)
+def test_images_that_are_not_one_picture_of_bytes(tmp_path, name, content, said):
+    """What would lose its digits, its colours or its other pages by being read as one RGB image is refused by name."""
+    pictures(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read as an image: .*{said}"):
+        Images(tmp_path).load()
+
+
+def test_images_of_photographs_and_few_levels(tmp_path):
+    """The first picture of a photograph with previews is taken; so are files of 8 bits and less, as they are seen."""
+    one = coloured("RGB")
+    (tmp_path / "a.jpg").write_bytes(blob(one.save, "MPO", save_all=True, append_images=[one.rotate(180)], quality=95))
+    (tmp_path / "b.jpg").write_bytes(blob(one.save, "JPEG", quality=95))
+    x = Images(tmp_path, held_out=0.0).load().train
+    assert torch.equal(x[0], x[1])
+    for file in tmp_path.iterdir():
+        file.unlink()
+    for i in range(2):
+        (tmp_path / f"{i}.pgm").write_bytes(b"P5 4 1 15\n" + bytes([0, 3, 5, 15]))
+    assert levels(Images(tmp_path, held_out=0.0).load().train)[0].flatten().round().tolist() == [0, 51, 85, 255]
+
+
+def test_hidden_images(tmp_path):
+    """What the system keeps beside pictures is none: hidden files and folders, and those of an archive of a Mac."""
+    folder = tmp_path / ".hidden" / "mine"
+    for name in (".thumbnails", "__MACOSX", "sub/.cache/deep"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (50, 50)).save(folder / name / "a.png")
+    (folder / "._0.png").write_bytes(b"not an image")
+    a = pictures(folder)
+    assert rows(levels(Images(folder, held_out=0.0).load().train).round()) == rows(a.double())
+
+
+def test_images_that_are_links_or_no_files(tmp_path):
+    """A link to an image is one; a broken one, one in a circle, a pipe and a link to a folder are named."""
+    (tmp_path / "in").mkdir()
+    a = pictures(tmp_path / "in", n=3)
+    (tmp_path / "in" / "0.png").rename(tmp_path / "elsewhere.png")
+    link = tmp_path / "in" / "0.png"
+    link.symlink_to(tmp_path / "elsewhere.png")
+    source = Images(tmp_path / "in", held_out=0.0)
+    assert rows(levels(source.load().train).round()) == rows(a.double())
+    for target in ("nothing.png", "0.png"):
+        link.unlink()
+        link.symlink_to(target)
+        with pytest.raises(ValueError, match="0.png cannot be read as an image: it is no file"):
+            source.load()
+    link.unlink()
+    os.mkfifo(link)
+    with pytest.raises(ValueError, match="0.png cannot be read as an image: it is no file"):
+        source.load()
+    link.unlink()
+    (tmp_path / "in" / "round").symlink_to(tmp_path / "in")
+    with pytest.raises(ValueError, match="^folder must hold no links to folders, got .*round"):
+        source.load()
+
+
+def test_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    """A folder inside that may not be opened is no empty one."""
+    pictures(tmp_path)
+    (tmp_path / "locked").mkdir()
+    real = os.scandir
+
+    def locked(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(ValueError, match="^folder must be readable.*Permission denied.*locked"):
+        Images(tmp_path).load()
 
 
 def test_images_size(tmp_path):
@@ -423,7 +934,15 @@ def test_images_of_different_sizes(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
     with pytest.raises(ValueError, match=r"^images must have one size, but 0.png has \(6, 7\) and other.png \(9, 9\)"):
         Images(tmp_path).load()
-    assert Images(tmp_path, size=4).load().shape == (3, 4, 4)
+    with pytest.warns(UserWarning, match="^1 of 6 images, such as .*other.png of 9x9, are not of 7x6 pixels") as caught:
+        assert Images(tmp_path, size=4).load().shape == (3, 4, 4)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    (tmp_path / "other.png").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Images(tmp_path, size=6).load()
+    with pytest.warns(UserWarning, match="^5 of 5 images, such as .*0.png of 7x6, are smaller than size = 8"):
+        Images(tmp_path, size=8).load()
 
 
 def test_images_errors(tmp_path):
