@@ -43,12 +43,15 @@ class Dataset:
     quantized: Quantized | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.quantized, Quantized | None):
+            raise ValueError(f"quantized must be a Quantized or None, got {self.quantized!r}")
         for name in ("train", "held_out"):
             x, y = getattr(self, name), getattr(self, f"{name}_labels")
-            if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
+            dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
+            if not dense or x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
                 raise ValueError(
-                    f"{name} must be a float32 or float64 tensor of shape (n, *D), got {_said(x)}: convert it, grey "
-                    "level k of L to 2k/(L - 1) - 1"
+                    f"{name} must be a dense float32 or float64 tensor of shape (n, *D), got {_said(x)}: convert it, "
+                    "grey level k of L to 2k/(L - 1) - 1"
                 )
             if x.shape[1:] != self.train.shape[1:]:
                 raise ValueError(f"{name} must hold samples of shape {self.shape}, as train does, got {_said(x)}")
@@ -117,7 +120,8 @@ class Source(ABC):
 
 
 def _said(x: Any) -> str:
-    return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    where = f"{x.layout} on {x.device}".removeprefix("torch.strided on ") if isinstance(x, Tensor) else ""
+    return f"{x.dtype} of shape {tuple(x.shape)} ({where})" if where else type(x).__name__
 
 
 def _check_grid(name: str, x: Tensor, quantized: Quantized) -> None:
@@ -191,8 +195,8 @@ class Digits(Source):
         except ImportError as error:
             raise ValueError("the digits come with scikit-learn: pip install 'scoresde[app]'") from error
         raw = load_digits()
-        x = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
-        y = torch.tensor(raw.target, dtype=torch.long)
+        x = torch.tensor(raw.images, dtype=torch.float32, device="cpu")[:, None] / 8 - 1
+        y = torch.tensor(raw.target, dtype=torch.long, device="cpu")
         train, held = split(len(x), 0.2, seed=0)
         return Dataset(x[train], x[held], y[train], y[held], Quantized(17, -1.0, 1.0))
 
@@ -364,19 +368,20 @@ class Array(Source):
         if not os.path.isfile(self.path):
             raise ValueError(f"path must be a .npy or .npz file, got {str(self.path)!r}, which is not there")
         try:
-            read = np.load(self.path, mmap_mode="c", allow_pickle=False)  # which compares the shape with the file first
+            _check_memory("it", os.path.getsize(self.path))
+            read = np.load(self.path, allow_pickle=False)
             if isinstance(read, np.ndarray):
                 for name, value in (("key", self.key), ("labels", self.labels)):
                     if value:
                         raise ValueError(f"{name} must be empty, since there is one array in it, got {value!r}")
-                return np.asarray(read), None
+                return read, None
             with read:
                 rest = [name for name in read.files if name != self.labels]
                 key = self.key or (rest[0] if len(rest) == 1 else "")
                 for name, value in (("key", key), ("labels", self.labels or key)):
                     if value not in read.files:
                         raise ValueError(f"{name} must be one of {', '.join(read.files)}, got {value!r}")
-                _check_memory(str(self.path), sum(file.file_size for file in read.zip.infolist()))
+                _check_memory("it", sum(file.file_size for file in read.zip.infolist()))
                 a = np.asarray(read[key])  # bytes, if it is no .npy inside
                 return a, np.asarray(read[self.labels]) if self.labels else None
         except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
@@ -499,7 +504,8 @@ def _upright(file: Path) -> tuple[Any, bool]:
             raise ValueError("it has several frames or pages; give each as a file")
         image = ImageOps.exif_transpose(opened)
         if mode.endswith("A") or "transparency" in opened.info:
-            if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            image = image.convert("RGBA")
+            if np.asarray(image)[..., 3].min() < 255:
                 raise ValueError("it is transparent in places, where its colours mean nothing; save it without alpha")
         palette = np.reshape(opened.getpalette() or [0, 0, 1], (-1, 3))
         return image.convert("RGB"), mode in ("1", "L", "LA") or bool((palette == palette[:, :1]).all())
@@ -528,7 +534,7 @@ def _continuous(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, N
         x = np.ascontiguousarray(a, dtype=np.float32)
         if a.dtype.itemsize > 4:
             lost, varied = abs(a - x).mean(0), abs(a - a.mean(0)).mean(0)
-            if (bad := (a != a[0]).any(0) & ~(lost < 1e-3 * varied)).any():
+            if (bad := ((a != a[0]).any(0) | np.isinf(lost)) & ~(lost < 1e-3 * varied)).any():
                 k = tuple(np.argwhere(bad)[0].tolist())
                 raise ValueError(
                     f"{name} must hold what float32 can tell apart, but numbers like {a[0][k]:.10g} in column "

@@ -53,16 +53,19 @@ GREYS = Quantized(3, -1.0, 1.0)
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"train": X.to(torch.uint8)}, "train must be a float32 or float64 tensor.*got torch.uint8 of shape"),
-        ({"train": X.half()}, "train must be a float32 or float64 tensor.*got torch.float16"),
-        ({"train": X.to(torch.bfloat16)}, "train must be a float32 or float64 tensor.*got torch.bfloat16"),
-        ({"train": X.to(torch.complex64)}, "train must be a float32 or float64 tensor.*got torch.complex64"),
-        ({"train": X.numpy()}, "train must be a float32 or float64 tensor.*got ndarray"),
-        ({"train": X[:, 0]}, "train must be a float32 or float64 tensor.*got torch.float32 of shape"),
+        ({"train": X.to(torch.uint8)}, "train must be a dense float32 or float64 tensor.*got torch.uint8 of shape"),
+        ({"train": X.half()}, "train must be a dense float32 or float64 tensor.*got torch.float16"),
+        ({"train": X.to(torch.bfloat16)}, "train must be a dense float32 or float64 tensor.*got torch.bfloat16"),
+        ({"train": X.to(torch.complex64)}, "train must be a dense float32 or float64 tensor.*got torch.complex64"),
+        ({"train": X.numpy()}, "train must be a dense float32 or float64 tensor.*got ndarray"),
+        ({"train": X.to_sparse()}, "train must be a dense float32.*sparse_coo"),
+        ({"train": X.to("meta")}, "train must be a dense float32.*meta"),
+        ({"quantized": 256}, "quantized must be a Quantized or None, got 256"),
+        ({"train": X[:, 0]}, "train must be a dense float32 or float64 tensor.*got torch.float32 of shape"),
         ({"train": X[:0]}, "data must have samples to train on"),
         ({"train": X / 0}, "train must be finite, but sample 0 is not"),
         ({"held_out": torch.full((3, 2), math.inf)}, "held_out must be finite, but sample 0 is not"),
-        ({"held_out": X.long()}, "held_out must be a float32 or float64 tensor"),
+        ({"held_out": X.long()}, "held_out must be a dense float32 or float64 tensor"),
         ({"held_out": X.view(4, 3)}, "held_out must hold samples of shape \\(2,\\), as train does"),
         ({"held_out": X.view(6, 1, 2)}, "held_out must hold samples of shape"),
         ({"quantized": GREYS}, "train must lie on Quantized"),
@@ -192,6 +195,19 @@ def test_more_than_memory_holds(monkeypatch, tmp_path):
         with pytest.raises(ValueError, match="must fit into memory, but needs"):
             source.load()
     Ring(n=200).load(), Images(tmp_path, size=4).load()
+
+
+def test_default_device_is_not_where_data_are(tmp_path):
+    """Samples are on the CPU and the same, whatever device is torch's default."""
+    pictures(tmp_path)
+    path = stored(tmp_path, {"x": np.random.RandomState(0).randn(9, 2), "y": np.arange(9)}, "a.npz")
+    for source in (*TOYS, Digits(), Images(tmp_path), Array(path, labels="y")):
+        want = source.load()
+        with torch.device("meta"):
+            found = source.load()
+        for name in ("train", "held_out"):
+            assert torch.equal(getattr(found, name), getattr(want, name))
+        assert found.classes == want.classes
 
 
 # what is held out
@@ -400,6 +416,7 @@ def test_array_seed_chooses_what_is_held_out(tmp_path):
 @example(0, math.log10(30), math.log10(1.6e9 / 30), "<f8")
 @example(0, 308.0, 0.0, "<f8")
 @example(0, -300.0, 0.0, "<f8")
+@example(0, 300.0, 3.0, "<f8")
 def test_float64_survives_or_is_refused(seed, scale, offset, dtype):
     """Columns of 10^scale (N(0, 1) + 10^offset) are taken if float32 keeps the distances between their numbers to 2e-3
     in the mean, and are refused only if it loses 2e-4; beyond its range, all.
@@ -418,6 +435,12 @@ def test_float64_survives_or_is_refused(seed, scale, offset, dtype):
             assert "float32 can tell apart" in str(error) and not lost < 2e-4
         else:
             assert lost < 2e-3 and rows(x.double()) == rows(torch.tensor(rounded))
+
+
+def test_float64_beyond_float32(tmp_path):
+    """A column that never varies is refused too, where float32 has no such number."""
+    with pytest.raises(ValueError, match=r"float32 can tell apart, but numbers like 1e\+300 in column 1"):
+        Array(stored(tmp_path, np.stack([np.arange(5.0), np.full(5, 1e300)], 1))).load()
 
 
 def test_float64_that_float32_holds(tmp_path):
