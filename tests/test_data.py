@@ -417,6 +417,7 @@ def test_array_seed_chooses_what_is_held_out(tmp_path):
 @example(0, 308.0, 0.0, "<f8")
 @example(0, -300.0, 0.0, "<f8")
 @example(0, 300.0, 3.0, "<f8")
+@example(0, 0.0, 5.2, "<f8")
 def test_float64_survives_or_is_refused(seed, scale, offset, dtype):
     """Columns of 10^scale (N(0, 1) + 10^offset) are taken if float32 keeps the distances between their numbers to 2e-3
     in the mean, and are refused only if it loses 2e-4; beyond its range, all.
