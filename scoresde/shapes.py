@@ -55,11 +55,17 @@ def number(
     return float(value)
 
 
-def count(name: str, value: Any, least: int = 1) -> int:
-    """Return value as an int; raise ValueError naming it unless it is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+def count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
+    """Return value as an int; raise ValueError naming it unless it is a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        bound = f" and <= {most}" if most < math.inf else ""
+        raise ValueError(f"{name} must be a whole number >= {least}{bound}, got {value!r}")
     return value
+
+
+def lifted(x: Tensor) -> Tensor:
+    """x in float32 or better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def state(name: str, x: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..exact import GaussianMixture
 from ..noise import seeded
-from ..shapes import count, state
+from ..shapes import count, lifted, state
 
 EXACT = "donot_use_mm_for_euclid_dist"  # |x|^2 + |y|^2 - 2xy cancels where it matters
 
@@ -19,16 +19,25 @@ EXACT = "donot_use_mm_for_euclid_dist"  # |x|^2 + |y|^2 - 2xy cancels where it m
 def frechet(a: Tensor, b: Tensor) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2)) of features a (n, d) and b (m, d), in float64.
 
+    With any roots C = R^T R the trace is the least |R_a^T P - R_b^T Q|^2 over orthogonal P and Q, which those of the
+    singular value decomposition R_a R_b^T = P S Q^T attain (Bhatia, Jain & Lim 2019, theorem 1): a sum of squares,
+    never below 0. R is the triangular factor of the centred features, so that no covariance is squared or rooted.
+
     Raises ValueError unless both have at least 2 rows and the same d.
     """
     for name, x in (("a", a), ("b", b)):
-        if state(name, x).ndim != 2 or len(x) < 2 or x.shape[1] != a.shape[1]:
+        if _samples(name, x).ndim != 2 or len(x) < 2 or x.shape[1] != a.shape[1]:
             raise ValueError(f"{name} must be (n, {a.shape[1]}) with n > 1, got {tuple(x.shape)}")
-    (m_a, C_a), (m_b, C_b) = ((x.mean(0), torch.cov(x.T).view(len(x.T), -1)) for x in (a.double(), b.double()))
-    values, vectors = torch.linalg.eigh(C_a)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ C_b @ root).clamp_min(0).sqrt().sum()
-    return float((m_a - m_b).square().sum() + C_a.trace() + C_b.trace() - 2 * cross)
+    (m_a, R_a), (m_b, R_b) = ((x.mean(0), _root(x - x.mean(0))) for x in (a.double(), b.double()))
+    rows = max(len(R_a), len(R_b))
+    R_a, R_b = (F.pad(R, (0, 0, 0, rows - len(R))) for R in (R_a, R_b))
+    P, _, Q = torch.linalg.svd(R_a @ R_b.T)
+    return float((m_a - m_b).square().sum() + (R_a.T @ P - R_b.T @ Q.T).square().sum())
+
+
+def _root(x: Tensor) -> Tensor:
+    """R, (min(n, d), d), with R^T R the covariance of centred rows x (n, d)."""
+    return torch.linalg.qr(x, mode="r")[1] / (len(x) - 1) ** 0.5
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 256, seed: int = 0) -> float:
@@ -63,17 +72,28 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     return float((2 * mean(a, b) - mean(a, a) - mean(b, b)).clamp_min(0).sqrt())
 
 
-def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if state("a", a).shape[1:] != state("b", b).shape[1:]:
-        raise ValueError(f"b must hold samples of shape {tuple(a.shape[1:])}, got {tuple(b.shape[1:])}")
+def _samples(name: str, x: Tensor) -> Tensor:
+    """Samples whose squares are numbers."""
+    if state(name, x).abs().max() > 1e100:
+        raise ValueError(f"{name} must hold numbers of at most 1e100, got {float(x.abs().max()):g}")
+    return x
+
+
+def _pair(a: Tensor, b: Tensor, names: tuple[str, str] = ("a", "b")) -> tuple[Tensor, Tensor]:
+    """Both as rows in float64."""
+    if _samples(names[0], a).shape[1:] != _samples(names[1], b).shape[1:]:
+        raise ValueError(f"{names[1]} must hold samples of shape {tuple(a.shape[1:])}, got {tuple(b.shape[1:])}")
     return a.flatten(1).double(), b.flatten(1).double()
 
 
 def weights_error(law: GaussianMixture, x: Tensor) -> float:
     """The total variation between the weights of the mixture and the mean responsibilities of its components for the
-    samples x (B, *D): 0 if every mode is found as often as it should be, at most 1.
+    samples x (B, *D): 0 if every mode is found as often as it should be, at most 1. Raises ValueError unless law is a
+    mixture of that shape.
     """
-    return float((law.responsibilities(x).mean(0) - law.weights).abs().sum() / 2)
+    if not isinstance(law, GaussianMixture):
+        raise ValueError(f"law must be a GaussianMixture, got {law!r}")
+    return float((law.responsibilities(_samples("x", x)).mean(0) - law.weights).abs().sum() / 2)
 
 
 class Classifier(nn.Module):
@@ -119,10 +139,15 @@ class Classifier(nn.Module):
     @classmethod
     def fit(cls, x: Tensor, y: Tensor | None, seed: int = 0, epochs: int = 8, batch: int = 64) -> "Classifier":
         """Trained by cross-entropy on images x (n, C, H, W) with labels y (n,); the same seed gives the same one.
-        Raises ValueError if there is not one label an image.
+        Raises ValueError unless x are images with one label each, a whole number from 0.
         """
+        if state("x", x).ndim != 4:
+            raise ValueError(f"x must be images (n, C, H, W), got shape {tuple(x.shape)}")
         if y is None or y.shape != x.shape[:1]:
             raise ValueError(f"y must hold {len(x)} labels, got {y if y is None else tuple(y.shape)}")
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.min() < 0:
+            raise ValueError(f"y must hold whole numbers from 0, got {y.dtype}: {y.tolist()[:3]}, ...")
+        count("epochs", epochs), count("batch", batch)
         g = torch.Generator().manual_seed(seed)
         with seeded(seed), torch.enable_grad():
             net = cls(x.shape[1], int(y.max()) + 1).to(x.device)
@@ -130,7 +155,7 @@ class Classifier(nn.Module):
             for _ in range(epochs):
                 for rows in torch.randperm(len(x), generator=g).split(batch):
                     optimizer.zero_grad()
-                    F.cross_entropy(net(x[rows]), y[rows]).backward()
+                    F.cross_entropy(net(x[rows]), y[rows].long()).backward()
                     optimizer.step()
         raw = net.features(x)
         net.mean, net.std = raw.mean(0), raw.std(0)
@@ -139,9 +164,9 @@ class Classifier(nn.Module):
 
 def nearest(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
     """The root mean square distance per dimension of each x (B, *D) to its nearest neighbour in data (n, *D), and its
-    index; exactly 0 for a copy. Raises ValueError if they have not one D.
+    index; exactly 0 for a copy. It is computed in float64. Raises ValueError if they have not one D.
     """
-    if state("x", x).shape[1:] != state("data", data).shape[1:]:
-        raise ValueError(f"data must hold samples of shape {tuple(x.shape[1:])}, got {tuple(data.shape[1:])}")
-    d, i = torch.cdist(x.flatten(1), data.flatten(1), compute_mode=EXACT).min(1)
-    return d / x[0].numel() ** 0.5, i
+    rows, every = _pair(x, data, ("x", "data"))
+    parts = [torch.cdist(part, every, compute_mode=EXACT).min(1) for part in rows.split(1024)]
+    d, i = (torch.cat(found) for found in zip(*parts, strict=True))
+    return (d / rows.shape[1] ** 0.5).to(lifted(x).dtype), i

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import linalg, stats
 from scipy.optimize import linprog
 
 from scoresde.data import Digits
@@ -88,9 +88,44 @@ def test_frechet_symmetries(seed, scale):
     assert frechet(a.float(), b.float()) == pytest.approx(d, rel=1e-4)
 
 
+@given(st.integers(2, 40), st.integers(1, 60), st.sampled_from([0.0, 1e6]), st.integers(0, 2**16))
+def test_frechet_of_a_set_with_itself(n, d, offset, seed):
+    """0, to rounding and never below, in any order of rows, far from the origin too, with fewer rows than columns or
+    more, and also where one direction is a million times narrower.
+    """
+    a = randn(n, d, seed=seed)
+    a[:, 0] *= 1e-6
+    a, order = a + offset, torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    for b in (a, a[order], a.flip(0)):
+        assert 0 <= frechet(a, b) < 1e-9 * d
+
+
+@given(st.integers(1, 6), st.integers(0, 2**16))
+def test_frechet_with_fewer_rows_than_columns(k, seed):
+    """The closed form sum (sqrt(u) - sqrt(v))^2 holds to 1e-8 where k + 1 rows lie in a k-dimensional part of 4k
+    dimensions, for each set its own number of rows; a shift adds |shift|^2; both ways are one.
+    """
+    g = torch.Generator().manual_seed(seed)
+    u, v = (torch.rand(2, k, generator=g, dtype=F64) * 3).unbind()
+    frame, zero, shift = orthogonal(4 * k, seed)[:, :k], torch.zeros(k, dtype=F64), randn(4 * k, seed=seed)
+    a, b = (features(zero, w.sqrt().diag(), k + m, seed + m) @ frame.T for m, w in ((1, u), (3, v)))
+    want = float((u.sqrt() - v.sqrt()).square().sum())
+    assert frechet(a, b) == pytest.approx(want, abs=1e-8) == frechet(b, a)
+    assert frechet(a, b + shift) == pytest.approx(want + float(shift.square().sum()), abs=1e-8)
+
+
+def test_frechet_is_that_of_matrix_roots():
+    """tr (C_a^(1/2) C_b C_a^(1/2))^(1/2) by scipy's root of C_a C_b, which has the same eigenvalues, to 1e-8."""
+    a, b = randn(80, 6) @ randn(6, 6, seed=1), randn(50, 6, seed=2) @ randn(6, 6, seed=3) + 1
+    C_a, C_b = (np.cov(x.T.numpy()) for x in (a, b))
+    want = np.square((a.mean(0) - b.mean(0)).numpy()).sum() + np.trace(C_a + C_b - 2 * linalg.sqrtm(C_a @ C_b).real)
+    assert frechet(a, b) == pytest.approx(want, abs=1e-8)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "named"),
     [
+        (torch.full((4, 3), 1e200, dtype=F64), torch.zeros(4, 3), "a"),
         (torch.zeros(1, 3), torch.zeros(4, 3), "a"),
         (torch.zeros(4, 3), torch.zeros(1, 3), "b"),
         (torch.zeros(4, 3), torch.zeros(4, 2), "b"),
@@ -175,6 +210,15 @@ def test_distances_are_of_empirical_laws(distance, seed, n, m, copies):
 
 
 @DISTANCES
+def test_distances_far_from_the_origin(distance):
+    """Numbers that can be told apart at 1e6 have the distance they have at 0, and none to themselves."""
+    a, b = (x.mul(2**20).round() / 2**20 for x in (randn(40, 3), 0.5 * randn(30, 3, seed=1) + 1))
+    d = distance(a, b)
+    assert distance(a + 1e6, b + 1e6) == pytest.approx(d, rel=1e-8)
+    assert distance(a + 1e6, a.flip(0) + 1e6) ** 2 < 1e-12
+
+
+@DISTANCES
 def test_distances_of_arrays(distance):
     """Samples of any shape are vectors, and float32 counts as the same numbers in float64."""
     a, b = randn(30, 1, 2, 3).float(), randn(20, 1, 2, 3, seed=1).float()
@@ -230,6 +274,8 @@ def test_directions_are_decided_by_the_seed():
         (torch.zeros(4, 3), torch.zeros(0, 3), "b must"),
         (torch.full((4, 3), math.nan), torch.zeros(4, 3), "a must"),
         (torch.zeros(4, 3), torch.full((4, 3), math.inf), "b must"),
+        (torch.zeros(4, 3), torch.full((4, 3), -1e200, dtype=F64), "b must hold numbers of at most 1e100"),
+        (torch.zeros(4, 3, dtype=torch.complex64), torch.zeros(4, 3), "a must"),
     ],
 )
 def test_distances_errors(distance, a, b, named):
@@ -288,6 +334,14 @@ def test_weights_error_of_overlapping_modes():
     assert weights_error(law, x) == pytest.approx(abs(float(share.mean()) - 0.25), abs=1e-10)
     assert weights_error(law, x) < 4.5 * float(share.std()) / math.sqrt(len(x))
     assert weights_error(law, torch.tensor([[0.5]])) == pytest.approx(0, abs=1e-12)
+
+
+def test_weights_error_errors():
+    """A law without modes, samples of another shape, and such as are not finite."""
+    law = modes(1.0, 2.0)
+    for bad, named in (((None, randn(3, 2)), "law"), ((law, randn(3, 3)), "x"), ((law, randn(3, 2) * math.nan), "x")):
+        with pytest.raises(ValueError, match=f"^{named} must"):
+            weights_error(*bad)
 
 
 # classifier
@@ -369,6 +423,23 @@ def test_nearest_of_a_copy(digits):
     d, i = nearest(moved, digits.train)
     torch.testing.assert_close(d, torch.full((100,), 1e-3 / 8), rtol=1e-3, atol=0)
     assert torch.equal(digits.train[i], x)
+
+
+def test_nearest_in_any_precision():
+    """Samples and data of two types are compared as the same numbers in float64: where float32 has no squares too."""
+    x, data = randn(30, 5).half(), randn(50, 5, seed=1)
+    (d, i), (want, at) = nearest(x, data), nearest(x.double(), data)
+    assert torch.equal(d, want.float()) and torch.equal(i, at)
+    far = nearest(1e30 * x.float(), 1e30 * data.float())[0]
+    torch.testing.assert_close(far, 1e30 * nearest(x.float(), data.float())[0], rtol=1e-5, atol=0)
+
+
+def test_nearest_by_parts():
+    """More samples than are compared at once have the neighbours that they have alone."""
+    x, data = randn(1100, 3), randn(20, 3, seed=1)
+    d, i = nearest(x, data)
+    assert torch.equal(torch.cat([nearest(part, data)[1] for part in x.split(50)]), i)
+    torch.testing.assert_close(d, (x - data[i]).square().mean(1).sqrt(), rtol=1e-12, atol=0)
 
 
 def test_nearest_errors():
