@@ -10,6 +10,8 @@ from ..data import Digits
 from ..exact import GaussianMixture
 from ..shapes import count, number
 
+MODES = 10_000  # beyond which the densities of one batch take gigabytes
+
 
 class Problem(ABC):
     """A mixture of Gaussians."""
@@ -28,9 +30,13 @@ class Modes(Problem):
     std: float = 0.05
     """Their standard deviation."""
 
+    def __post_init__(self) -> None:
+        count("n", self.n, most=MODES)
+        _deviation(self.std)
+
     def law(self) -> GaussianMixture:
         """In the plane, shape (2,)."""
-        angle = 2 * math.pi / count("n", self.n) * torch.arange(self.n, dtype=torch.float64)
+        angle = 2 * math.pi / self.n * torch.arange(self.n, dtype=torch.float64)
         return _equal(torch.stack([angle.cos(), angle.sin()], 1), self.std)
 
 
@@ -43,15 +49,23 @@ class Lattice(Problem):
     std: float = 0.05
     """Their standard deviation."""
 
+    def __post_init__(self) -> None:
+        count("side", self.side, least=2, most=math.isqrt(MODES))
+        _deviation(self.std)
+
     def law(self) -> GaussianMixture:
         """In the plane, shape (2,)."""
-        line = torch.linspace(-1, 1, count("side", self.side, least=2), dtype=torch.float64)
+        line = torch.linspace(-1, 1, self.side, dtype=torch.float64)
         return _equal(torch.cartesian_prod(line, line), self.std)
 
 
+def _deviation(std: float) -> None:
+    """One whose square is a number above 0."""
+    number("std", std, least=1e-100, most=1e100)
+
+
 def _equal(means: torch.Tensor, std: float) -> GaussianMixture:
-    variance = number("std", std, above=0) ** 2
-    return GaussianMixture(torch.ones(len(means)), means, torch.full((len(means),), variance, dtype=torch.float64))
+    return GaussianMixture(torch.ones(len(means)), means, torch.full((len(means),), std**2, dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,9 @@ class DigitClasses(Problem):
     rank: int = 15
     """Principal directions a class."""
 
+    def __post_init__(self) -> None:
+        count("rank", self.rank)
+
     def law(self) -> GaussianMixture:
         """Of images, shape (1, 8, 8), fitted to all of the digits."""
         data = Digits().load()
@@ -70,7 +87,7 @@ class DigitClasses(Problem):
         x, y = torch.cat([data.train, data.held_out]).double(), torch.cat([data.train_labels, data.held_out_labels])
         classes = [x[y == k] for k in range(10)]
         values, vectors = torch.linalg.eigh(torch.stack([torch.cov(c.flatten(1).T) for c in classes]))
-        r, most = count("rank", self.rank), int((values > 1e-9).sum(1).min()) - 1
+        r, most = self.rank, int((values > 1e-9).sum(1).min()) - 1
         if r > most:
             raise ValueError(f"rank must be at most {most}, beyond which some class does not vary, got {r}")
         means, weights = torch.stack([c.mean(0) for c in classes]), torch.tensor([float(len(c)) for c in classes])

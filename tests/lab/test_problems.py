@@ -122,25 +122,28 @@ def test_digit_classes_have_their_density(classes):
 
 
 @pytest.mark.parametrize(
-    ("problem", "named"),
+    ("make", "named"),
     [
-        (Modes(0), "n"),
-        (Modes(-2), "n"),
-        (Modes(2.5), "n"),
-        (Modes(std=0.0), "std"),
-        (Modes(std=-1.0), "std"),
-        (Modes(std=math.nan), "std"),
-        (Modes(std=math.inf), "std"),
-        (Lattice(1), "side"),
-        (Lattice(0), "side"),
-        (Lattice(std=0.0), "std"),
-        (DigitClasses(0), "rank"),
-        (DigitClasses(-1), "rank"),
-        (DigitClasses(64), "rank"),
+        (lambda: Modes(0), "n"),
+        (lambda: Modes(-2), "n"),
+        (lambda: Modes(2.5), "n"),
+        (lambda: Modes(10**9), "n"),
+        (lambda: Modes(std=0.0), "std"),
+        (lambda: Modes(std=-1.0), "std"),
+        (lambda: Modes(std=math.nan), "std"),
+        (lambda: Modes(std=math.inf), "std"),
+        (lambda: Modes(std=1e200), "std"),
+        (lambda: Modes(std=1e-200), "std"),
+        (lambda: Lattice(1), "side"),
+        (lambda: Lattice(0), "side"),
+        (lambda: Lattice(10**6), "side"),
+        (lambda: Lattice(std=0.0), "std"),
+        (lambda: DigitClasses(0), "rank"),
+        (lambda: DigitClasses(-1), "rank"),
+        (lambda: DigitClasses(64).law(), "rank"),
     ],
-    ids=repr,
 )
-def test_bad_problems(problem, named):
-    """One line that names the argument."""
+def test_bad_problems(make, named):
+    """One line that names the argument, where it is said."""
     with pytest.raises(ValueError, match=f"^{named} must [^\\n]*$"):
-        problem.law()
+        make()
