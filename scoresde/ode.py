@@ -65,6 +65,19 @@ class RK4:
         return y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
+class SampleError(RuntimeError):
+    """What keeps one sample from its end. said: the message, in which {} stands for the sample's number; sample: that
+    number inside the batch.
+    """
+
+    def __init__(self, said: str, sample: int) -> None:
+        super().__init__(said, sample)
+        self.said, self.sample = said, sample
+
+    def __str__(self) -> str:
+        return self.said.format(self.sample)
+
+
 class Trial(ABC):
     """An equation, being solved by steps that are tried from where each sample is, and then kept or not."""
 
@@ -119,7 +132,7 @@ class Control:
         rejects. Sample i takes its own steps, never beyond the end; what it becomes does not depend on its neighbours.
 
         leave: samples that have arrived are not tried any more; otherwise all are, and those wait.
-        Raises RuntimeError naming the sample and its time if E is not finite, or max_steps do not suffice.
+        Raises `SampleError` naming the sample and its time if E is not finite, or max_steps do not suffice.
         """
         before, rows = torch.ones_like(now), torch.arange(len(now), device=now.device)
         accepted, rejected = torch.zeros(2, len(now), dtype=torch.long, device=now.device)
@@ -135,7 +148,8 @@ class Control:
             E = trial.attempt(now, to, step, rows)
             if (wrong := moving & ~E.isfinite()).any():
                 i = int(wrong.nonzero()[0])
-                raise RuntimeError(f"the drift of sample {int(rows[i])} is not finite at t = {trial.time(now)[i]:.6g}")
+                at = float(trial.time(now)[i])
+                raise SampleError(f"the drift of sample {{}} is not finite at t = {at:.6g}", int(rows[i]))
             accept = moving & (E <= 1)
             reject = moving ^ accept
             trial.settle(accept, reject, rows)
@@ -148,8 +162,9 @@ class Control:
             return Tally(accepted, rejected)
         i = int(late.nonzero()[0])
         at, wanted = (float(trial.time(u)[i]) for u in (now, end))
-        raise RuntimeError(
-            f"max_steps = {self.max_steps} do not suffice to t = {wanted:g}: sample {int(rows[i])} is at t = {at:.6g}"
+        raise SampleError(
+            f"max_steps = {self.max_steps} do not suffice to t = {wanted:g}: sample {{}} is at t = {at:.6g}",
+            int(rows[i]),
         )
 
 
@@ -200,7 +215,7 @@ class Embedded:
     its neighbours in the batch, if f does not; how f rounds can decide whether a step is accepted. A sample that has
     arrived waits for the others.
 
-    Six calls of f a step, and one to start. Raises RuntimeError naming the sample and its time if f is not finite, or
+    Six calls of f a step, and one to start. Raises `SampleError` naming the sample and its time if f is not finite, or
     if `max_steps` do not suffice.
     """
 

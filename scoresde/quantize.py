@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .noise import Noise, iid
-from .shapes import as_time, count, number, state
+from .shapes import as_time, count, lifted, number, state
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Quantized:
 
     def check(self, x: Tensor) -> Tensor:
         """Return x; raise ValueError unless every value is one of the levels (to 1e-3 of a bin)."""
-        k = (state("x", x) - self.low) / self.width
+        k = (lifted(state("x", x)) - self.low) / self.width
         if k.min() < -1e-3 or k.max() > self.levels - 1 + 1e-3:
             raise ValueError(
                 f"x must be inside [{self.low:g}, {self.high:g}], got {float(x.min()):g} to {float(x.max()):g}"
@@ -45,10 +45,12 @@ class Quantized:
         return x
 
     def dequantize(self, x: Tensor, noise: Noise = iid()) -> Tensor:
-        """x + h (u - 1/2) with u uniform on (0, 1): the law with density P(bin)/h^d on each bin (Theis et al. 2016)."""
-        t = as_time(0.0)
+        """x + h (u - 1/2) with u uniform on (0, 1): the law with density P(bin)/h^d on each bin (Theis et al. 2016), in
+        float32 or better.
+        """
+        t, x = as_time(0.0), lifted(self.check(x))
         u = torch.special.ndtr(noise(x, t, t))
-        return self.check(x) + self.width * (u - 0.5)
+        return x + self.width * (u - 0.5)
 
     def log_bin(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """The discretised decoder: log of the mass that N(mean, std^2) gives to each bin of x, in nats, elementwise.

@@ -103,6 +103,15 @@ def test_log_bin_sums_to_one():
         torch.testing.assert_close(total, torch.zeros(1, dtype=F64), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_dequantised_in_float32(dtype):
+    """Bytes in half precision are told apart, and their noise keeps its digits: the values are those of float32."""
+    data, x = Quantized(256, 0.0, 255.0), torch.arange(256, dtype=torch.float32).view(16, 16)
+    found = data.dequantize(x.to(dtype), per_sample(range(16)))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, data.dequantize(x, per_sample(range(16)))) and torch.equal(found.round(), x)
+
+
 # bad input
 
 

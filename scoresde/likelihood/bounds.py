@@ -22,8 +22,9 @@ from ..loss import Times, UniformLogSNR
 from ..noise import Noise, iid
 from ..process import Chain, LinearSDE, Reverse, Score, require_reverse
 from ..quantize import Quantized
-from ..shapes import as_time, count, like, state
+from ..shapes import as_time, count, like
 from ..steps import Ancestral, Posterior
+from .samples import MANY, drawn, entry, finite
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -65,22 +66,21 @@ def _gaussian_kl(sde: LinearSDE, x_0: Tensor, t: Tensor) -> Tensor:
     """KL(q(x_t | x_0) || N(0, sigma_T^2 I)), (B,)."""
     over, r = sde.var(as_time(sde.T)), sde.var(t) / sde.var(as_time(sde.T))
     signal = (sde.alpha(t) * x_0).square().flatten(1).sum(1) / over
-    return (signal + x_0[0].numel() * (r - 1 - r.log())) / 2
+    return finite("the bound", t, (signal + x_0[0].numel() * (r - 1 - r.log())) / 2)
 
 
 def _decoder(p: Reverse, x_0: Tensor, t: Tensor, quantized: Quantized | None, noise: Noise) -> Tensor:
     """E[-log p(x_0 | x_t)] with p(x_0 | x_t) = N(E[x_0 | x_t], sigma_t^2/alpha_t^2), by one draw, (B,)."""
     x_t, _ = p.sde.perturb(x_0, t, noise)
     mean, std = p.denoise(x_t, t), p.sde.sigma(t) / p.sde.alpha(t)
-    if quantized is not None:
-        return -quantized.log_bin(x_0, mean, std).flatten(1).sum(1)
-    return (((x_0 - mean) / std).square() / 2 + std.log() + LOG_2PI / 2).flatten(1).sum(1)
+    if quantized is None:
+        value = ((x_0 - mean) / std).square() / 2 + std.log() + LOG_2PI / 2
+    else:
+        value = -quantized.log_bin(x_0, mean, std)
+    return finite("the bound", t, value.flatten(1).sum(1))
 
 
-def _checked(x: Tensor, quantized: Quantized | None) -> Tensor:
-    return state("x", x) if quantized is None else quantized.check(x)
-
-
+@torch.inference_mode(False)
 @torch.no_grad()
 def elbo(
     chain: Chain,
@@ -98,12 +98,14 @@ def elbo(
     terms: None for all N - 1 terms between, or K of them for each sample at random, weighted so that the sum is
     unbiased: in proportion to the width of the step in log-SNR, one in each K-th of the whole.
 
-    Raises ValueError unless chain, x and kernel are as stated.
+    Raises ValueError unless chain, x, kernel, terms and noise are as stated; `SampleError`, a RuntimeError naming the
+    sample and the time, if a term is not finite.
     """
     for name, value, kind in (("chain", chain, Chain), ("kernel", kernel, Posterior)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
-    x_0, N, p = _checked(x, quantized), len(chain), chain.sde.reverse(score)
+    drawn(noise)
+    x_0, N, p = entry(x, quantized), len(chain), chain.sde.reverse(score)
     kernel.check(p, chain.t[1:], chain.t[:-1])
     columns = []
     if terms is None:
@@ -112,7 +114,7 @@ def elbo(
         width = -p.sde.log_snr(chain.t).diff()
         share = width / width.sum()
         below = share.cumsum(0)[:-1]
-        for k in range(count("terms", terms)):
+        for k in range(count("terms", terms, most=MANY)):
             j = torch.searchsorted(below, (k + _uniform(x_0, noise).cpu()) / terms, right=True)
             weight = (1 / (terms * share[j])).to(x_0)
             columns.append(weight * _between(chain, p, x_0, j + 2, kernel, noise))
@@ -121,6 +123,7 @@ def elbo(
     return Bound(_gaussian_kl(chain.sde, x_0, chain.t[-1]), steps, decoder, len(columns) + 1, x[0].numel(), quantized)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def continuous_elbo(
     p: Reverse,
@@ -135,13 +138,19 @@ def continuous_elbo(
 
     The integral is estimated from `terms` times for each sample, one in each stratum of the law `times`, weighted by
     the inverse of its density; uniform in log-SNR makes that weight constant.
+
+    Raises ValueError and `SampleError` as `elbo` does.
     """
-    x_0, sde, columns = _checked(x, quantized), require_reverse(p).sde, []
-    for k in range(count("terms", terms)):
+    if not isinstance(times, Times):
+        raise ValueError(f"times must be a law of times such as UniformLogSNR(), got {times!r}")
+    sde, columns = require_reverse(p).sde, []
+    drawn(noise)
+    x_0 = entry(x, quantized)
+    for k in range(count("terms", terms, most=MANY)):
         t = times.quantile(sde, (k + _uniform(x_0, noise)) / terms)
         x_t, z = sde.perturb(x_0, t, noise)
         weight = (sde.g2(t) / sde.var(t) / 2 / times.density(sde, t) / terms).to(x_0)
-        columns.append(weight * (p.eps(x_t, t) - z).square().flatten(1).sum(1))
+        columns.append(finite("the bound", t, weight * (p.eps(x_t, t) - z).square().flatten(1).sum(1)))
     decoder = _decoder(p, x_0, as_time(sde.t_min), quantized, noise)
     prior, steps = _gaussian_kl(sde, x_0, as_time(sde.T)), torch.stack(columns, 1)
     return Bound(prior, steps, decoder, terms + 1, x[0].numel(), quantized)
@@ -162,4 +171,4 @@ def _between(chain: Chain, p: Reverse, x_0: Tensor, i: Tensor, kernel: Posterior
     w = w if w.ndim == x_0.ndim else torch.as_tensor(like(w, x_0))
     r = like(var, x_0) / w
     gap = (mean - guess).square() / w
-    return ((gap + r - 1 - r.log()).expand_as(x_0) / 2).flatten(1).sum(1)
+    return finite("the bound", t, ((gap + r - 1 - r.log()).expand_as(x_0) / 2).flatten(1).sum(1))

@@ -19,6 +19,7 @@ from ..noise import Noise
 from ..process import Reverse
 from ..quantize import Quantized
 from ..shapes import count
+from .samples import MANY
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Dequantization(ABC):
     def __post_init__(self) -> None:
         if not isinstance(self.quantized, Quantized):
             raise ValueError(f"quantized must be a grid such as Quantized(256, -1, 1), got {self.quantized!r}")
-        count("draws", self.draws)
+        count("draws", self.draws, most=MANY)
 
     @abstractmethod
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:

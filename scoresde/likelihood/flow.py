@@ -12,6 +12,7 @@ so that the linear part of the drift and its divergence are exact, and only what
 """
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,10 +30,12 @@ from ..reference import UNIT, Reference, known
 from ..shapes import as_time, like, number, state
 from .dequantize import Dequantization, Uniform
 from .quadrature import Adams, Integrator, Node, integrate
+from .samples import drawn, entry, finite
 from .trace import Exact, Hutchinson, Probes, Trace
 
 FEW = 16  # dimensions up to which accuracy costs little
 LOW, HIGH = 0.04, 3.0  # k and K in units of c
+FAR = 30.0  # deviations beyond which coordinates are not those of the data
 
 
 class Place(NamedTuple):
@@ -83,6 +86,17 @@ class Coordinates:
     def log_volume(self, at: Place) -> Tensor:
         """log |dx/dy| of one dimension."""
         return self.sde.log_alpha(at.t) + at.S.log()
+
+    def far(self, x: Tensor, t: Tensor) -> str:
+        """What is to be said of samples x at t that are not of the reference's size; nothing if they are."""
+        off = (x.detach() / self.sde.alpha(t) - self.mean) / self.std
+        size = float(off.flatten(1).square().mean(1).sqrt().max())
+        if size <= FAR and (size * FAR >= 1 or x.numel() < 4):  # three numbers may be small by chance
+            return ""
+        return (
+            f"the samples are up to {size:.3g} deviations of the Gaussian around from its mean, where the solver's "
+            "error is told too small: give around=Reference.fit(data)"
+        )
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,7 @@ class Likelihood:
 class Quadrature:
     """How log p is integrated: the solver, the divergence, where the flow ends, and under which prior.
 
-    Raises ValueError for what is no solver or no trace.
+    Raises ValueError for what is no solver, no trace, no law, or no time.
     """
 
     method: Integrator | Embedded | None = None
@@ -191,6 +205,10 @@ class Quadrature:
         ):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be a value such as {such}, got {getattr(self, name)!r}")
+        if self.t is not None:
+            number("t", self.t, least=0)
+        if not isinstance(self.gradients, bool):
+            raise ValueError(f"gradients must be True or False, got {self.gradients!r}")
 
     def of(self, d: int) -> tuple[Integrator | Embedded, Trace]:
         """The solver and the divergence for d dimensions."""
@@ -213,35 +231,43 @@ def log_prob(
     discrete: the grid that x lies on, or how its levels become continuous, `Uniform` unless said; None for continuous
     data. around: the mean and deviation of the data, `Reference.fit(data)`, which make the flow mild; unless given,
     those that the score was made for, or 0 and 1. They move the result by no more than the solver's error, told too
-    small where the deviation is thirty times too large. noise: all randomness; with `per_sample`, each sample's own.
+    small where the deviation is thirty times too large: such samples are warned of. noise: all randomness; with
+    `per_sample`, each sample's own.
 
-    Raises ValueError before any work unless x is finite and on its grid, around is of its shape and sigma_t > 0;
-    RuntimeError, naming the sample and the time, if the score is not finite on the way.
+    Samples in half precision are computed with in float32. Inside `torch.inference_mode` the result is that of
+    `no_grad`. Raises ValueError before any work unless x is finite and on its grid, around is of its shape, sigma_t > 0
+    and gradients are asked for outside of inference mode; `SampleError`, a RuntimeError naming the sample and the time,
+    if the score or the result is not finite.
     """
-    require_reverse(p)
+    require_reverse(p), drawn(noise)
+    if not isinstance(how, Quadrature):
+        raise ValueError(f"how must be a Quadrature, such as Quadrature(Adams(40)), got {how!r}")
+    if how.gradients and torch.is_inference_mode_enabled():
+        raise ValueError("gradients must be asked for outside of torch.inference_mode: nothing carries a graph in it")
     discrete = Uniform(discrete) if isinstance(discrete, Quantized) else discrete
     if not isinstance(discrete, Dequantization | None):
         raise ValueError(f"discrete must be a grid or a dequantisation such as Uniform(grid), got {discrete!r}")
-    if discrete:
-        discrete.quantized.check(x)
-    score, flow = Counted(p.score), _Flow(p, state("x", x), around, how)
-    if discrete and discrete.draws > 1 and not isinstance(flow.trace, Exact):
-        raise ValueError(
-            "draws must be 1 unless the trace is Exact(), since errors of an estimate would bias the mean inside the "
-            f"logarithm, got {discrete.draws}"
-        )
-    q = Reverse(p.sde, score, 0.0)
-    with torch.set_grad_enabled(how.gradients):
+    with torch.inference_mode(False), torch.set_grad_enabled(how.gradients):
+        x = entry(x, discrete.quantized if discrete else None)
+        score, flow = Counted(p.score), _Flow(p, x, around, how)
+        if discrete and discrete.draws > 1 and not isinstance(flow.trace, Exact):
+            raise ValueError(
+                "draws must be 1 unless the trace is Exact(), since errors of an estimate would bias the mean inside "
+                f"the logarithm, got {discrete.draws}"
+            )
+        if far := flow.coordinates.far(x, flow.t):
+            warnings.warn(far, stacklevel=2)
+        q = Reverse(p.sde, score, 0.0)
         parts = [flow(q, x, discrete, noise) for _ in range(discrete.draws if discrete else 1)]
         log_p = torch.stack([part.log_p for part in parts]).logsumexp(0) - math.log(len(parts))
-    weights = torch.stack([part.log_p.detach() for part in parts]).softmax(0)
-    return replace(
-        parts[0],
-        log_p=log_p,
-        solver_error=(weights * torch.stack([part.solver_error for part in parts])).sum(0),
-        nfe=score.nfe,
-        products=sum(part.products for part in parts),
-    )
+        weights = torch.stack([part.log_p.detach() for part in parts]).softmax(0)
+        return replace(
+            parts[0],
+            log_p=log_p,
+            solver_error=(weights * torch.stack([part.solver_error for part in parts])).sum(0),
+            nfe=score.nfe,
+            products=sum(part.products for part in parts),
+        )
 
 
 class _Flow:
@@ -249,8 +275,6 @@ class _Flow:
 
     def __init__(self, p: Reverse, x: Tensor, around: Reference | None, how: Quadrature) -> None:
         sde = p.sde
-        if not isinstance(how, Quadrature):
-            raise ValueError(f"how must be a Quadrature, such as Quadrature(Adams(40)), got {how!r}")
         if how.prior is not None and how.prior.shape != x.shape[1:]:
             raise ValueError(f"prior must be a law of shape {tuple(x.shape[1:])}, got {tuple(how.prior.shape)}")
         self.t = as_time(number("t", sde.t_min if how.t is None else how.t, least=0, below=sde.T))
@@ -271,9 +295,11 @@ class _Flow:
         x_T, m = of.x(end.y, high), end.Q.shape[1]
         log_prior = sde.log_prior(x_T) if self.prior is None else self.prior.log_prob(x_T)
         volume = d * (of.log_volume(high) - of.log_volume(low))
+        log_p = log_prior + end.Q.mean(1) + volume.to(x) + log_w
+        finite("log p", low.t, log_p, end.error)
         spread = end.Q.detach().std(1) / math.sqrt(m) if m > 1 else torch.full_like(log_w, math.nan)
         return Likelihood(
-            log_prior + end.Q.mean(1) + volume.to(x) + log_w,
+            log_p,
             spread if self.trace.kept else end.var.sqrt(),
             end.error,
             path.end_bias(x_t.detach(), self.t),
@@ -298,12 +324,7 @@ class _Path:
         node = (
             checkpoint(self._node, at, y, z, use_reentrant=False) if torch.is_grad_enabled() else self._node(at, y, z)
         )
-        finite = node.rate.detach().flatten(1).isfinite().all(1) & node.q.detach().isfinite().all(1)
-        if not finite.all():
-            i = int((~finite).nonzero()[0])
-            raise RuntimeError(
-                f"the score of sample {int(rows[i])} is not finite at t = {float(at.t.expand(len(y))[i]):.6g}"
-            )
+        finite("the score", at.t, node.rate, node.q, rows=rows)
         return node
 
     def _node(self, at: Place, y: Tensor, z: Tensor) -> Node:
@@ -332,46 +353,65 @@ class _Path:
 
 
 def prior_mismatch(sde: LinearSDE, x: Tensor, t: Tensor, prior: GaussianMixture | None = None) -> float:
-    """KL(N || prior) in nats for the Gaussian N with the mean and covariance that x_T has if x are samples of x_t: what
-    replacing p_T by the prior costs, as far as moments tell. nan for one sample, and for a prior of several components.
+    """KL(N || prior) in nats for the Gaussian N with the mean and covariance C that x_T has if x (n, *D) are samples of
+    x_t: what replacing p_T by the prior costs, as far as moments tell. nan for one sample, and for a prior of several
+    components; inf where C is singular, for fewer samples than dimensions at t = T.
+
+    With x_T = y + v^(1/2) z, C = Y^T Y/n + v I for the centred rows Y of y. Where n < d its eigenvalues are v and those
+    of Y Y^T/n + v I, so that the price is n^2 d: no matrix is d x d.
     """
+    state("x", x), number("t", float(as_time(t)), least=0, most=sde.T)
+    if prior is not None and (not isinstance(prior, GaussianMixture) or prior.shape != x.shape[1:]):
+        raise ValueError(f"prior must be a law of shape {tuple(x.shape[1:])}, got {getattr(prior, 'shape', prior)!r}")
     if len(x) < 2 or (prior is not None and len(prior.weights) > 1):
         return math.nan
-    T = as_time(sde.T)
-    mean, C = _moments(x, *sde.transition(T, t))
+    T, (n, d) = as_time(sde.T), x.flatten(1).shape
+    a, v = (float(c) for c in sde.transition(T, t))
+    y = x.detach().flatten(1).to(torch.float64)
     if prior is None:
-        prior = GaussianMixture(torch.ones(1), torch.zeros(1, len(C)), sde.var(T).view(1)).to(x.device)
-    return prior.kl_from(mean, C)
+        prior = GaussianMixture(torch.ones(1), torch.zeros(1, *x.shape[1:]), sde.var(T).view(1)).to(x.device)
+    if n >= d:
+        C = a**2 * torch.cov(y.T, correction=0).view(d, d) + v * torch.eye(d, dtype=y.dtype, device=y.device)
+        return prior.kl_from(a * y.mean(0), C)
+    Y = a * (y - y.mean(0))
+    log_det = (torch.linalg.eigvalsh(Y @ Y.T / n).clamp_min(0) + v).log().sum() + (d - n) * as_time(v).log()
+    low = prior.diagonal[0].expand(d)
+    precisions = (1 / low).sum() + (1 / prior.extra[0] - 1 / low[: prior.extra.shape[1]]).sum()
+    cross = v / 2 * precisions - prior.log_prob((a * y).view(x.shape)).mean()
+    return float(cross - (d * (1 + math.log(2 * math.pi)) + log_det) / 2)
 
 
-def _moments(x: Tensor, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and covariance of a x + v^(1/2) z."""
-    rows = x.flatten(1).to(torch.float64)
-    C = torch.cov(rows.T, correction=0).view(rows.shape[1], -1)
-    return float(a) * rows.mean(0), float(a) ** 2 * C + float(v) * torch.eye(len(C), dtype=C.dtype, device=C.device)
-
-
+@torch.inference_mode(False)
+@torch.no_grad()
 def encode(p: Reverse, x: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None) -> Tensor:
-    """The latent x_T of x (B, *D) at t_min along the probability flow of p: (B, *D)."""
+    """The latent x_T of x (B, *D) at t_min along the probability flow of p: (B, *D), in float32 or better. Raises
+    ValueError for what is no process, no state or no solver; `SampleError`, a RuntimeError naming the sample and the
+    time, if the score is not finite on the way.
+    """
     return _carry(require_reverse(p), x, (p.sde.t_min, p.sde.T), method, around)
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def decode(
     p: Reverse, x_T: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None
 ) -> Tensor:
-    """The state at t_min of the latent x_T: the inverse of `encode` up to the solver's error."""
+    """The state at t_min of the latent x_T: the inverse of `encode` up to the solver's error, and with its errors."""
     return _carry(require_reverse(p), x_T, (p.sde.T, p.sde.t_min), method, around)
 
 
-@torch.no_grad()
 def _carry(
     p: Reverse, x: Tensor, span: tuple[float, float], method: Integrator | Embedded, around: Reference | None
 ) -> Tensor:
-    of, (t, s) = Coordinates.of(p, around, state("x", x)), map(as_time, span)
+    if not isinstance(method, Integrator | Embedded):
+        raise ValueError(f"method must be a value such as Adams(), got {method!r}")
+    x, (t, s) = entry(x), map(as_time, span)
+    of = Coordinates.of(p, around, x)
     u, u_s = of.u(t), of.u(s)
 
     def node(u: Tensor, y: Tensor, rows: Tensor) -> Node:
         at, nothing = of.at(u), y.new_zeros(len(y), 1)
-        return Node(of.drift(y, at, p.denoise(of.x(y, at), at.t)), nothing, nothing[:, 0], torch.zeros_like(y))
+        rate = finite("the score", at.t, of.drift(y, at, p.denoise(of.x(y, at), at.t)), rows=rows)
+        return Node(rate, nothing, nothing[:, 0], torch.zeros_like(y))
 
-    return of.x(integrate(method, node, of.y(x, of.at(u), t), u, u_s).y, of.at(u_s))
+    return finite("the state", s, of.x(integrate(method, node, of.y(x, of.at(u), t), u, u_s).y, of.at(u_s)))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..ode import BASHFORTH, Dopri5, Embedded, Pair, Trial, stages, weighted
 from ..shapes import count, like
+from .samples import MANY
 
 
 class Node(NamedTuple):
@@ -127,7 +128,7 @@ class RungeKutta(Integrator):
     """How many."""
 
     def __post_init__(self) -> None:
-        count("n", self.n)
+        count("n", self.n, most=MANY)
 
     def integrate(self, f: Observed, y: Tensor, t: Tensor, s: Tensor) -> Solution:
         """From y at t to s."""
@@ -164,7 +165,7 @@ class Adams(Integrator):
     """Of the predictor, 1 to 3."""
 
     def __post_init__(self) -> None:
-        if count("n", self.n, least=12) % 2:
+        if count("n", self.n, least=12, most=MANY) % 2:
             raise ValueError(f"n must be even, got {self.n}")
         if count("order", self.order) > 3:
             raise ValueError(f"order must be 1, 2 or 3, got {self.order}")

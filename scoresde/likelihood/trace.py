@@ -14,8 +14,10 @@ from torch import Tensor
 from ..noise import Noise
 from ..process import Score
 from ..shapes import as_time, count
+from .samples import MANY
 
 Measured = tuple[Tensor, Tensor, Tensor]
+MOST = 32  # GiB of vectors at a node
 
 
 class Trace(ABC):
@@ -29,8 +31,18 @@ class Trace(ABC):
     def products(self, d: int) -> int:
         """Vector-Jacobian products a node."""
 
+    def held(self, d: int) -> int:
+        """Vectors a sample that are held at once."""
+        return self.products(d)
+
     def start(self, x: Tensor, noise: Noise) -> "Probes":
-        """What is drawn for the length of one path from x."""
+        """What is drawn for the length of one path from x. Raises ValueError if it takes more than 32 GiB."""
+        size = self.held(x[0].numel()) * x.numel() * x.element_size() / 2**30
+        if size > MOST:
+            raise ValueError(
+                f"trace must hold at most {MOST} GiB of vectors at a node, but {self} of a batch of shape "
+                f"{tuple(x.shape)} takes {size:.3g}: ask for fewer, or for fewer samples at once"
+            )
         return Probes(self, x, noise)
 
     @abstractmethod
@@ -66,11 +78,19 @@ class Probes:
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if graph and x.requires_grad else x.detach().requires_grad_()
-            y = score(x, t)
+            try:
+                y = score(x, t)
+            except RuntimeError as error:
+                if "Inference tensors" in str(error):
+                    raise ValueError(
+                        "score must be differentiable in x, but it holds tensors that were made inside of "
+                        "torch.inference_mode: make or load it outside"
+                    ) from error
+                raise
             if not y.requires_grad:
                 raise ValueError(
                     "score must be differentiable in x, but its result carries no gradient: is it computed under "
-                    "no_grad? (A score that is constant in x can add 0 * x.)"
+                    "no_grad or inference_mode? (A score that is constant in x can add 0 * x.)"
                 )
             estimates, variance = self.trace.measure(y, x, z, graph)
         return (y, estimates, variance) if graph else (y.detach(), estimates.detach(), variance.detach())
@@ -104,6 +124,10 @@ class Exact(Trace):
         """d vector-Jacobian products a node: one a dimension."""
         return d
 
+    def held(self, d: int) -> int:
+        """A chunk of them."""
+        return min(self.chunk, d)
+
     def probes(self, memory: Probes) -> Tensor:
         """No probes are drawn: every basis vector is used."""
         return memory.x.new_zeros(0, len(memory.x))
@@ -111,9 +135,9 @@ class Exact(Trace):
     def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
         """The trace, and no variance."""
         d, total = x[0].numel(), x.new_zeros(len(x))
-        eye = torch.eye(d, dtype=x.dtype, device=x.device)
-        for start, rows in zip(range(0, d, self.chunk), eye.split(self.chunk), strict=True):
-            units = rows.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
+        for start in range(0, d, self.chunk):
+            units = torch.eye(min(self.chunk, d - start), d, dtype=x.dtype, device=x.device).roll(start, 1)
+            units = units.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
             (g,) = torch.autograd.grad(y, x, units, is_grads_batched=True, retain_graph=True, create_graph=graph)
             total = total + torch.einsum("kbk->b", g.flatten(2)[..., start : start + self.chunk])
         return total[:, None], torch.zeros_like(total)
@@ -136,7 +160,7 @@ class Hutchinson(Trace):
     """Normal instead of Rademacher ones, which have the smaller variance."""
 
     def __post_init__(self) -> None:
-        count("m", self.m)
+        count("m", self.m, most=MANY)
 
     @property
     def kept(self) -> bool:  # type: ignore[override]
@@ -174,7 +198,7 @@ class Hadamard(Trace):
     kept = True
 
     def __post_init__(self) -> None:
-        if count("m", self.m, least=2) % 2:
+        if count("m", self.m, least=2, most=MANY) % 2:
             raise ValueError(f"m must be even, got {self.m}")
 
     def products(self, d: int) -> int:
@@ -218,11 +242,17 @@ class HutchPP(Trace):
     """A third of the products a node."""
 
     def __post_init__(self) -> None:
-        count("rank", self.rank, least=2)
+        count("rank", self.rank, least=2, most=MANY)
 
     def products(self, d: int) -> int:
         """Three vector-Jacobian products for each direction of the sketch."""
         return 3 * self.rank
+
+    def start(self, x: Tensor, noise: Noise) -> Probes:
+        """As every trace. Raises ValueError if rank > d too."""
+        if self.rank > x[0].numel():
+            raise ValueError(f"rank must be at most d = {x[0].numel()}, got {self.rank}")
+        return super().start(x, noise)
 
     def probes(self, memory: Probes) -> Tensor:
         """(2 rank, B, *D)."""
@@ -230,10 +260,7 @@ class HutchPP(Trace):
         return torch.where(z < 0, -1.0, 1.0).to(z)
 
     def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
-        """The exact part added to one estimate a probe. Raises ValueError if rank > d."""
-        d = x[0].numel()
-        if self.rank > d:
-            raise ValueError(f"rank must be at most d = {d}, got {self.rank}")
+        """The exact part added to one estimate a probe."""
         sketch = torch.stack([_pull(y, x, one, graph).flatten(1) for one in z[: self.rank]], 2)
         Q = torch.linalg.qr(sketch.detach())[0]  # (b, d, rank)
         along = sum(_dot(_pull(y, x, q.reshape(x.shape), graph), q.reshape(x.shape)) for q in Q.unbind(2))

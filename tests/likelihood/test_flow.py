@@ -1,6 +1,7 @@
 """Likelihoods against closed forms, and their error budgets against the errors."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -46,6 +47,7 @@ from scoresde.likelihood.flow import Coordinates
 from scoresde.model import Karras, Velocity
 from scoresde.nn import MLP
 from scoresde.ode import Dopri5, Tsit5
+from scoresde.shapes import as_time
 
 F64 = torch.float64
 SDES = [VP(), SubVP(), VE(0.05, 20.0), Cosine(), RectifiedFlow(), EDM(T=30.0)]
@@ -91,6 +93,9 @@ def flow(law, sde):
 def at_end(law, sde, n, seed=0):
     """n samples of the law at t_min."""
     return law.diffuse(sde).sample(n, sde.t_min, generator(seed))
+
+
+X_3 = normal(4, 3)
 
 
 # Gaussian data, in closed form
@@ -171,6 +176,49 @@ def test_prior_mismatch_in_closed_form(sde, t):
     assert math.isnan(prior_mismatch(sde, x[:1], time(t)))
     two = log_prob(flow(law, sde), x, how=Quadrature(Adams(12), t=t, prior=mixture(3).marginal(sde, sde.T)))
     assert math.isnan(two.prior_mismatch) and two.log_p.isfinite().all()
+
+
+@pytest.mark.parametrize("n", [2, 5, 8, 9, 30])
+@pytest.mark.parametrize("prior", ["default", "isotropic", "diagonal", "full"])
+def test_prior_mismatch_by_samples_or_by_dimensions(n, prior):
+    """With fewer samples than dimensions, as many, or more, it is the divergence of the moments written out with the
+    d x d covariance, to 1e-10, for each kind of prior.
+    """
+    sde, d = VP(0.1, 4.0), 8
+    x, t, T = 2 + 3 * normal(n, 2, 4, seed=n), time(0.2), as_time(sde.T)
+    a, v = (float(c) for c in sde.transition(T, t))
+    C = a**2 * torch.cov(x.flatten(1).T, correction=0) + v * torch.eye(d, dtype=F64)
+    covariance = {"isotropic": time(0.7), "diagonal": torch.linspace(0.5, 2, d, dtype=F64), "full": moments(d)[1]}
+    given_ = None if prior == "default" else exact.Gaussian(normal(2, 4), covariance[prior])
+    law = given_ or exact.Gaussian(torch.zeros(2, 4), sde.var(T))
+    want = law.kl_from(a * x.flatten(1).mean(0), C)
+    assert prior_mismatch(sde, x, t, given_) == pytest.approx(want, rel=1e-10)
+    assert prior_mismatch(sde, x.float(), t, given_) == pytest.approx(want, rel=1e-5)
+
+
+def test_prior_mismatch_in_many_dimensions():
+    """Two samples of 100,000 dimensions, whose covariance would take 80 gigabytes: one eigenvalue of it is v + a^2
+    |x - y|^2/4 and all others are v.
+    """
+    sde, d, t = VP(0.1, 4.0), 100_000, time(0.2)
+    x, over = normal(2, d), float(sde.var(as_time(sde.T)))
+    a, v = (float(c) for c in sde.transition(as_time(sde.T), t))
+    lone = v + a**2 * float((x[0] - x[1]).square().sum()) / 4
+    square = lone + (d - 1) * v + a**2 * float(x.mean(0).square().sum())
+    want = (square / over - d + d * math.log(over) - math.log(lone) - (d - 1) * math.log(v)) / 2
+    assert prior_mismatch(sde, x, t) == pytest.approx(want, rel=1e-10)
+    assert prior_mismatch(sde, x, as_time(sde.T)) == math.inf  # no noise is added: a singular covariance
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [((X_3 * math.nan, time(0.1)), "x"), ((X_3, time(2.0)), "t"), ((X_3, time(0.1), mixture(2)), "prior"),
+     ((X_3, time(0.1), 3), "prior")],
+)  # fmt: skip
+def test_prior_mismatch_refuses(args, named):
+    """Samples, times and laws that are none of its own."""
+    with pytest.raises(ValueError, match=f"^{named} must "):
+        prior_mismatch(VP(), *args)
 
 
 @every_sde
@@ -412,6 +460,27 @@ def test_a_score_knows_what_it_was_made_for():
     law = mixture(3)
     q = VP().reverse(law.diffuse(VP()))
     assert torch.equal(log_prob(q, x).log_p, log_prob(q, x, around=Reference(std=1.0)).log_p)
+
+
+@pytest.mark.parametrize(
+    ("scale", "around", "warns"),
+    [(100.0, None, True), (0.01, None, True), (10.0, None, False), (0.1, None, False), (100.0, 100.0, False),
+     (0.01, 0.01, False), (1.0, 50.0, True)],
+)  # fmt: skip
+def test_coordinates_of_another_size_are_told(scale, around, warns):
+    """Samples thirty times larger or smaller than the Gaussian around are warned of, by the name of what mends it; it
+    changes no value, and a sample has the value that it has alone.
+    """
+    law = exact.Gaussian(torch.zeros(2), scale**2)
+    p, x = VE(0.01 * scale, 50.0 * scale).reverse(lambda x, t: law.diffuse(p.sde)(x, t)), law.sample(8, generator())
+    run = lambda x: log_prob(p, x, around=around and Reference(std=around), how=Quadrature(Adams(12)))  # noqa: E731
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        whole = run(x)
+        assert [w.category for w in caught] == [UserWarning] * warns
+        assert all("give around=Reference.fit(data)" in str(w.message) and w.filename == __file__ for w in caught)
+        alone = torch.cat([run(row[None]).log_p for row in x])
+    torch.testing.assert_close(alone, whole.log_p, rtol=1e-10, atol=1e-10)
 
 
 def test_eta_does_not_matter():
@@ -885,8 +954,7 @@ GREY = Quantized(17, 0.0, 1.0)
         ({"x": [[0.0]]}, "x must"),
         ({"how": Quadrature(t=0.0)}, "t must be a time with sigma > 0"),
         ({"how": Quadrature(t=1.0)}, "t must be a finite number >= 0 and < 1"),
-        ({"how": Quadrature(t=-0.1)}, "t must"),
-        ({"how": Quadrature(t=math.nan)}, "t must"),
+        ({"noise": 1j}, "noise must be a callable"),
         ({"discrete": GREY, "x": X + 1.5}, r"x must be inside \[0, 1\], got 1.5 to 1.5"),
         ({"discrete": GREY, "x": X - 1 / 16}, "x must be inside"),
         ({"discrete": GREY, "x": X + 0.4}, "x must hold the 17 levels"),
@@ -929,6 +997,13 @@ def test_bad_arguments_of_log_prob(change, match):
 def test_bad_quadratures(bad):
     """What is no solver, no trace or no prior is refused where it is said."""
     with pytest.raises(ValueError, match=f"^{next(iter(bad))} must be a value such as "):
+        Quadrature(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"t": -0.1}, {"t": math.nan}, {"t": "0"}, {"gradients": 1}])
+def test_bad_fields_of_quadratures(bad):
+    """No time, and no truth value, are refused there too."""
+    with pytest.raises(ValueError, match=f"^{next(iter(bad))} must be "):
         Quadrature(**bad)
 
 

@@ -287,6 +287,8 @@ def test_gradients_through_integrators(method):
         (lambda: Adams(20, 0), "order must"),
         (lambda: Adams(20.0), "n must"),
         (lambda: RungeKutta(0), "n must"),
+        (lambda: RungeKutta(10**9), "n must be a whole number >= 1 and <= 100000"),
+        (lambda: Adams(10**30), "n must"),
     ],
 )
 def test_bad_integrators(make, match):

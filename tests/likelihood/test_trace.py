@@ -311,6 +311,11 @@ def test_gradients_of_estimates(trace):
         (lambda: Hadamard(3), "m must be even"),
         (lambda: Hadamard(0), "m must"),
         (lambda: HutchPP(1), "rank must"),
+        (lambda: Hutchinson(10**9), "m must be a whole number >= 1 and <= 100000"),
+        (lambda: Hadamard(10**30), "m must"),
+        (lambda: HutchPP(10**9), "rank must"),
+        (lambda: Hutchinson(100_000).start(torch.zeros(1, 1).expand(1000, 1000), iid()), "trace must hold at most 32"),
+        (lambda: Exact(10**9).start(torch.zeros(1, 1).expand(100, 30_000), iid()), "trace must hold at most 32"),
         (lambda: measured(HutchPP(3), linear(normal(2, 2)), normal(4, 2)), "rank must be at most d = 2"),
     ],
 )

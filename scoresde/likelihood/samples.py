@@ -1,0 +1,42 @@
+"""What every likelihood asks of its samples and its noise, and the name of a sample that fails."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..noise import Noise
+from ..ode import SampleError
+from ..quantize import Quantized
+from ..shapes import lifted, state
+
+MANY = 100_000  # steps, terms, draws or probes: more would take days, and say no more
+
+
+def entry(x: Tensor, quantized: Quantized | None = None) -> Tensor:
+    """x (B, *D) as it is computed with: in float32 or better, and no tensor of `torch.inference_mode`, which could not
+    carry a graph. Raises ValueError unless it is finite and, if there is a grid, on it.
+    """
+    if not isinstance(quantized, Quantized | None):
+        raise ValueError(f"quantized must be a grid such as Quantized(256, -1, 1), got {quantized!r}")
+    x = lifted(state("x", x) if quantized is None else quantized.check(x))
+    return x.clone() if x.is_inference() else x
+
+
+def drawn(noise: Any) -> Noise:
+    """Return noise; raise ValueError unless it can be asked."""
+    if not callable(noise):
+        raise ValueError(f"noise must be a callable (x, t, s) -> z, such as iid(), got {noise!r}")
+    return noise
+
+
+def finite(what: str, t: Tensor, *values: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return the first of the values (b, ...); raise `SampleError` for the first sample that is not finite in all of
+    them, with its time t, () or (b,). rows (b,): which samples of the batch they are, if not all.
+    """
+    good = torch.stack([value.detach().reshape(len(value), -1).isfinite().all(1) for value in values]).all(0)
+    if not good.all():
+        i = int((~good).nonzero()[0])
+        at = float(t.expand(len(good))[i])
+        raise SampleError(f"{what} of sample {{}} is not finite at t = {at:.6g}", i if rows is None else int(rows[i]))
+    return values[0]
