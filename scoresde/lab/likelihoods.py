@@ -1,4 +1,7 @@
-"""Likelihoods as rows, one a sample, and what they come to: the flow's, two bounds, and the truth where it is known."""
+"""Likelihoods as rows, one a sample, and what they come to: the flow's, two bounds, and the truth where it is known.
+
+A sample that cannot be computed, as its score is not finite, has a row that says so, and does not end the others.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +15,10 @@ from .. import grid
 from ..exact import GaussianMixture
 from ..likelihood import Dequantization, Quadrature, Uniform, continuous_elbo, elbo, log_prob, prior_mismatch
 from ..noise import per_sample, seeds
+from ..ode import SampleError
 from ..process import Chain, LinearSDE, Score
 from ..reference import Reference
-from ..shapes import as_time
+from ..shapes import as_time, count, lifted, state
 from .subjects import Row
 
 
@@ -24,7 +28,8 @@ class Target:
 
     discrete: how grey levels become continuous, None for continuous data. truth: the law that x was drawn from, if it
     is known. terms: times a sample of each of the two bounds, 0 for none; chain: steps of the discrete one, unless the
-    process has a grid of its own. device: where the score is.
+    process has a grid of its own. device: where the score is. Raises ValueError unless x is a batch of finite numbers,
+    terms at least 0 and chain at least 2.
     """
 
     name: str
@@ -38,6 +43,9 @@ class Target:
     terms: int = 8
     chain: int = 1000
     device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        state("x", self.x), count("terms", self.terms, least=0), count("chain", self.chain, least=2)
 
     @property
     def per(self) -> float:
@@ -55,8 +63,24 @@ class Target:
         return self.unit.replace("/", "_per_")
 
     def rows(self, index: Sequence[int], seed: int) -> list[Row]:
-        """One row for each of the samples index. All its randomness is the sample's own stream."""
-        every, x = seeds(seed, max(index) + 1), self.x[list(index)].to(self.device)
+        """One row for each of the samples index. All its randomness is the sample's own stream.
+
+        For a sample that fails it is {"index": i, "error": what happened}; the others have the rows that they have
+        without it, by halves of the batch, at most 1 + log2(n) times the work in all. Raises ValueError for numbers of
+        samples that there are not.
+        """
+        if not all(0 <= i < len(self.x) for i in index):
+            raise ValueError(f"index must hold numbers of samples from 0 to {len(self.x) - 1}, got {list(index)}")
+        try:
+            return self._rows(index, seed) if len(index) else []
+        except SampleError as error:
+            if len(index) == 1:
+                return [{"index": index[0], "error": error.said.format(index[0])}]
+        half = len(index) // 2
+        return self.rows(index[:half], seed) + self.rows(index[half:], seed)
+
+    def _rows(self, index: Sequence[int], seed: int) -> list[Row]:
+        every, x = seeds(seed, max(index) + 1), lifted(self.x[list(index)]).to(self.device)
         noise, p = per_sample([every[i] for i in index]), self.sde.reverse(self.score)
         found = log_prob(p, x, self.discrete, around=self.around, how=self.how, noise=noise)
         columns: dict[str, Any] = {
@@ -86,8 +110,12 @@ class Target:
         return {name: (bound.nats - volume) / self.per for name, bound in found.items()}
 
     def summary(self, rows: Sequence[Row]) -> Row:
-        """Means with their standard errors, (n > 1), and how wrong the first may be, from the rows of n samples."""
-        n, sde = len(rows), self.sde
+        """Means with their standard errors, (n > 1), and how wrong the first may be, from the rows of n samples that
+        have no error; how many have one is `failed`.
+        """
+        failed, rows = [row["index"] for row in rows if "error" in row], [row for row in rows if "error" not in row]
+        n, sde, good = len(rows), self.sde, torch.ones(len(self.x), dtype=torch.bool)
+        good[failed] = False
         how = (
             f"{type(self.discrete).__name__}, an upper bound in the mean"
             if self.discrete
@@ -101,16 +129,19 @@ class Target:
         }
         table: list[Row] = []
         for column, title in said.items():
-            if column in rows[0]:
+            if n and column in rows[0]:
                 values = torch.tensor([row[column] for row in rows], dtype=torch.float64)
                 error = float(values.std()) / math.sqrt(n) if n > 1 else math.nan
                 table.append({"quantity": title, "mean": float(values.mean()), "standard_error": error})
         prior = self.how.prior.to("cpu") if self.how.prior else None
-        x_t = sde.alpha(sde.t_min) * self.x if self.discrete else self.x
-        errors = {
-            "probes": math.sqrt(sum(row["probe_error"] ** 2 for row in rows)) / n,
-            "solver": sum(row["solver_error"] for row in rows) / n,
-            "end": abs(sum(row["end_bias"] for row in rows)) / n,
-            "prior": prior_mismatch(sde, x_t, as_time(sde.t_min), prior) / self.per,
-        }
-        return {"unit": self.unit, "samples": n, "table": table, "errors_of_the_first": errors}
+        x_t = self.x[good] * (sde.alpha(sde.t_min) if self.discrete else 1)
+        errors = dict.fromkeys(("probes", "solver", "end", "prior"), math.nan)
+        if n:
+            errors = {
+                "probes": math.sqrt(sum(row["probe_error"] ** 2 for row in rows)) / n,
+                "solver": sum(row["solver_error"] for row in rows) / n,
+                "end": abs(sum(row["end_bias"] for row in rows)) / n,
+                "prior": prior_mismatch(sde, x_t, as_time(sde.t_min), prior) / self.per,
+            }
+        said_of = {"unit": self.unit, "samples": n, "failed": len(failed)}
+        return {**said_of, "table": table, "errors_of_the_first": errors}

@@ -1,14 +1,16 @@
 """`Target`: likelihoods as rows, and what they come to."""
 
 import math
+import re
 
 import pytest
 import torch
 
 from scoresde import VP, Quadrature, Quantized, Reference, exact, log_prob, per_sample
 from scoresde.lab import Target
-from scoresde.likelihood import Adams, Exact, Hutchinson, Uniform
+from scoresde.likelihood import Adams, Exact, Hutchinson, Uniform, prior_mismatch
 from scoresde.noise import seeds
+from scoresde.ode import Dopri5
 
 F64 = torch.float64
 SDE, GREY = VP(), Quantized(9, -1.0, 1.0)
@@ -88,3 +90,93 @@ def test_summary():
     assert math.isnan(target.summary(rows[:1])["table"][0]["standard_error"])
     alone = Target("law", SDE, LAW.diffuse(SDE), X, AROUND, None, HOW, terms=0)
     assert len(alone.summary(alone.rows([0, 1], 0))["table"]) == 1
+
+
+# samples that fail
+
+
+def failing(bad, how):
+    """The target whose score is not finite for the samples `bad`, at times above 0.2."""
+    law, x = LAW.diffuse(SDE), X.clone()
+    x[bad, 0] = 20.0 + 5 * torch.arange(len(bad), dtype=F64)
+
+    def score(x, t):
+        wrong = (x[:, :1] > 8) & (torch.as_tensor(t).view(-1, 1) > 0.1)
+        return torch.where(wrong, torch.full_like(x, math.nan), law(x, t))
+
+    return Target("law", SDE, score, x, AROUND, None, how, LAW, terms=3, chain=20)
+
+
+@pytest.mark.filterwarnings("ignore:the samples")
+@pytest.mark.parametrize("how", [HOW, Quadrature(Dopri5(1e-2, 1e-2), Exact())], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("bad", [[], [3], [0, 6], [2, 3, 4], list(range(7))], ids=str)
+def test_one_bad_sample_does_not_end_a_run(bad, how):
+    """A sample whose score is not finite has a row that names it by its number in the data, and its time; the others
+    have the rows that they have alone, and by the score that has no fault; the summary is of them and counts the rest.
+    """
+    target, index = failing(bad, how), [5, 3, 0, 1, 6, 2, 4]
+    rows, sound = target.rows(index, 5), Target(**{**vars(target), "score": LAW.diffuse(SDE)})
+    assert [row["index"] for row in rows] == index
+    for row in rows:
+        i = row["index"]
+        if i in bad:
+            assert row.keys() == {"index", "error"}
+            assert re.fullmatch(rf"the score of sample {i} is not finite at t = 0\.\d+", row["error"])
+            assert row == target.rows([i], 5)[0]
+        else:
+            want = sound.rows([i], 5)[0]
+            assert row.keys() == want.keys()
+            assert all(
+                row[k] == pytest.approx(want[k], rel=1e-9, abs=1e-12) for k in row if k not in ("nfe", "products")
+            )
+    said, good = target.summary(rows), [row for row in rows if "error" not in row]
+    assert (said["samples"], said["failed"]) == (len(good), len(bad))
+    if len(good) > 1:
+        assert said["table"] == target.summary(good)["table"]
+        keep = torch.tensor([i not in bad for i in range(7)])
+        want = prior_mismatch(SDE, target.x[keep], torch.tensor(SDE.t_min)) / 3
+        assert said["errors_of_the_first"]["prior"] == pytest.approx(want, rel=1e-9)
+    if not good:
+        assert said["table"] == [] and all(math.isnan(v) for v in said["errors_of_the_first"].values())
+
+
+@pytest.mark.filterwarnings("ignore:the samples")
+def test_the_work_of_finding_bad_samples_is_bounded():
+    """By halves: one that fails among 64 costs less than three times the calls of samples, and all of them at most
+    1 + log2(64) times those up to where they fail.
+    """
+    asked = []
+
+    def score(x, t):
+        asked.append(len(x))
+        return torch.where(x[:, :1] > 8, torch.full_like(x, math.nan), LAW.diffuse(SDE)(x, t))
+
+    x = X[:1].repeat(64, 1)
+    for bad, most in ((slice(0), 1), (slice(40, 41), 3), (slice(None), 7 / 21)):
+        y, asked[:] = x.clone(), []
+        y[bad] = 20.0
+        Target("law", SDE, score, y, AROUND, None, HOW, terms=0).rows(range(64), 0)
+        assert sum(asked) <= most * 21 * 64
+
+
+def test_a_fault_of_all_is_no_sample_s():
+    """What does not say which sample it is of ends the run, as it did."""
+    target = Target("law", SDE, lambda x, t: torch.zeros(3, 3)[5], X, AROUND)
+    with pytest.raises(IndexError):
+        target.rows([0, 1], 0)
+
+
+@pytest.mark.parametrize("index", [[7], [-1], [0, 10**9]])
+def test_numbers_of_samples_that_there_are_not(index):
+    """They are named; no sample is no row."""
+    with pytest.raises(ValueError, match="^index must hold numbers of samples from 0 to 6"):
+        continuous().rows(index, 0)
+    assert continuous().rows([], 0) == []
+
+
+def test_bad_targets():
+    """Samples that are not finite, and counts that are none, are named where they are said."""
+    score = LAW.diffuse(SDE)
+    for more, named in (({"x": X * math.nan}, "x"), ({"terms": -1}, "terms"), ({"chain": 1}, "chain")):
+        with pytest.raises(ValueError, match=f"^{named} must"):
+            Target(**{"name": "law", "sde": SDE, "score": score, "x": X, "around": AROUND, **more})
