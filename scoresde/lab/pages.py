@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from .subjects import Row, Subject
 
 SHOWN = 9  # curves in a picture of solvers
 PICTURED = 50  # images in a picture
+NOT_RUN = "not run"
+FEWER = (
+    "A column is a budget. Where several calls pay for one interval it cannot always be spent: the cell then says how "
+    "many calls were made, and pictures stand at those."
+)
 FLOW = {"rms": "Root mean square error", "median": "Median error"}
 TITLES = {
     "frechet": "Frechet distance in the features of a small classifier",
@@ -52,49 +58,78 @@ def bench_page(rows: Sequence[Row], floors: dict[str, dict[str, float]], made: R
     r.text(
         "Flow: the distance a dimension between where a solver ends and where the flow does, as root mean square over "
         "samples, and in brackets the median; the first hangs on the few samples that end in another mode. SDE: "
-        "distances of samples to as many real ones. A solver stands on the grid that was best for it at each number of "
-        "network calls; results.jsonl has all of them. A click on the head of a column sorts by it."
+        "distances of samples to as many real ones. A solver stands on the grid that was best for it within each "
+        f"budget of network calls; results.jsonl has all. {FEWER} A click on the head of a column sorts by it."
     )
+    r.text(_counted(rows))
     for place in dict.fromkeys((row["problem"], row["process"]) for row in rows):
-        here = [row for row in rows if (row["problem"], row["process"]) == place and "skipped" not in row]
+        every = [row for row in rows if (row["problem"], row["process"]) == place]
+        here, missing = [row for row in every if "skipped" not in row], [row for row in every if "skipped" in row]
         name, file, diagrams = ", ".join(place), "-".join(place), []
         if flow := [row for row in here if "rms" in row]:
             r.heading(f"Flow: {name}")
-            _solvers(r, flow, "rms", "{rms:.2e} ({median:.1e}) {spacing}")
-            _picture(r, [_diagram(flow, key, title) for key, title in FLOW.items()], f"flow-{file}.png", out)
+            _solvers(r, flow, missing, "rms", "{rms:.2e} ({median:.1e}) {spacing}")
+            _picture(r, flow, [_diagram(flow, key, title) for key, title in FLOW.items()], f"flow-{file}.png", out)
         for key, title in TITLES.items():
             if found := [row for row in here if key in row]:
                 floor = floors[file][key]
                 r.heading(f"{title}: {name}")
                 r.text(f"Real samples, as many: {floor:.3g}.")
-                _solvers(r, found, key, f"{{{key}:.3g}} {{spacing}}")
+                _solvers(r, found, missing, key, f"{{{key}:.3g}} {{spacing}}")
                 diagrams.append(_diagram(found, key, title, floor))
         if diagrams:
-            _picture(r, diagrams, f"sde-{file}.png", out)
+            _picture(r, [row for row in here if "rms" not in row], diagrams, f"sde-{file}.png", out)
     _end(r, [_skipped(rows, "solver")], made, out)
 
 
-def _solvers(r: Report, rows: Sequence[Row], key: str, cell: str) -> None:
-    found, budgets = leaders(rows, key), sorted({row["budget"] for row in rows})
-    body = [[name, *(cell.format(**of[k]) if k in of else "" for k in budgets)] for name, of in found.items()]
+def _solvers(r: Report, rows: Sequence[Row], missing: Sequence[Row], key: str, cell: str) -> None:
+    found = leaders(rows, key)
+    told = {(row["solver"], row["budget"]): NOT_RUN for row in missing if row["solver"] in found}
+    told |= {(name, k): cell.format(**row) + _fewer(row) for name, of in found.items() for k, row in of.items()}
+    budgets = sorted({k for _, k in told})
+    body = [[name, *(told.get((name, k), "") for k in budgets)] for name in found]
     r.table(["solver", *(f"{k} calls" for k in budgets)], body)
 
 
-def _picture(r: Report, diagrams: list[Diagram], file: str, out: Path) -> None:
+def _fewer(row: Row) -> str:
+    """The network calls that were made, where they are not the budget."""
+    return "" if row["nfe"] == row["budget"] else f", {row['nfe']} calls"
+
+
+def _picture(r: Report, rows: Sequence[Row], diagrams: list[Diagram], file: str, out: Path) -> None:
     curves(diagrams, out / file)
-    r.picture(file, f"The {SHOWN} best solvers at most, each on its best grid, by network calls.")
+    shown, every = max(len(d.lines) for d in diagrams), len({row["solver"] for row in rows})
+    which = f"The best {shown} of {every} solvers in each diagram, each on its best grid"
+    r.picture(file, f"{which}, by the network calls made.{_off(diagrams)}")
 
 
 def _diagram(rows: Sequence[Row], key: str, title: str, floor: float | None = None) -> Diagram:
     found = list(leaders(rows, key).items())[:SHOWN]
-    lines = [Curve(name, sorted(of), [_size(of[k], key) for k in sorted(of)]) for name, of in found]
+    drawn = [(name, [of[k] for k in sorted(of)]) for name, of in found]
+    lines = [Curve(name, [row["nfe"] for row in line], [abs(row[key]) for row in line]) for name, line in drawn]
     return Diagram(title, "network calls", lines, floor)
+
+
+def _off(diagrams: Sequence[Diagram]) -> str:
+    """How many values logarithmic axes cannot show."""
+    n = sum(not 0 < y < math.inf for d in diagrams for line in d.lines for y in line.y)
+    return f" Not drawn: {n} values that are 0 or not finite." if n else ""
+
+
+def _counted(rows: Sequence[Row]) -> str:
+    """How many rows have their numbers."""
+    ran = [row for row in rows if "skipped" not in row]
+    wild = sum(any(isinstance(v, float) and not math.isfinite(v) for v in row.values()) for row in ran)
+    said = f"{len(ran)} of {len(rows)} cells were run" + (
+        f", {wild} of them to numbers that are not finite" if wild else ""
+    )
+    return f"{said}." if len(ran) == len(rows) else f"{said}; why the others were not stands at the end."
 
 
 def _skipped(rows: Sequence[Row], key: str) -> str:
     """What was not run, and why."""
-    said = sorted({f"{row[key]}: {row['skipped']}" for row in rows if "skipped" in row})
-    return f"Not run: {'; '.join(said)}." if said else ""
+    said = Counter(f"{row[key]}: {row['skipped']}" for row in rows if "skipped" in row)
+    return f"Not run: {'; '.join(f'{why} (cells: {n})' for why, n in sorted(said.items()))}." if said else ""
 
 
 def _end(r: Report, texts: Sequence[str], made: Row, out: Path) -> None:
@@ -120,15 +155,19 @@ def compare_page(
     """
     r, ran = Report(f"Samplers of {subject.sde!r}, compared"), [row for row in rows if "skipped" not in row]
     r.text(_introduction(subject))
-    curves(_measures(r, subject, ran), out / "distances.png")
-    r.picture("distances.png", "Distance against network calls; dotted: real samples.")
+    r.text(_counted(rows))
+    diagrams = _measures(r, subject, rows)
+    curves(diagrams, out / "distances.png")
+    r.picture("distances.png", f"Distance against the network calls made; dotted: real samples.{_off(diagrams)}")
     points = subject.shape == (2,)
     if points or (len(subject.shape) == 3 and subject.shape[0] in (1, 3)):
         shown, least = 2000 if points else PICTURED, min(row["budget"] for row in ran)
-        parts = [*samples, ("real samples", subject.fresh[0])]
+        made_by = {row["method"]: _fewer(row) for row in ran if row["budget"] == least}
+        parts = [*((name + made_by[name], x) for name, x in samples), ("real samples", subject.fresh[0])]
         side_by_side([(name, x[:shown]) for name, x in parts], out / "samples.png")
         r.heading("Samples")
-        r.picture("samples.png", f"At most {least} network calls, not selected, from the same starting points.")
+        said = f"{least} network calls, or as many as are said, not selected, from the same starting points."
+        r.picture("samples.png", said)
     _convergence(paths, out, r)
     said = (
         "results.jsonl holds one line a sampler and budget, with its grid, its steps, its seed and what was measured; "
@@ -141,14 +180,16 @@ def compare_page(
 def _measures(r: Report, subject: Subject, rows: Sequence[Row]) -> list[Diagram]:
     """A table for each measure, and its picture."""
     budgets, names = sorted({row["budget"] for row in rows}), list(dict.fromkeys(row["method"] for row in rows))
-    of, diagrams = {(row["method"], row["budget"]): row for row in rows}, []
+    of, diagrams = {(row["method"], row["budget"]): row for row in rows if "skipped" not in row}, []
+    told = {(row["method"], row["budget"]): NOT_RUN for row in rows}
     for key, measure in subject.measures.items():
         floor = [measure(x) for x in subject.fresh]
-        body = [[name, *(f"{of[name, k][key]:.3g}" if (name, k) in of else "" for k in budgets)] for name in names]
+        told |= {at: f"{row[key]:.3g}{_fewer(row)}" for at, row in of.items()}
+        body = [[name, *(told.get((name, k), "") for k in budgets)] for name in names]
         spread = f" +- {np.std(floor, ddof=1):.2g}" if len(floor) > 1 else ""
         real = ["real samples", f"{np.mean(floor):.3g}{spread}", *[""] * (len(budgets) - 1)]
         r.heading(TITLES[key])
-        r.table(["network calls", *map(str, budgets)], [*body, real])
+        r.table(["sampler", *(f"{k} calls" for k in budgets)], [*body, real])
         here = {name: [of[name, k] for k in budgets if (name, k) in of] for name in names}
         lines = [Curve(n, [row["nfe"] for row in here[n]], [abs(row[key]) for row in here[n]]) for n in names]
         diagrams.append(Diagram(TITLES[key], "network calls", lines, float(np.mean(np.abs(floor)))))
@@ -168,7 +209,7 @@ def _introduction(subject: Subject) -> str:
         )
     return (
         f"The score is that of {subject.name}. All samplers have the same kind of grid and start from the same "
-        f"{subject.n} points; one network call evaluates the score once for all of them. {truth}"
+        f"{subject.n} points; one network call evaluates the score once for a batch of them. {FEWER} {truth}"
     )
 
 

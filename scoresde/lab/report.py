@@ -193,7 +193,7 @@ def curves(diagrams: Sequence[Diagram], file: Path) -> None:
             shown["real samples"] = a.axhline(d.floor, color="gray", linestyle=":")
         a.set_title(d.title, fontsize=10)
         a.set_xlabel(d.across)
-        a.set_xticks(sorted({v for line in d.lines for v in line.x}), minor=False)
+        a.set_xticks(_apart([v for line in d.lines for v in line.x]), minor=False)
         a.xaxis.set_major_formatter("{x:g}")
         a.xaxis.set_minor_locator(NullLocator())
         a.grid(alpha=0.3)
@@ -202,6 +202,15 @@ def curves(diagrams: Sequence[Diagram], file: Path) -> None:
     figure.legend(list(shown.values()), list(shown), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=9)
     figure.tight_layout()
     save_figure(figure, file)
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Some of the values, from the largest on, whose labels do not touch on a logarithmic axis."""
+    kept: list[float] = []
+    for v in sorted(set(values), reverse=True):
+        if not kept or kept[-1] / v > (kept[0] / min(values)) ** 0.06:
+            kept.append(v)
+    return kept
 
 
 def path_picture(paths: Sequence[tuple[str, Tensor, Sequence[str]]], file: Path) -> None:

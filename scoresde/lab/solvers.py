@@ -228,7 +228,9 @@ def compare(
 ) -> Iterator[tuple[Row, Tensor]]:
     """One row for each method and number of network calls, in turn, and the samples; one that says why, and no samples,
     where it could not be run. All methods have the same kind of grid and the same starting points, and end at t_min, or
-    one call further if the subject says so. Raises ValueError for a grid that is not a usual one, and for batch < 1.
+    one call further if the subject says so. The calls of a row, nfe, are those of a batch, the most where batches
+    differ, and at most the number that was given. Raises ValueError for a grid that is not a usual one, and for
+    batch < 1.
     """
     known_spacing(spacing), count("batch", batch)
     for method, budget in cells:
@@ -243,13 +245,15 @@ def _compared(subject: Subject, method: Method, budget: int, spacing: str, seed:
     ts, said = spaced(subject, spacing, paid(method, budget, subject.denoise))
     fitted, score = Counted(subject.score), Counted(subject.score)
     steps = method.steps(subject.sde.reverse(fitted, method.eta), ts, subject.known)
-    p, began, parts = subject.sde.reverse(score, method.eta), perf_counter(), []
+    p, began, parts, calls = subject.sde.reverse(score, method.eta), perf_counter(), [], [0]
     like = torch.empty(0, device=subject.x_0.device)
     for start in range(0, subject.n, batch):
         every = seeds(seed, min(batch, subject.n - start), start)
         parts.append(draw(p, subject.shape, ts, *steps, seeds=every, like=like, denoise=subject.denoise))
+        calls.append(score.nfe)
     seconds, x = perf_counter() - began, torch.cat(parts).cpu()
-    found = {"nfe": score.nfe // len(parts), "nfe_to_fit": fitted.nfe, **_weak(subject, x), "seconds": seconds}
+    nfe = max(b - a for a, b in zip(calls, calls[1:], strict=False))
+    found = {"nfe": nfe, "nfe_to_fit": fitted.nfe, **_weak(subject, x), "seconds": seconds}
     of = {"subject": subject.name, "sde": repr(subject.sde), "eta": method.eta, "grid": said}
     how = {"steps": recipe_of(steps, subject), "denoise": subject.denoise, "seed": seed, "n": subject.n}
     return {**found, **of, **how}, x

@@ -136,7 +136,7 @@ def test_other_options(fast, tmp_path, args, sde, law):
 
 
 def test_budgets_that_are_too_small(capsys, fast, tmp_path):
-    """Below what a sampler needs its row, a line and the report say so, and its cell is empty; others have theirs."""
+    """Below what a sampler needs its row, a line, its cell and the end of the report say so; others have theirs."""
     least = {"Predictor-corrector": 2, "Flow(Heun())": 2, "Annealed Langevin": 6}
     found = compared(tmp_path, "--n", 20, "--nfe", 1, 5, "--corrections", 3)
     said = [line for line in capsys.readouterr().out.splitlines() if "needs" in line]
@@ -150,7 +150,8 @@ def test_budgets_that_are_too_small(capsys, fast, tmp_path):
         (name, budget) for name in COMPARED for budget in (1, 5) if least.get(name, 1) <= budget
     }
     report = (tmp_path / "report.md").read_text()
-    assert re.search(r"\| Predictor-corrector \|  \| [^ |]+ \|", report) and "| Annealed Langevin |" not in report
+    assert re.search(r"\| Predictor-corrector \| not run \| [^ |]+, 4 calls \|", report)
+    assert "| Annealed Langevin | not run | not run |" in report and "16 of 20 cells were run; why" in report
     assert (
         report.count("needs at least") == len(said) and "Not run: Annealed Langevin: Annealed Langevin needs" in report
     )
@@ -207,7 +208,7 @@ def test_again_and_with_more_budgets(modes, fast, tmp_path):
     assert text.startswith(before["results.jsonl"]) and {row["budget"] for row in found[20:]} == {5}
     assert all(contents(tmp_path)[name] == before[name] for name in before if name != "results.jsonl")
     report = (tmp_path / "report.md").read_text()
-    assert "| network calls | 5 |" in report
+    assert "| sampler | 5 calls |" in report
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30, 10_000])
@@ -289,10 +290,12 @@ def test_the_report_has_every_number(modes, subject):
     assert list(found) == [TITLES[key] for key in subject.measures]
     for key, measure in subject.measures.items():
         head, _, *body, floor = found[TITLES[key]]
-        assert head == ["network calls", "12", "24"] and [line[0] for line in body] == list(COMPARED)
+        assert head == ["sampler", "12 calls", "24 calls"] and [line[0] for line in body] == list(COMPARED)
         for row in rows(modes):
             line = body[COMPARED.index(row["method"])]
-            assert line[1 + (12, 24).index(row["budget"])] == f"{row[key]:.3g}"
+            made = network_calls(row["method"], row["budget"])
+            fewer = f", {made} calls" if made != row["budget"] else ""
+            assert line[1 + (12, 24).index(row["budget"])] == f"{row[key]:.3g}{fewer}"
         fresh = [measure(x) for x in subject.fresh]
         assert floor == ["real samples", f"{np.mean(fresh):.3g} +- {np.std(fresh, ddof=1):.2g}", ""]
 

@@ -139,14 +139,14 @@ def test_bench_has_every_number(drawn, tmp_path):
                 want = "" if row is None else f"{row[key]:.3g} {row['spacing']}"
                 if row and title == "Flow":
                     want = f"{row['rms']:.2e} ({row['median']:.1e}) {row['spacing']}"
-                assert cell == want
+                assert cell == (want and f"{want}, {budget - 1} calls")
         assert title == "Flow" or "Real samples, as many: 0.0123." in found[f"{title}: modes, vp"]
     complete(tmp_path, ["flow-modes-vp.png", "sde-modes-vp.png"])
 
 
 def test_bench_draws_what_it_says(drawn, tmp_path):
-    """By network calls, sizes on each solver's best grid: the flow's two errors in one picture, the measures of the
-    reverse SDE with their floors in another.
+    """By the network calls that were made, not those that were allowed, sizes on each solver's best grid: the flow's
+    two errors in one picture, the measures of the reverse SDE with their floors in another.
     """
     rows = bench_rows()
     bench_page(rows, FLOORS, MADE, tmp_path)
@@ -158,18 +158,33 @@ def test_bench_draws_what_it_says(drawn, tmp_path):
         found = leaders([row for row in rows if key in row], key)
         assert diagram.across == "network calls" and [c.name for c in diagram.lines] == list(found)
         for curve in diagram.lines:
-            assert list(curve.x) == sorted(found[curve.name])
-            assert list(curve.y) == [abs(found[curve.name][k][key]) for k in curve.x]
+            assert list(curve.x) == [k - 1 for k in sorted(found[curve.name])]
+            assert list(curve.y) == [abs(found[curve.name][k + 1][key]) for k in curve.x]
 
 
-def test_bench_shows_the_best_few(drawn, tmp_path):
-    """Of more solvers than can be told apart the picture has the best, the table all."""
-    rows = bench_rows(flows=SHOWN + 3, diffusions=0)
+def test_a_budget_is_no_number_of_calls(drawn, tmp_path):
+    """A solver of two calls an interval cannot spend five: its cell says that it made four, and its curve stands there;
+    one that spends all says nothing.
+    """
+    at = {"problem": "modes", "process": "vp", "spacing": "karras", "budget": 5, "median": 0.25}
+    bench_page(
+        [{**at, "solver": "one", "rms": 0.5, "nfe": 5}, {**at, "solver": "two", "rms": 1.0, "nfe": 4}],
+        {}, MADE, tmp_path,
+    )  # fmt: skip
+    want = [["one", "5.00e-01 (2.5e-01) karras"], ["two", "1.00e+00 (2.5e-01) karras, 4 calls"]]
+    assert cells(sections(tmp_path)["Flow: modes, vp"]) == [["solver", "5 calls"], *want]
+    assert [(c.name, c.x) for c in drawn["flow-modes-vp.png"][0].lines] == [("one", [5]), ("two", [4])]
+
+
+@pytest.mark.parametrize("n", [1, 2, SHOWN, SHOWN + 3])
+def test_bench_shows_the_best_few(drawn, tmp_path, n):
+    """Of more solvers than can be told apart the picture has the best, the table all; the caption has the numbers."""
+    rows = bench_rows(flows=n, diffusions=0)
     bench_page(rows, FLOORS, MADE, tmp_path)
-    every = list(leaders(rows, "rms"))
-    assert [c.name for c in drawn["flow-modes-vp.png"][0].lines] == every[:SHOWN]
+    every, drawn_ = list(leaders(rows, "rms")), drawn["flow-modes-vp.png"][0].lines
+    assert [c.name for c in drawn_] == every[:SHOWN]
     assert [line[0] for line in cells(sections(tmp_path)["Flow: modes, vp"])[1:]] == every
-    assert f"The {SHOWN} best solvers at most" in (tmp_path / "report.md").read_text()
+    assert f"![The best {len(drawn_)} of {n} solvers in each diagram," in (tmp_path / "report.md").read_text()
     complete(tmp_path, ["flow-modes-vp.png"])
 
 
@@ -188,18 +203,25 @@ def test_bench_of_some_problems(drawn, tmp_path):
 
 
 def test_bench_without_some_rows(drawn, tmp_path):
-    """What was not run is said once, with why, and is in no table; values without an end are in the tables, and off the
-    picture.
+    """What was not run is counted at the head, stands in the tables as such and at the end with why; values without an
+    end are in the tables, and off the picture, whose caption says how many.
     """
     rows, at = bench_rows(flows=1, diffusions=0), {"problem": "modes", "process": "vp"}
     skipped = [{**at, "solver": "b", "budget": k, "spacing": "karras", "skipped": "needs <2> calls"} for k in (1, 2)]
     wild = [{**at, "solver": "wild", "budget": 6, "spacing": "karras", "rms": math.nan, "median": math.inf, "nfe": 6}]
-    bench_page([*skipped, *rows, *wild], FLOORS, MADE, tmp_path)
+    late = [{**at, "solver": "wild", "budget": 12, "spacing": "karras", "skipped": "diverged"}]
+    bench_page([*skipped, *rows, *wild, *late], FLOORS, MADE, tmp_path)
     found = sections(tmp_path)
-    assert [line[0] for line in cells(found["Flow: modes, vp"])[1:]] == ["flow 0", "wild"]
-    assert cells(found["Flow: modes, vp"])[2] == ["wild", "nan (inf) karras"]
-    assert unescape(found["Where this came from"]).count("Not run: b: needs <2> calls.") == 1
-    assert [c.y for d in drawn["flow-modes-vp.png"] for c in d.lines if c.name == "wild"] == [[math.inf]] * 2
+    head, first, *rest = cells(found["Flow: modes, vp"])
+    assert head[1:] == ["6 calls", "12 calls"] and (first[0], first[2]) == ("flow 0", "")
+    assert rest == [["wild", "nan (inf) karras", "not run"]]
+    end = unescape(found["Where this came from"])
+    assert end.count("Not run: b: needs <2> calls (cells: 2); wild: diverged (cells: 1).") == 1
+    head = (tmp_path / "report.md").read_text().partition("##")[0]
+    assert f"{len(rows) + 1} of {len(rows) + 4} cells were run, 1 of them to numbers that are not finite; why" in head
+    for d, y in zip(drawn["flow-modes-vp.png"], (math.nan, math.inf), strict=True):
+        assert [str(c.y) for c in d.lines if c.name == "wild"] == [str([y])]
+    assert "Not drawn: 2 values that are 0 or not finite." in found["Flow: modes, vp"]
     complete(tmp_path, ["flow-modes-vp.png"])
 
 
@@ -232,6 +254,8 @@ def compare_rows():
     return [dict(zip(keys, row, strict=True)) for row in values]
 
 
+FEWER = (", 5 calls", "", ", 11 calls")
+
 PATHS = [
     {
         "name": name,
@@ -261,15 +285,16 @@ def test_compare_has_every_number(drawn, tmp_path):
     assert list(found) == [*(TITLES[k] for k in MEASURES), "Samples", "On one Brownian path", "Where this came from"]
     for key, measure in MEASURES.items():
         real = [measure(x) for x in subject.fresh]
-        a, b, c = (f"{row[key]:.3g}" for row in compare_rows())
+        a, b, c = (f"{row[key]:.3g}{more}" for row, more in zip(compare_rows(), FEWER))
         floor = f"{np.mean(real):.3g} +- {np.std(real, ddof=1):.2g}"
-        want = [["network calls", "6", "12"], ["DDIM", a, b], ["UniPC(3)", "", c], ["real samples", floor, ""]]
+        want = [["sampler", "6 calls", "12 calls"], ["DDIM", a, b], ["UniPC(3)", "", c], ["real samples", floor, ""]]
         assert cells(found[TITLES[key]]) == want
     head, *body = cells(found["On one Brownian path"])
     assert head == ["discretisation", "strong slope", "weak slope"]
     assert body == [[row["name"], row["strong_slope"], row["weak_slope"]] for row in PATHS]
     text = (tmp_path / "report.md").read_text()
-    assert text.startswith(f"# Samplers of {VP()!r}, compared\n") and "At most 6 network calls" in found["Samples"]
+    assert text.startswith(f"# Samplers of {VP()!r}, compared\n") and "![6 network calls, or as" in found["Samples"]
+    assert "\n3 of 3 cells were run.\n" in text.partition("##")[0] and "Not drawn" not in text
     complete(tmp_path, ["distances.png", "samples.png", "paths.png"])
 
 
@@ -301,9 +326,24 @@ def test_compare_shows_samples(drawn, tmp_path, shape, shown):
     assert ("Samples" in found) == ("samples.png" in drawn) == (shown > 0)
     if shown:
         (one, x), (last, real) = drawn["samples.png"]
-        assert (one, last) == ("DDIM", "real samples") and x.equal(torch.zeros(shown, *shape))
+        assert (one, last) == ("DDIM, 5 calls", "real samples") and x.equal(torch.zeros(shown, *shape))
         assert real.equal(subject.fresh[0][:shown])
     complete(tmp_path, ["distances.png", *["samples.png"] * bool(shown), "paths.png"])
+
+
+def test_compare_without_some_rows(drawn, tmp_path):
+    """What could not be run is counted at the head, is no empty cell, and stands at the end with why; 0 and nan are in
+    the tables, and counted below the picture, which cannot show them.
+    """
+    skipped = {"method": "UniPC(3)", "budget": 6, "skipped": "sample 3 is not finite"}
+    wild = {"method": "wild", "budget": 6, "nfe": 6, "sliced_wasserstein": math.nan, "log_density_gap": 0.0}
+    found = compared(tmp_path, rows=[*compare_rows(), skipped, wild])
+    head, end = (tmp_path / "report.md").read_text().partition("##")[0], found["Where this came from"]
+    assert "4 of 5 cells were run, 1 of them to numbers that are not finite; why the others were not stands" in head
+    assert "Not run: UniPC(3): sample 3 is not finite (cells: 1)." in end
+    for key, said in (("sliced_wasserstein", "nan"), ("log_density_gap", "0")):
+        assert [line[:2] for line in cells(found[TITLES[key]])[2:4]] == [["UniPC(3)", "not run"], ["wild", said]]
+    assert "real samples. Not drawn: 2 values that are 0 or not finite.](" in (tmp_path / "report.md").read_text()
 
 
 def test_compare_says_what_distances_are_to(drawn, tmp_path):

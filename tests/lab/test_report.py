@@ -463,6 +463,16 @@ def test_curves(tmp_path, figure):
     assert entries["real samples"].get_linestyle() == ":"
 
 
+@pytest.mark.parametrize("x", [[46, 49, 50, 96, 99, 100, 196, 199, 200], [4, 5, 6, 8, 9, 10, 18, 19, 20], [7, 8], [9]])
+def test_ticks_do_not_touch(tmp_path, figure, x):
+    """Numbers of calls that nearly agree share a tick, that of the largest; two alone have one each."""
+    curves([Diagram("t", "n", [Curve("a", x, [1.0] * len(x))])], tmp_path / "c.png")
+    (axes,) = shown(figure[0])
+    boxes = sorted((b.x0, b.x1) for b in (label.get_window_extent() for label in axes.get_xticklabels()))
+    assert all(a[1] < b[0] for a, b in zip(boxes, boxes[1:])) and set(axes.get_xticks()) <= set(x)
+    assert max(axes.get_xticks()) == max(x) and len(boxes) >= min(3, len(x))
+
+
 def test_a_power_law_is_a_straight_line(tmp_path, figure):
     """Where y = 3 x^-1.5 is drawn lies on one line that falls, across most of its diagram; the legend is inside the
     picture, below.

@@ -469,6 +469,26 @@ def test_batches_do_not_show(compared, many):
             assert b[key] == (pytest.approx(a[key], rel=1e-3, abs=1e-5) if isinstance(a[key], float) else a[key]), key
 
 
+class Careful(Step):
+    """Euler's method on the flow, which asks three times where a sample starts on the right."""
+
+    def __call__(self, p, x, t, s, noise):
+        for _ in range(1 + 2 * int(bool((x[:, 0] > 0).any()))):
+            drift = p.drift(x, t)
+        return x + float(s - t) * drift
+
+
+def test_unequal_batches_do_not_show():
+    """A row's calls are those of a batch, the most where batches differ, since the samples drawn together take as many:
+    neither the sum over the batches nor its mean.
+    """
+    here, method = modes(20), fixed("Careful", Careful())
+    starts = VP().prior((20, 2), per_sample(seeds(0, 20)), torch.float32)
+    assert 0 < (starts[:, 0] > 0).sum() < 20
+    nfe = [row["nfe"] for batch in (20, 7, 1) for row, _ in compare(here, [(method, 1)], batch=batch)]
+    assert nfe == [3, 3, 3]
+
+
 def test_another_seed_gives_other_samples(compared, many):
     """Of every sampler; from the same law, so that their means agree within 5 standard errors."""
     again = compare(many, [(METHODS[name], 12) for name in COMPARED], seed=1)
