@@ -6,6 +6,7 @@ Options and files; what is computed is the library's. Processes, networks and st
 
 import importlib
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -34,9 +35,25 @@ class Parser(ArgumentParser):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command line (that of the process if None) and return its exit status."""
+    """Run a command line (that of the process if None) and return its exit status: 141, as of what SIGPIPE ends, where
+    nobody reads on.
+    """
     try:
-        return _run(sys.argv[1:] if args is None else list(args))
+        status = _status(sys.argv[1:] if args is None else list(args))
+        sys.stdout.flush()  # at exit it could only fail
+        return status
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        return 141
+
+
+def _status(args: list[str]) -> int:
+    try:
+        return _run(args)
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         return _fail("interrupted; the same command with the same --out goes on from here", 130)
     except SystemExit as stop:  # --help
