@@ -3,6 +3,8 @@
 `pytest --device cuda` checks the laws that take a device on it.
 """
 
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
@@ -27,6 +29,15 @@ def gpu(device: torch.device) -> torch.device:
     if device.type != "cuda":
         pytest.skip("needs --device cuda")
     return device
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and weights, in ../shared/data of the repository, for laws that need them."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the data in {folder}")
+    return folder
 
 
 @pytest.fixture(autouse=True)

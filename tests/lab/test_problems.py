@@ -147,3 +147,16 @@ def test_bad_problems(make, named):
     """One line that names the argument, where it is said."""
     with pytest.raises(ValueError, match=f"^{named} must [^\\n]*$"):
         make()
+
+
+def test_digits_are_the_mixture_of_the_bars(shared):
+    """The law that is computed from the bundled digits is the one that was published as arrays: w_k, m_k and
+    F_k diag(v_k - c_k) F_k' + c_k I, by the density at the digits themselves, whatever the sign of an eigenvector.
+    """
+    told = {k: torch.from_numpy(v) for k, v in np.load(shared / "mixtures" / "digits64.npz").items()}
+    x = torch.from_numpy(load_digits().data) / 8 - 1
+    spread = (told["variances"] - told["floor"][:, None])[:, None]
+    cov = told["factors"] * spread @ told["factors"].mT + told["floor"][:, None, None] * torch.eye(64, dtype=F64)
+    each = torch.distributions.MultivariateNormal(told["means"], cov).log_prob(x[:, None])
+    want = (each + (told["weights"] / told["weights"].sum()).log()).logsumexp(1)
+    close(DigitClasses().law().log_prob(x.reshape(-1, 1, 8, 8)), want, rtol=1e-9)
