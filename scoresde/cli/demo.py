@@ -82,6 +82,8 @@ def _report(o: Namespace, model: ScoreModel, results: dict[str, Any]) -> None:
         "gap": held.mean - known.mean,
         "gauss": gauss.mean - held.mean,
         "t_min": model.sde.t_min,
+        "sets": results["sets_of_training_digits"],
+        "shown": min(SHOWN, *(s.samples for s in every)),
         "out": o.out,
     }
     text = (Path(__file__).parent / "demo.md").read_text().format(**{**results, **said})

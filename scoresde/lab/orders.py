@@ -115,7 +115,8 @@ REVERSED = ("DDPM, fixed-small", "DDPM, fixed-large", "ReverseDiffusion", "Euler
 
 def paths(subject: Subject, spacing: str = "log_snr", seed: int = 0) -> Iterator[Row]:
     """How discretisations of the reverse SDE converge on one Brownian path, and those of the flow without: a row each,
-    with the mean errors at each number of steps, and the slopes.
+    with the mean errors at each number of steps, and the slopes; one that says why where a step or an error is not
+    finite.
     """
     exact, d = subject.tol < 1e-6, math.prod(subject.shape)
     few, steps = (max(64, 4096 // d), [16, 32, 64, 128]) if exact else (16, [8, 16, 32, 64])
@@ -129,8 +130,13 @@ def paths(subject: Subject, spacing: str = "log_snr", seed: int = 0) -> Iterator
     known = {name: METHODS[name].steps(p, ts, subject.known)[0] for name in (*REVERSED, "DDIM", "Flow(Heun())")}
     for name, step in (*known.items(), ("Flow(Euler())", Flow(Euler()))):
         process, end = (p, limit) if name in REVERSED else (q, flow)
-        errors = path_errors(process, step, steps, end)
+        try:
+            errors = path_errors(process, step, steps, end)
+            strong = str(errors.strong_slope())
+        except (ValueError, RuntimeError) as error:  # what diverges stops no other
+            yield {"name": name, "steps": steps, "skipped": str(error)}
+            continue
         seen = resolved(errors.weak)
         weak = str(slope(errors.steps[seen], errors.weak[seen])) if seen.sum() > 1 else "below its sampling error"
         means = {"strong": errors.strong.mean(1).tolist(), "weak": errors.weak.mean(1).abs().tolist()}
-        yield {"name": name, "steps": steps, **means, "strong_slope": str(errors.strong_slope()), "weak_slope": weak}
+        yield {"name": name, "steps": steps, **means, "strong_slope": strong, "weak_slope": weak}

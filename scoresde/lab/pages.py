@@ -223,8 +223,14 @@ def _convergence(paths: Sequence[Row], out: Path, r: Report) -> None:
         "Langevin corrections add noise of their own, so annealed Langevin and predictor-corrector have no path to "
         "converge to."
     )
-    body = [[row["name"], row["strong_slope"], row["weak_slope"]] for row in paths]
-    r.table(["discretisation", "strong slope", "weak slope"], body)
+    slopes = ("strong_slope", "weak_slope")
+    r.table(
+        ["discretisation", "strong slope", "weak slope"],
+        [[row["name"], *(row.get(key, NOT_RUN) for key in slopes)] for row in paths],
+    )
+    if missing := _skipped(paths, "name"):
+        r.text(missing)
+    paths = [row for row in paths if "skipped" not in row]
     titles: dict[str, Any] = {"strong": "Strong error", "weak": "Weak error of |x|^2/d"}
     drawn = [[Curve(row["name"], row["steps"], row[key]) for row in paths] for key in titles]
     curves([Diagram(t, "steps", lines) for t, lines in zip(titles.values(), drawn, strict=True)], out / "paths.png")

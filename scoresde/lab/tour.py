@@ -102,6 +102,7 @@ def judged(model: ScoreModel, data: Dataset, seed: int, say: Callable[[str], Non
     found: Row = {
         "classifier_accuracy": classifier.accuracy(data.held_out, data.held_out_labels),
         "frechet_of_training_digits": sum(real) / len(real),
+        "sets_of_training_digits": len(real),
         "nearest_training_digit": float(near.mean()),
         "nearest_training_digit_of_held_out": float(nearest(data.held_out, data.train)[0].mean()),
         "samplers": said,

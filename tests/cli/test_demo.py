@@ -156,6 +156,10 @@ def test_demo_reports_what_it_measured(monkeypatch, tmp_path, small):
         assert f"| {row['mean']:.3f} +- {row['error']:.3f} | 30 | {row['nfe']} |" in text
     for key in ("nearest_training_digit", "nearest_training_digit_of_held_out"):
         assert f"{found[key]:.2f}" in text
+    said = " ".join(text.split())
+    assert "the mean over 3 sets of training digits" in said and "| training digits |  | 30 |" in text
+    assert "samplers do not have equally many network calls" in said
+    assert f"The first {min(demo.SHOWN, 20)} samples of each sampler" in said and "not copies" not in said
     held, known, gauss = (row["mean"] for row in found["bits_per_dim"].values())
     assert (
         f"training and held-out digits is {held - known:.3f}; the fitted Gaussian is {gauss - held:.2f} worse" in text

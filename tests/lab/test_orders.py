@@ -1,16 +1,20 @@
 """Slopes of known power laws, and the orders of steps against limits in closed form or on one path."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import Broken, Wild
 
 from scoresde import EDM, VE, VP, Ancestral, EulerMaruyama, Flow, ReverseDiffusion, exact, grid, iid, ode, sample
 from scoresde.brownian import GridPath
+from scoresde.lab import Modes, exact_subject, orders
 from scoresde.lab.orders import Limit, PathErrors, Slope, path_errors, resolved, slope
-from scoresde.steps import ConsistentAnnealed
+from scoresde.steps import METHODS, ConsistentAnnealed
+from scoresde.steps.catalogue import fixed
 
 F64 = torch.float64
 STEPS = torch.tensor([8, 16, 32, 64])
@@ -252,3 +256,16 @@ def test_resolved():
     """A mean is resolved if it exceeds twice its standard error, sd/sqrt(B), whatever its sign."""
     e = torch.tensor([1.0, -1.0]).repeat(50, 1).flatten()  # sd 1 of 100, so standard error 0.1
     assert resolved(torch.stack([e + 0.21, e - 0.21, e + 0.19, e])).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("wild", [Wild(), Broken()], ids=["nan", "raises"])
+def test_what_diverges_stops_no_other_path(monkeypatch, wild):
+    """Its row says why, in its place, and has no slopes; the others are what they are without it."""
+    law = Modes().law()
+    subject = replace(exact_subject("modes", law, VP(), 20), tol=1e-5)
+    monkeypatch.setattr(orders, "REVERSED", ("ReverseDiffusion", "EulerMaruyama"))
+    want = list(orders.paths(subject))
+    monkeypatch.setitem(METHODS, "ReverseDiffusion", fixed("ReverseDiffusion", wild, eta=1.0))
+    first, *rest = orders.paths(subject)
+    assert first.keys() == {"name", "steps", "skipped"} and first["name"] == "ReverseDiffusion"
+    assert "finite" in first["skipped"] and rest == want[1:]

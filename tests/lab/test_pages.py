@@ -346,6 +346,16 @@ def test_compare_without_some_rows(drawn, tmp_path):
     assert "real samples. Not drawn: 2 values that are 0 or not finite.](" in (tmp_path / "report.md").read_text()
 
 
+def test_compare_without_some_paths(drawn, tmp_path):
+    """A discretisation that diverged has no slopes and no curve, and the text says why."""
+    rows = [*PATHS, {"name": "wild", "steps": [16, 32], "skipped": "sample 3 is not finite"}]
+    compare_page(subject_of((5,)), compare_rows(), rows, [], MADE, tmp_path)
+    found = sections(tmp_path)["On one Brownian path"]
+    assert cells(found)[-1] == ["wild", "not run", "not run"]
+    assert "Not run: wild: sample 3 is not finite (cells: 1)." in found
+    assert [[c.name for c in d.lines] for d in drawn["paths.png"]] == [[row["name"] for row in PATHS]] * 2
+
+
 def test_compare_says_what_distances_are_to(drawn, tmp_path):
     """Of an exact law to draws at t_min, of a network to held-out data, after a last call that denoises; one set of
     real samples has no deviation.
