@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .noise import Noise
-from .shapes import choose, like, number, times
+from .shapes import choose, count, floating, like, number, place, times
 
 
 class Bridge:
@@ -161,7 +161,7 @@ class Brownian:
 
     def _normals(self, level: int, number: int) -> Tensor:
         z = np.random.default_rng((self.seed, level, number)).standard_normal((2, *self.shape))
-        return torch.from_numpy(z).to(self.x.device)
+        return place(torch.from_numpy(z), self.x.device)
 
 
 class Path:
@@ -181,10 +181,11 @@ class Path:
         self.t0 = number("t0", t0)
         self.t1 = number("t1", t1, above=self.t0)
         self.tol = number("tol", tol, above=0, below=1)
-        self.W = Brownian(1.0, torch.zeros(*shape, dtype=torch.float64), seed, math.ceil(-math.log2(tol)))
+        start = torch.zeros(*shape, dtype=torch.float64, device="cpu")
+        self.W = Brownian(1.0, start, count("seed", seed, least=0, most=math.inf), math.ceil(-math.log2(tol)))
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        if x.shape != self.W.shape:
+        if floating("x", x).shape != self.W.shape:
             raise ValueError(f"this Path has shape {tuple(self.W.shape)}, but the state has {tuple(x.shape)}")
         low, high = ((float(u) - self.t0) / (self.t1 - self.t0) for u in sorted((t, s), key=float))
         if low < -self.tol or high > 1 + self.tol:
@@ -206,14 +207,14 @@ class GridPath:
 
     def __init__(self, ts: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> None:
         ts, self.shape = times("ts", ts, math.inf), tuple(shape)
-        z = torch.randn(len(ts) - 1, *shape, generator=generator, dtype=torch.float64)
+        z = torch.randn(len(ts) - 1, *shape, generator=generator, dtype=torch.float64, device="cpu")
         dW = (-ts.diff()).sqrt().view(-1, *(1,) * len(shape)) * z
-        self.W = torch.cat([torch.zeros(1, *shape, dtype=torch.float64), -dW.cumsum(0)])
+        self.W = torch.cat([dW.new_zeros(1, *shape), -dW.cumsum(0)])
         self.index = {t: i for i, t in enumerate(ts.tolist())}
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Raises ValueError for another shape, and for a time that is not on the grid."""
-        if tuple(x.shape) != self.shape:
+        if tuple(floating("x", x).shape) != self.shape:
             raise ValueError(f"this GridPath has shape {self.shape}, but the state has {tuple(x.shape)}")
         try:
             i, j = self.index[float(t)], self.index[float(s)]

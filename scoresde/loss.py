@@ -19,7 +19,7 @@ from torch import Tensor
 from .model import Parametrisation, ScoreModel
 from .noise import Noise, iid
 from .process import LinearSDE, Score
-from .shapes import as_time, count, number
+from .shapes import answer, as_time, count, number, place, recordable, recording, wide
 
 
 class Weight(ABC):
@@ -99,11 +99,14 @@ class Times(ABC):
         stratified: bool = False,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """n times, (n,) in float64. Stratified: one in each n-th of the law, in random order; each follows the law."""
-        u = torch.rand(count("n", n), generator=generator, dtype=torch.float64)
+        """n times, (n,), in float64 where the device knows it.
+
+        Stratified: one in each n-th of the law, in random order; each follows the law.
+        """
+        u = torch.rand(count("n", n), generator=generator, dtype=torch.float64, device="cpu")
         if stratified:
-            u = (torch.randperm(n, generator=generator) + u) / n
-        return self.quantile(sde, u).to(device)
+            u = (torch.randperm(n, generator=generator, device="cpu") + u) / n
+        return place(self.quantile(sde, u), device)
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,10 @@ class Unbiased(Weight):
     weight: Weight
     times: Times
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.weight, Weight) or not isinstance(self.times, Times):
+            raise ValueError(f"Unbiased needs a Weight and Times, got {self.weight!r} and {self.times!r}")
+
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         return self.weight(sde, t) / self.times.density(sde, t)
 
@@ -176,24 +183,29 @@ def dsm(
 ) -> Tensor:
     """weight(t) |eps(x_t, t) - z|^2 summed over dimensions: x_0 (B, *D), t (B,) -> (B,).
 
-    The caller draws t. weight: `Output(model.predicts)` unless given. Raises ValueError if t does not have shape (B,).
+    The caller draws t; where sigma = 0, eps is 0 and nothing is learnt. weight: `Output(model.predicts)` unless given.
+    Computed in float32 for x_0 of half precision. Raises ValueError if t does not have shape (B,) or, on the CPU, lies
+    outside [0, T], and for x_0 of whole numbers.
     """
-    if as_time(t).shape != (len(x_0),):
-        raise ValueError(f"t must have shape ({len(x_0)},), one time for each sample, got {tuple(as_time(t).shape)}")
+    x_0, t, weight = wide("x_0", x_0), as_time(t), Output(model.predicts) if weight is None else weight
+    if t.shape != (len(x_0),):
+        raise ValueError(f"t must have shape ({len(x_0)},), one time for each sample, got {tuple(t.shape)}")
+    if not callable(weight):
+        raise ValueError(f"weight must be a Weight such as Simple(), got {weight!r}")
     x_t, z = model.sde.perturb(x_0, t, noise)
     error = (model.eps(x_t, t, **cond) - z).square().flatten(1).sum(1)
-    return (weight or Output(model.predicts))(model.sde, t).to(error) * error
+    return weight(model.sde, t).to(error) * error
 
 
 def ssm(score: Score, x_t: Tensor, t: Tensor, noise: Noise = iid()) -> Tensor:
     """Sliced score matching with reduced variance: v^T (d score/dx) v + |score|^2/2 (Song et al. 2019, eq. 8), (B,).
 
     It needs samples of x_t and no marginals, so it trains scores of non-linear SDEs from `simulate`. Its minimum is the
-    score of p_t. x_t is (B, *D), t () or (B,).
+    score of p_t. x_t is (B, *D), t () or (B,). Computed in float32 for x_t of half precision.
     """
-    with torch.enable_grad():
-        x_t, t = x_t.detach().requires_grad_(), as_time(t)
+    with recording():
+        x_t, t = recordable(wide("x_t", x_t)).detach().requires_grad_(), recordable(as_time(t))
         v = noise(x_t, t, t)
-        s = score(x_t, t)
+        s = answer("score", score(x_t.clone(), t), x_t)
         (grad,) = torch.autograd.grad((s * v).sum(), x_t, create_graph=True)
     return (grad * v).flatten(1).sum(1) + s.square().flatten(1).sum(1) / 2

@@ -7,7 +7,8 @@ says into the noise in x = alpha x_0 + sigma z:
 
 m is 0 but for a parametrisation that knows the data's mean.
 
-The network computes in its own dtype (or autocast's); the state keeps its own.
+The network computes in its own dtype (or autocast's); the state keeps its own. Everything around the network, and the
+clock that it is told, is float32 or better: a thousand steps are not told apart in 8 bits.
 """
 
 from abc import ABC, abstractmethod
@@ -17,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .process import LinearSDE, Score, require_score_of
+from .process import LinearSDE, Score, needs_noise, require_score_of
 from .reference import Reference
-from .shapes import as_time, like, number
+from .shapes import answer, as_time, count, inside, like, number, recordable, recording, wide
 
 Scalings = tuple[Tensor | float, Tensor | float, Tensor | float]
 
@@ -112,6 +113,9 @@ class LogSNR(Clock):
 
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        number("scale", self.scale, least=-1e6, most=1e6)
+
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         return self.scale * sde.log_snr(t)
 
@@ -126,6 +130,10 @@ class Steps(Clock):
     n: int = 1000
     shift: float = 0.0
 
+    def __post_init__(self) -> None:
+        count("n", self.n, most=10**9)
+        number("shift", self.shift, least=-1e9, most=1e9)
+
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         return (self.n - 1) * t / sde.T + self.shift
 
@@ -133,10 +141,14 @@ class Steps(Clock):
 class ScoreModel(nn.Module):
     """Reads `net` as the score of the marginals of `sde`.
 
-    net: an nn.Module with `forward(x, c, **cond)`, x of shape (B, *D), c of shape (B,), returning x's shape.
+    net: an nn.Module with `forward(x, c, **cond)`, x of shape (B, *D), c of shape (B,), returning x's shape. x comes in
+    the dtype of the network's parameters, c in float32 where that is of half precision, for the network to cast what it
+    makes of it.
     predicts: what the network's output means; clock: how it is told the time.
 
-    Raises ValueError if an argument has the wrong type, or if the network returns another shape than x's.
+    eps is 0, as E[z | x_t] is, where sigma = 0. Raises ValueError if an argument has the wrong type, if the network
+    returns another shape than x's or complex numbers, and on the CPU for times outside [0, T] and for a score at
+    sigma = 0, where it is singular.
     """
 
     def __init__(
@@ -163,33 +175,48 @@ class ScoreModel(nn.Module):
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype)
 
     def _asked(self, x: Tensor, t: Tensor | float) -> tuple[Scalings, Tensor, Tensor, Tensor]:
-        """(a, b, c_in), y, and what the network is called with: c_in y and the clock, in its dtype."""
-        t, dtype = as_time(t), self._dtype(x)
+        """(a, b, c_in), y, and what the network is called with: c_in y and the clock, in its dtype. Where sigma = 0, a
+        and b are 0, and the network is asked at T.
+        """
+        x, t = wide("x", x), inside(t, self.sde.T)
         like(t, x)  # t of another shape raises here, where some parametrisations would broadcast it
         if self.around:
             self.around.checked(x.shape[1:])
+        sigma, dtype = self.sde.sigma(t), self._dtype(x)
+        noisy = sigma > 0
+        clean = not (t.is_cpu and noisy.all())  # or it may be: to look elsewhere would wait for the device
+        if clean:
+            t = torch.where(noisy, t, self.sde.T)
+            sigma = self.sde.sigma(t)
         alpha = self.sde.alpha(t)
-        line, mean = self.predicts(alpha, self.sde.sigma(t)), self.predicts.mean
+        (a, b, c_in), mean = self.predicts(alpha, sigma), self.predicts.mean
         y = x - like(alpha * mean, x) if mean else x
-        clock = torch.ones(len(x), dtype=dtype, device=x.device) * self.clock(self.sde, t).to(dtype)
-        return line, y, (like(line[2], x) * y).to(dtype), clock
+        clock = torch.ones(len(x), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
+        clock = clock * like(self.clock(self.sde, t), clock)
+        line = (a * noisy, b * noisy, c_in) if clean else (a, b, c_in)
+        return line, y, (like(c_in, x) * y).to(dtype), clock
 
     def _F(self, u: Tensor, c: Tensor, **cond: Any) -> Tensor:
         return self.net(u, c, **cond)
 
     def _eps(self, line: Scalings, y: Tensor, out: Tensor) -> Tensor:
-        if out.shape != y.shape:
-            raise ValueError(f"net must return the shape of x, {tuple(y.shape)}, got {tuple(out.shape)}")
-        return like(line[0], y) * y + like(line[1], y) * out.to(y.dtype)
+        return like(line[0], y) * y + like(line[1], y) * answer("net", out, y).to(y.dtype)
+
+    def _sigma(self, t: Tensor | float) -> Tensor:
+        """sigma_t where a score is asked for. Raises ValueError, on the CPU, where it is 0."""
+        if (t := as_time(t)).is_cpu:
+            needs_noise(self, t)
+        return self.sde.sigma(t)
 
     def eps(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """The predicted noise, a y + b F(c_in y, clock(t)): (B, *D), () or (B,) -> (B, *D)."""
         line, y, u, c = self._asked(x, t)
-        return self._eps(line, y, self._F(u, c, **cond))
+        return self._eps(line, y, self._F(u, c, **cond)).to(x.dtype)
 
     def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """The score, -eps / sigma."""
-        return -self.eps(x, t, **cond) / like(self.sde.sigma(t), x)
+        w, sigma = wide("x", x), self._sigma(t)
+        return (-self.eps(w, t, **cond) / like(sigma, w)).to(x.dtype)
 
 
 class TwoHeads(ScoreModel):
@@ -202,9 +229,10 @@ class TwoHeads(ScoreModel):
 
     def both(self, x: Tensor, t: Tensor | float, **cond: Any) -> tuple[Tensor, Tensor]:
         """(score, v) by one network call, each (B, *D)."""
-        line, y, u, c = self._asked(x, t)
+        sigma, (line, y, u, c) = self._sigma(t), self._asked(x, t)
         out, v = self.net(u, c, **cond).chunk(2, 1)
-        return -self._eps(line, y, out) / like(self.sde.sigma(as_time(t)), x), (v.to(x.dtype) + 1) / 2
+        score = -self._eps(line, y, out) / like(sigma, y)
+        return score.to(x.dtype), ((v.to(y.dtype) + 1) / 2).to(x.dtype)
 
 
 class EnergyModel(ScoreModel):
@@ -218,7 +246,8 @@ class EnergyModel(ScoreModel):
 
     def _F(self, u: Tensor, c: Tensor, **cond: Any) -> Tensor:
         graph = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with recording():
+            u, c, cond = recordable(u), recordable(c), {name: recordable(v) for name, v in cond.items()}
             u = u if u.requires_grad else u.detach().requires_grad_()
             return torch.autograd.grad(self._net(u, c, **cond).sum(), u, create_graph=graph)[0]
 
@@ -229,9 +258,11 @@ class EnergyModel(ScoreModel):
         return out
 
     def log_prob(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
-        """-E(x, t), the log-density up to a constant that depends on t: (B, *D) -> (B,)."""
-        (a, b, c_in), y, u, c = self._asked(x, t)
-        sigma, value = self.sde.sigma(as_time(t)), self._net(u, c, **cond).to(x.dtype)
+        """-E(x, t), the log-density up to a constant that depends on t: (B, *D) -> (B,), in float32 for a state of half
+        precision.
+        """
+        sigma, ((a, b, c_in), y, u, c) = self._sigma(t), self._asked(x, t)
+        value = self._net(u, c, **cond).to(y.dtype)
         quadratic, linear = (torch.as_tensor(k).to(value) for k in (a / (2 * sigma), b / (sigma * c_in)))
         return -quadratic * y.square().flatten(1).sum(1) - linear * value
 
@@ -239,14 +270,17 @@ class EnergyModel(ScoreModel):
 def clamped(score: Score, sde: LinearSDE, low: float = -1.0, high: float = 1.0) -> Score:
     """The score whose E[x_0 | x_t] is cut to [low, high] elementwise, as DDPM code does for images when it samples.
 
-    It is a bias wherever it acts. Raises ValueError unless low < high.
+    It is a bias wherever it acts. Raises ValueError unless low < high and, on the CPU, at sigma = 0, where it is
+    singular.
     """
     number("high", high, above=number("low", low))
+    p = sde.reverse(score)
 
     def cut(x: Tensor, t: Tensor) -> Tensor:
-        t = as_time(t)
-        alpha, var = like(sde.alpha(t), x), like(sde.var(t), x)
-        return (alpha * ((x + var * score(x, t)) / alpha).clamp(low, high) - x) / var
+        w, t = wide("x", x), as_time(t)
+        if t.is_cpu:
+            needs_noise(p, t)
+        return ((like(sde.alpha(t), w) * p.denoise(w, t).clamp(low, high) - w) / like(sde.var(t), w)).to(x.dtype)
 
     return cut
 
@@ -272,15 +306,15 @@ def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:
         )
 
     def moved(x: Tensor, t: Tensor) -> Tensor:
-        t = as_time(t)
+        w, t = wide("x", x), inside(t, target.T)
         lam = target.log_snr(t)
-        if not lam.is_cuda and (lam > most + 1e-6).any():
+        if lam.is_cpu and (lam > most + 1e-6).any():
             raise ValueError(
                 f"t must be a time with log-SNR at most {most:.4g}, that of {source} at t=0, got {lam.max():.4g}"
             )
         u = source.time(lam)
-        c = like(source.alpha(u) / target.alpha(t), x)
-        return c * score(c * x, u)
+        c = like(source.alpha(u) / target.alpha(t), w)
+        return (c * score(c * w, u)).to(x.dtype)
 
     return moved
 

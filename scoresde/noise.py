@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .shapes import floating
+
 
 class Noise(Protocol):
     """z ~ N(0, I) like x, for the interval from time t to time s."""
@@ -22,14 +24,16 @@ class Noise(Protocol):
 class iid:
     """Independent draws for the whole batch, from `generator` (torch's global one if None).
 
-    Draws are made on the generator's device and moved to the state's.
+    Draws are made on the generator's device and moved to the state's. Raises ValueError for a state of whole numbers.
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"generator must be a torch.Generator or None, got {generator!r}")
         self.generator = generator
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        g = self.generator
+        g, x = self.generator, floating("x", x)
         return torch.randn(x.shape, generator=g, dtype=x.dtype, device=g.device if g else x.device).to(x.device)
 
 
@@ -41,9 +45,9 @@ class per_sample:
     values torch's normal sampler reads its stream differently. (The idea of one generator a row: Karras et al. 2022,
     reference code.)
 
-    Shapes: every state must have `len(seeds)` rows of one shape and dtype; another raises ValueError, since the
-    streams could not then be continued. So does a seed above 2**32 - 1: torch's generator on the CPU reads 32 bits of
-    it, and two samples would be one. `rows(a, b)` gives fresh streams for a slice of the seeds.
+    Shapes: every state must have `len(seeds)` rows of one shape and floating-point dtype; another raises ValueError,
+    since the streams could not then be continued. So does a seed above 2**32 - 1: torch's generator on the CPU reads 32
+    bits of it, and two samples would be one. `rows(a, b)` gives fresh streams for a slice of the seeds.
     """
 
     AHEAD = 4096  # values drawn ahead per row: enough to hide the cost of a call
@@ -56,9 +60,9 @@ class per_sample:
             if not (0 <= seed < 2**32 and seed == int(seed)):
                 raise ValueError(f"seeds must be whole numbers from 0 to 2**32 - 1, got seeds[{i}] = {seed}")
         self.seeds = [int(seed) for seed in seeds]
-        self.generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
         self.row: tuple[torch.Size, torch.dtype] | None = None
-        self.buffer = torch.empty(0, 0, 0)
+        self.buffer = torch.empty(0, 0, 0, device="cpu")
         self.used = 0
 
     def rows(self, a: int, b: int) -> "per_sample":
@@ -66,7 +70,7 @@ class per_sample:
         return per_sample(self.seeds[a:b])
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        if len(x) != len(self.seeds):
+        if len(floating("x", x)) != len(self.seeds):
             raise ValueError(f"per_sample has {len(self.seeds)} seeds, but the state has {len(x)} rows")
         if self.row is None:
             self.row = x.shape[1:], x.dtype
@@ -83,7 +87,7 @@ class per_sample:
         assert self.row is not None
         steps = max(1, min(self.AHEAD // padded, self.BUFFER // (padded * len(self.seeds))))
         if self.buffer.shape[1] != steps:
-            self.buffer = torch.empty(len(self.seeds), steps, padded, dtype=self.row[1])
+            self.buffer = torch.empty(len(self.seeds), steps, padded, dtype=self.row[1], device="cpu")
         for row, generator in zip(self.buffer, self.generators, strict=True):
             row.normal_(generator=generator)
         self.used = 0

@@ -1,12 +1,19 @@
-"""The one broadcasting helper, and the argument checks that every module shares.
+"""The one broadcasting helper, the one rule of precision, and the argument checks that every module shares.
 
 States are `(B, *D)` for any D; times and the coefficients computed from them are `()` or `(B,)`. A 0-dim tensor does
 not promote a state's dtype and needs no transfer to its device; a `(B,)` coefficient is cast to the state's.
+
+Times, clocks, coefficients and norms are float32 or better, whatever the state: `as_time` lifts times, and `wide` lifts
+a state before it meets a coefficient, so that the result alone is rounded, once. Integers are no states: what is
+computed from them would be rounded to whole numbers.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,11 +37,85 @@ def choose(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(mask.view(-1, *(1,) * (a.ndim - 1)), a, b)
 
 
+WITHOUT_FLOAT64 = {"mps"}
+"""Types of devices that know no float64."""
+
+
+def place(t: Tensor, device: torch.device | str) -> Tensor:
+    """Times or coefficients t on a device, float64 as float32 where it knows no float64, as Apple's GPUs do not."""
+    narrow = t.dtype == torch.float64 and torch.device(device).type in WITHOUT_FLOAT64
+    return t.to(device, torch.float32 if narrow else t.dtype)
+
+
 def as_time(t: Tensor | float) -> Tensor:
-    """t as a floating-point tensor; a Python number becomes 0-dim float64."""
-    if isinstance(t, Tensor) and t.is_floating_point():
-        return t
-    return torch.as_tensor(t, dtype=torch.float64)
+    """t as a tensor of float32 or better: a Python number becomes 0-dim float64 on the CPU, whole numbers float64, half
+    precision float32. Raises ValueError for what is no real number.
+    """
+    if not isinstance(t, Tensor):
+        try:
+            t = torch.from_numpy(np.asarray(t))
+        except TypeError as error:
+            raise ValueError(f"t must be a number or a tensor of numbers, got {t!r}") from error
+        t = t.double() if t.is_floating_point() else t
+    if t.is_floating_point():
+        return t if t.dtype.itemsize >= 4 else t.float()
+    if t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(f"t must hold real numbers, got {t.dtype}")
+    return t.to(torch.float32 if t.device.type in WITHOUT_FLOAT64 else torch.float64)
+
+
+def inside(t: Tensor | float, T: float) -> Tensor:
+    """as_time(t); raise ValueError unless it lies inside [0, T], to rounding. What lies on another device than the CPU
+    is not looked at, since that would wait for the device.
+    """
+    t = as_time(t)
+    if t.is_cpu and t.numel():
+        low, high = t.detach().aminmax()
+        if not (low >= -1e-6 * T and high <= T * (1 + 1e-6)):  # nor is nan
+            raise ValueError(f"t must lie in [0, T] = [0, {T:g}], got {t.tolist()}")
+    return t
+
+
+def floating(name: str, x: Any) -> Tensor:
+    """Return x; raise ValueError unless it is a tensor of floating-point numbers."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        what = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be a tensor of floating-point numbers, got {what}")
+    return x
+
+
+def wide(name: str, x: Any) -> Tensor:
+    """x in float32 if it is of half precision, else x itself; raise ValueError as `floating`."""
+    return x if floating(name, x).dtype.itemsize >= 4 else x.float()
+
+
+def rounded(y: Tensor, x: Tensor) -> Tensor:
+    """y, which was computed from wide(x), in the type of x if that is of half precision."""
+    return y if x.dtype.itemsize >= 4 else y.to(x.dtype)
+
+
+def answer(name: str, out: Any, x: Tensor) -> Tensor:
+    """Return what `name` said of x; raise ValueError unless it is of floating-point numbers in the shape of x: another
+    would broadcast.
+    """
+    if not isinstance(out, Tensor) or out.shape != x.shape:
+        what = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"{name} must return the shape of x, {tuple(x.shape)}, got {what}")
+    if not out.is_floating_point():
+        raise ValueError(f"{name} must return floating-point numbers, got {out.dtype}")
+    return out
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Inside, autograd records, within torch.no_grad and torch.inference_mode too; see `recordable`."""
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(), torch.enable_grad():
+        yield
+
+
+def recordable(v: Any) -> Any:
+    """v, or a copy of a tensor that was made in torch.inference_mode, which autograd does not take."""
+    return v.clone() if isinstance(v, Tensor) and v.is_inference() else v
 
 
 def number(
@@ -47,20 +128,40 @@ def number(
     below: float = math.inf,
 ) -> float:
     """Return value as a float; raise ValueError naming it unless it is finite and inside the open or closed bounds."""
-    ok = isinstance(value, (int, float)) and math.isfinite(value)
-    if not (ok and above < value < below and least <= value <= most):
+    try:
+        v = float(value) if isinstance(value, (int, float, np.integer)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        v = math.inf
+    if not (math.isfinite(v) and above < v < below and least <= v <= most):
         bounds = ((">", above), (">=", least), ("<", below), ("<=", most))
         said = " and".join(f" {sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
-        raise ValueError(f"{name} must be a finite number{said}, got {value!r}")
-    return float(value)
+        raise ValueError(f"{name} must be a finite number{said}, got {value!r:.100}")
+    return v
 
 
-def count(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
+def count(name: str, value: Any, least: int = 1, most: float = 2**63 - 1) -> int:
     """Return value as an int; raise ValueError naming it unless it is a whole number from `least` to `most`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        bound = f" and <= {most}" if most < math.inf else ""
-        raise ValueError(f"{name} must be a whole number >= {least}{bound}, got {value!r}")
-    return value
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        said = f" and <= {most}" if most < 2**63 - 1 else " and < 2**63" if isinstance(value, int) and value > most else ""
+        raise ValueError(f"{name} must be a whole number >= {least}{said}, got {value!r:.100}")
+    return int(value)
+
+
+SCALE = 1e15
+"""Deviations lie between its inverse and it: the squares are then numbers of float32."""
+
+
+def table(name: str, values: Any, least: int = 1) -> Tensor:
+    """values as a table (N,) in float64 on the CPU; raise ValueError unless they are at least `least` numbers."""
+    try:
+        out = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} must be a 1-D table of numbers, got {values!r:.100}") from error
+    if out.ndim != 1 or len(out) < least:
+        raise ValueError(
+            f"{name} must be a non-empty 1-D table of at least {least} numbers, got shape {tuple(out.shape)}"
+        )
+    return out
 
 
 def lifted(x: Tensor) -> Tensor:

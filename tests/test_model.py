@@ -60,7 +60,8 @@ def normal(*shape, seed=3):
 @pytest.mark.parametrize("inside", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("outside", [torch.float64, torch.float32])
 def test_network_and_state_keep_their_dtypes(predicts, inside, outside):
-    """The network is asked in the dtype of its parameters; score and eps come in the state's dtype.
+    """The network is asked in the dtype of its parameters and told its clock in float32 or better; score and eps come
+    in the state's dtype.
 
     Only the network's answer is rounded: a y + b F(c_in y, c), y = x - alpha m, with F alone in the lower precision.
     """
@@ -68,11 +69,12 @@ def test_network_and_state_keep_their_dtypes(predicts, inside, outside):
     model = ScoreModel(net, sde, predicts)
     e = model.eps(x, t)
     assert e.dtype == model(x, t).dtype == outside
-    assert net.seen[0].dtype == net.seen[1].dtype == inside and net.seen[1].shape == (4,)
+    told = torch.promote_types(inside, torch.float32)
+    assert net.seen[0].dtype == inside and net.seen[1].dtype == told and net.seen[1].shape == (4,)
     a, b, c_in = predicts(sde.alpha(t), sde.sigma(t))
     y = x - sde.alpha(t) * (0.4 if predicts == PREDICTS[-1] else 0.0)
     assert y.dtype == outside
-    F = net((c_in * y).to(inside), sde.log_snr(t).to(inside).expand(4)).to(F64)
+    F = net((c_in * y).to(inside), sde.log_snr(t).to(told).expand(4)).to(F64)
     rtol = 1e-12 if outside == F64 else 1e-5
     torch.testing.assert_close(e.to(F64), a * y.to(F64) + b * F, rtol=rtol, atol=rtol)
     torch.testing.assert_close(model(x, t) * sde.sigma(t), -e, rtol=10 * rtol, atol=rtol)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..shapes import count, number
+from ..shapes import as_time, count, number
 
 
 class Network(nn.Module):
@@ -20,28 +20,41 @@ class Network(nn.Module):
         self.config = config
 
 
+DEEPEST, LARGEST = 10_000, 10**10
+"""Blocks of a network at most, which take seconds to make, and its weights, 40 GB in float32."""
+
+
+def affordable(weights: int) -> None:
+    """Raise ValueError for a network of so many weights that none is meant."""
+    if weights > LARGEST:
+        raise ValueError(
+            f"a network of {weights:.3g} weights is more than {LARGEST:.0e}: lower its shape, width or depth"
+        )
+
+
 class Embedding(nn.Module):
     """The noise level c (B,) and the class label (B,) as one vector: (B, dim).
 
     c is embedded by cosines and sines of 16 angular frequencies from 1/16 to 8 per unit of c: a clock value of a few
-    units, as log-SNR is, is resolved, and the network stays smooth in it. `classes` is the number of labels; the index
-    `classes` itself stands for no label, which is also what label=None means.
+    units, as log-SNR is, is resolved, and the network stays smooth in it. They are computed in float32 or better and
+    then cast to the weights' dtype: 80 radians in bfloat16 are known to a quarter. `classes` is the number of labels;
+    the index `classes` itself stands for no label, which is also what label=None means.
 
-    Raises ValueError if a label is given to a network without classes, or has the wrong shape.
+    Raises ValueError if a label is given to a network without classes, has the wrong shape, is not a whole number or,
+    on the CPU, is outside 0..classes.
     """
-
-    frequencies: Tensor
 
     def __init__(self, dim: int, classes: int = 0) -> None:
         super().__init__()
         self.classes = count("classes", classes, least=0)
-        self.register_buffer("frequencies", torch.linspace(math.log(1 / 16), math.log(8), 16).exp(), persistent=False)
         self.level = nn.Sequential(nn.Linear(32, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(classes + 1, dim) if classes else None
 
     def forward(self, c: Tensor, label: Tensor | None) -> Tensor:
-        phase = c[:, None] * self.frequencies.to(c.dtype)
-        v = self.level(torch.cat([phase.cos(), phase.sin()], 1))
+        c = as_time(c)
+        w = torch.linspace(math.log(1 / 16), math.log(8), 16, dtype=torch.float32, device=c.device).exp()
+        phase = c[:, None] * w.to(c.dtype)
+        v = self.level(torch.cat([phase.cos(), phase.sin()], 1).to(next(self.level.parameters()).dtype))
         if self.label is None:
             if label is not None:
                 raise ValueError("label was given to a network without classes: make it with classes=n")
@@ -50,6 +63,10 @@ class Embedding(nn.Module):
             label = torch.full((len(c),), self.classes, device=c.device)
         if label.shape != c.shape:
             raise ValueError(f"label must have shape {tuple(c.shape)}, got {tuple(label.shape)}")
+        if label.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"label must hold whole numbers, torch.int64 or torch.int32, got {label.dtype}")
+        if label.is_cpu and (off := (label < 0) | (label > self.classes)).any():
+            raise ValueError(f"label must be in 0..{self.classes}, got {int(label[off][0])}")
         return nn.functional.silu(v + self.label(label))
 
 
@@ -60,7 +77,7 @@ def drop_labels(label: Tensor, p: float, classes: int, generator: torch.Generato
     Raises ValueError unless 0 <= p <= 1.
     """
     number("p", p, least=0, most=1)
-    keep = torch.rand(label.shape, generator=generator).to(label.device) >= p
+    keep = torch.rand(label.shape, generator=generator, device="cpu").to(label.device) >= p
     return torch.where(keep, label, torch.full_like(label, classes))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..shapes import count
-from .embed import Embedding, Network, zeroed
+from .embed import DEEPEST, Embedding, Network, affordable, zeroed
 
 
 class Layer(nn.Module):
@@ -32,7 +32,8 @@ class MLP(Network):
         size = 1
         for n in shape:
             size *= count("shape", n)
-        count("width", width), count("depth", depth)
+        count("width", width), count("depth", depth, most=DEEPEST)
+        affordable(width * (2 * size + 3 * depth * width + count("classes", classes, least=0)))
         self.classes = classes
         self.embed = Embedding(width, classes)
         self.enter = nn.Linear(size, width)

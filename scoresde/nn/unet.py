@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..shapes import count, number
-from .embed import Embedding, Network, zeroed
+from .embed import DEEPEST, Embedding, Network, affordable, zeroed
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -76,8 +76,6 @@ class UNet(Network):
     Called as net(x, c, label=None): (B, C, H, W), (B,), (B,) -> (B, C, H, W).
     """
 
-    frequencies: Tensor
-
     def __init__(
         self,
         shape: Sequence[int],
@@ -103,11 +101,12 @@ class UNet(Network):
             count("shape", n)
         if not multipliers:
             raise ValueError("multipliers must name at least one level, got none")
-        count("width", width), count("blocks", blocks), count("attention", attention, least=0)
+        count("width", width), count("blocks", blocks, most=DEEPEST), count("attention", attention, least=0)
         widths = [width * count("multipliers", m) for m in multipliers]
+        affordable(36 * blocks * sum(w * w for w in widths) + 4 * width * count("classes", classes, least=0))
         self.classes, self.blocks, dim = classes, blocks, 4 * width
         self.embed = Embedding(dim, classes)
-        self.register_buffer("frequencies", torch.tensor([number("fourier", w, above=0) for w in fourier]), False)
+        self.fourier = [number("fourier", w, above=0, most=1e6) for w in fourier]
         self.enter = nn.Conv2d(shape[0] * (1 + 2 * len(fourier)), width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, after in enumerate(widths):
@@ -134,7 +133,5 @@ class UNet(Network):
         return self.leave(h)
 
     def _features(self, x: Tensor) -> Tensor:
-        if not len(self.frequencies):
-            return x
-        phase = rearrange(x.float()[:, None] * self.frequencies.view(-1, 1, 1, 1), "b w c y x -> b (w c) y x")
-        return torch.cat([x, phase.sin().to(x), phase.cos().to(x)], 1)
+        phases = [w * x.float() for w in self.fourier]
+        return torch.cat([x, *(p.sin().to(x) for p in phases), *(p.cos().to(x) for p in phases)], 1) if phases else x

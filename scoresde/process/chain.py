@@ -14,36 +14,45 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..shapes import as_time, count, like, number, times
+from ..shapes import SCALE, as_time, count, like, number, place, table, times, wide
 from .sde import LinearSDE
+
+LONGEST = 10_000_000
+"""Entries of a table at most, which are then less than a second's work."""
 
 
 def linear_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
     """DDPM's table: beta_1..beta_n equally spaced (Ho et al. 2020, section 4)."""
-    return torch.linspace(*_ends(n, first, last), count("n", n), dtype=torch.float64)
+    return torch.linspace(*_ends(n, first, last), n, dtype=torch.float64, device="cpu")
 
 
 def scaled_linear_betas(n: int = 1000, first: float = 8.5e-4, last: float = 0.012) -> Tensor:
     """sqrt(beta) equally spaced (Rombach et al. 2022)."""
     low, high = _ends(n, first, last)
-    return torch.linspace(math.sqrt(low), math.sqrt(high), n, dtype=torch.float64) ** 2
+    return torch.linspace(math.sqrt(low), math.sqrt(high), n, dtype=torch.float64, device="cpu") ** 2
 
 
 def cosine_betas(n: int = 1000, s: float = 0.008, most: float = 0.999) -> Tensor:
     """alpha_i^2 = cos^2((i/n + s)/(1 + s) pi/2), normalised, betas cut at `most` (Nichol & Dhariwal 2021, eq. 17)."""
-    number("s", s, above=0), number("most", most, above=0, below=1)
-    u = (torch.arange(count("n", n) + 1, dtype=torch.float64) / n + s) / (1 + s) * math.pi / 2
+    number("s", s, above=0, most=1), number("most", most, above=0, below=1)
+    u = (
+        (torch.arange(count("n", n, most=LONGEST) + 1, dtype=torch.float64, device="cpu") / n + s)
+        / (1 + s)
+        * math.pi
+        / 2
+    )
     return (1 - (u[1:].cos() / u[:-1].cos()) ** 2).clamp_max(most)
 
 
 def geometric_sigmas(n: int = 10, first: float = 0.01, last: float = 1.0) -> Tensor:
     """NCSN's levels: sigma_1 < ... < sigma_n in geometric progression (Song & Ermon 2019, section 4.1)."""
-    number("last", last, above=number("first", first, above=0))
-    return torch.linspace(math.log(first), math.log(last), count("n", n, least=2), dtype=torch.float64).exp()
+    number("last", last, above=number("first", first, least=1 / SCALE), most=SCALE)
+    n = count("n", n, least=2, most=LONGEST)
+    return torch.linspace(math.log(first), math.log(last), n, dtype=torch.float64, device="cpu").exp()
 
 
 def _ends(n: int, first: float, last: float) -> tuple[float, float]:
-    count("n", n)
+    count("n", n, most=LONGEST)
     return number("first", first, above=0, below=1), number("last", last, above=0, below=1)
 
 
@@ -60,11 +69,10 @@ class TabulatedVE(LinearSDE):
     t_min = 0.0
 
     def __post_init__(self) -> None:
-        s = torch.as_tensor(self.sigmas, dtype=torch.float64).detach().cpu()
-        if s.ndim != 1 or len(s) < 2:
-            raise ValueError(f"sigmas must be a 1-D table of at least 2 levels, got shape {tuple(s.shape)}")
+        s = table("sigmas", self.sigmas, least=2)
         if not (s[0] > 0 and s.isfinite().all() and (s.diff() > 0).all()):
             raise ValueError("sigmas must be positive, finite and increasing")
+        number("sigmas[0]", s[0].item(), least=1 / SCALE), number("sigmas[-1]", s[-1].item(), most=SCALE)
         object.__setattr__(self, "sigmas", s)
         object.__setattr__(self, "log_sigmas", s.log())
 
@@ -76,11 +84,11 @@ class TabulatedVE(LinearSDE):
 
     def grid(self) -> Tensor:
         """The times of the knots, from T to 0."""
-        return torch.linspace(1, 0, len(self.sigmas), dtype=torch.float64)
+        return torch.linspace(1, 0, len(self.sigmas), dtype=torch.float64, device="cpu")
 
     def _log_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """log sigma, and its slope."""
-        n, knots = len(self.sigmas) - 1, self.log_sigmas.to(t.device)
+        n, knots = len(self.sigmas) - 1, place(self.log_sigmas, t.device)
         i = (t.detach() * n).floor().clamp(0, n - 1).long()
         rise = knots[i + 1] - knots[i]
         return knots[i] + (t * n - i) * rise, n * rise
@@ -105,7 +113,7 @@ class TabulatedVE(LinearSDE):
     def time(self, log_snr: Tensor) -> Tensor:
         """log sigma = -lambda, then the inverse of a piecewise linear function."""
         target = -as_time(log_snr)
-        knots, n = self.log_sigmas.to(target.device), len(self.sigmas) - 1
+        knots, n = place(self.log_sigmas, target.device), len(self.sigmas) - 1
         i = (torch.searchsorted(knots, target.to(knots), right=True) - 1).clamp(0, n - 1)
         return (i + (target - knots[i]) / (knots[i + 1] - knots[i])) / n
 
@@ -130,6 +138,8 @@ class Chain:
     v: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sde, LinearSDE):
+            raise ValueError(f"sde must be a LinearSDE, got {self.sde!r}")
         ts = times("ts", self.ts, self.sde.T)
         levels = ts[self.sde.var(ts) > 0].flip(0)
         if len(levels) < 2:
@@ -183,12 +193,12 @@ class Chain:
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n times of the chain, uniformly: with `dsm`, Ho et al.'s Algorithm 1."""
-        return self.t[torch.randint(len(self.t), (count("n", n),), generator=generator)]
+        return self.t[torch.randint(len(self.t), (count("n", n),), generator=generator, device="cpu")]
 
     def _level(self, i: Tensor | int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(a_i, v_i, alpha_{i-1}, sigma_{i-1}^2, sigma_i^2)."""
-        i = torch.as_tensor(i)
-        if i.is_floating_point() or (i < 1).any() or (i > len(self)).any():
+        i = torch.as_tensor(i, device="cpu")
+        if i.is_floating_point() or i.dtype == torch.bool or (i < 1).any() or (i > len(self)).any():
             raise ValueError(f"i must be whole numbers from 1 to {len(self)}, got {i.tolist()}")
         alpha = torch.cat([self.t.new_ones(1), self.sde.alpha(self.t)])
         var = torch.cat([self.t.new_zeros(1), self.sde.var(self.t)])
@@ -196,17 +206,18 @@ class Chain:
 
     def step(self, x: Tensor, i: Tensor | int) -> tuple[Tensor, Tensor]:
         """q(x_i | x_{i-1} = x) = N(a_i x, v_i I) (Ho et al. 2020, eq. 2)."""
-        a, v, *_ = self._level(i)
-        return like(a, x) * x, v
+        (a, v, *_), w = self._level(i), wide("x", x)
+        return (like(a, w) * w).to(x.dtype), v
 
     def marginal(self, x_0: Tensor, i: Tensor | int) -> tuple[Tensor, Tensor]:
         """q(x_i | x_0) = N(alpha_i x_0, sigma_i^2 I) (Ho et al. 2020, eq. 4)."""
-        a, _, alpha, _, var = self._level(i)
-        return like(a * alpha, x_0) * x_0, var
+        (a, _, alpha, _, var), w = self._level(i), wide("x_0", x_0)
+        return (like(a * alpha, w) * w).to(x_0.dtype), var
 
     def posterior(self, x_i: Tensor, x_0: Tensor, i: Tensor | int) -> tuple[Tensor, Tensor]:
         """q(x_{i-1} | x_i, x_0), with mean (alpha_{i-1} v_i x_0 + a_i sigma_{i-1}^2 x_i)/sigma_i^2 and variance
         v_i sigma_{i-1}^2/sigma_i^2 (Ho et al. 2020, eq. 6 and 7).
         """
-        a, v, alpha, below, var = self._level(i)
-        return like(alpha * v / var, x_0) * x_0 + like(a * below / var, x_i) * x_i, v * below / var
+        (a, v, alpha, below, var), w, w_0 = self._level(i), wide("x_i", x_i), wide("x_0", x_0)
+        mean = like(alpha * v / var, w_0) * w_0 + like(a * below / var, w) * w
+        return mean.to(x_i.dtype), v * below / var

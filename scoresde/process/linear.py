@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..shapes import as_time, number
+from ..shapes import SCALE, as_time, number, place, table
 from .sde import LinearSDE
 
 
@@ -25,7 +25,7 @@ class VP(LinearSDE):
 
     def __post_init__(self) -> None:
         number("beta_min", self.beta_min, least=0)
-        number("beta_max", self.beta_max, above=0, least=self.beta_min)
+        number("beta_max", self.beta_max, above=0, least=self.beta_min, most=1e3)
 
     def beta(self, t: Tensor | float) -> Tensor:
         """beta(t) = beta_min + (beta_max - beta_min) t."""
@@ -95,8 +95,8 @@ class VE(LinearSDE):
     t_min = 0.0
 
     def __post_init__(self) -> None:
-        number("sigma_min", self.sigma_min, above=0)
-        number("sigma_max", self.sigma_max, above=self.sigma_min)
+        number("sigma_min", self.sigma_min, least=1 / SCALE)
+        number("sigma_max", self.sigma_max, above=self.sigma_min, most=SCALE)
 
     @property
     def _rate(self) -> float:
@@ -136,7 +136,7 @@ class Cosine(LinearSDE):
     """The time of the prior, below 1."""
 
     def __post_init__(self) -> None:
-        number("s", self.s, above=0)
+        number("s", self.s, above=0, most=1)
         number("T", self.T, above=0, below=1)
 
     def _u(self, t: Tensor | float) -> tuple[Tensor, float]:
@@ -213,8 +213,8 @@ class EDM(LinearSDE):
     """The smallest noise level."""
 
     def __post_init__(self) -> None:
-        number("t_min", self.t_min, above=0)
-        number("T", self.T, above=self.t_min)
+        number("t_min", self.t_min, least=1 / SCALE)
+        number("T", self.T, above=self.t_min, most=SCALE)
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """log alpha_t = 0, in the shape of t."""
@@ -249,9 +249,7 @@ class Tabulated(LinearSDE):
     knots: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        b = torch.as_tensor(self.betas, dtype=torch.float64).detach().cpu()
-        if b.ndim != 1 or len(b) == 0:
-            raise ValueError(f"betas must be a non-empty 1-D table, got shape {tuple(b.shape)}")
+        b = table("betas", self.betas)
         bad = ~((b > 0) & (b < 1))
         if bad.any():
             i = int(bad.nonzero()[0])
@@ -273,19 +271,19 @@ class Tabulated(LinearSDE):
     def grid(self) -> Tensor:
         """The times of the knots, N/N, ..., 1/N, 0."""
         n = len(self.betas)
-        return torch.arange(n, -1, -1, dtype=torch.float64) / n
+        return torch.arange(n, -1, -1, dtype=torch.float64, device="cpu") / n
 
     def _slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The interval that t is in, and the change of log alpha over it."""
         i = (t.detach() * len(self.betas)).floor().clamp(0, len(self.betas) - 1).long()
-        knots = self.knots.to(t.device)
+        knots = place(self.knots, t.device)
         return i, knots[i + 1] - knots[i]
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """Linear between the knots."""
         t = as_time(t)
         i, slope = self._slope(t)
-        return self.knots.to(t.device)[i] + (t * len(self.betas) - i) * slope
+        return place(self.knots, t.device)[i] + (t * len(self.betas) - i) * slope
 
     def var(self, t: Tensor) -> Tensor:
         """sigma_t^2 = 1 - alpha_t^2."""
@@ -302,6 +300,6 @@ class Tabulated(LinearSDE):
     def time(self, log_snr: Tensor) -> Tensor:
         """log alpha = -log(1 + exp(-2 lambda))/2, then the inverse of a piecewise linear function."""
         target = F.softplus(-2 * as_time(log_snr)) / 2
-        falls = -self.knots.to(target.device)
+        falls = -place(self.knots, target.device)
         i = (torch.searchsorted(falls, target.to(falls), right=True) - 1).clamp(0, len(self.betas) - 1)
         return (i + (target - falls[i]) / (falls[i + 1] - falls[i])) / len(self.betas)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise, iid
-from ..shapes import as_time, like, number
+from ..shapes import answer, as_time, inside, like, number, recordable, recording, rounded, wide
 from .simulate import simulate
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -34,10 +34,10 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 def derivative(fn: Callable[[Tensor], Tensor], t: Tensor | float) -> Tensor:
     """d fn / dt of an elementwise function, by automatic differentiation."""
-    with torch.enable_grad():
-        t = as_time(t).detach().requires_grad_()
-        y = fn(t)
-        return torch.autograd.grad(y.sum(), t)[0] if y.requires_grad else torch.zeros_like(t)  # a constant
+    with recording():
+        u: Tensor = recordable(as_time(t)).detach().requires_grad_()
+        y = fn(u)
+        return torch.autograd.grad(y.sum(), u)[0] if y.requires_grad else torch.zeros_like(u)  # a constant
 
 
 class SDE(ABC):
@@ -122,17 +122,21 @@ class LinearSDE(SDE):
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The forward drift f(t) x, (B, *D)."""
-        return like(self.f(as_time(t)), x) * x
+        w = wide("x", x)
+        return rounded(like(self.f(as_time(t)), w) * w, x)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The diffusion coefficient g(t), in the shape of t."""
         return self.g2(as_time(t)).sqrt()
 
     def perturb(self, x_0: Tensor, t: Tensor | float, noise: Noise = iid()) -> tuple[Tensor, Tensor]:
-        """(x_t, z) with x_t = alpha_t x_0 + sigma_t z."""
-        t = as_time(t)
-        z = noise(x_0, t, t)
-        return like(self.alpha(t), x_0) * x_0 + like(self.sigma(t), x_0) * z, z
+        """(x_t, z) with x_t = alpha_t x_0 + sigma_t z. Raises ValueError for an x_0 of whole numbers, and for times on
+        the CPU outside [0, T].
+        """
+        t, w = inside(t, self.T), wide("x_0", x_0)
+        z = noise(w, t, t)
+        x_t = like(self.alpha(t), w) * w + like(self.sigma(t), w) * z
+        return rounded(x_t, x_0), rounded(z, x_0)
 
     def transition(self, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
         """(a, v) with x_t | x_s ~ N(a x_s, v I) for s < t: a = alpha_t/alpha_s, v = sigma_t^2 - a^2 sigma_s^2."""
@@ -159,11 +163,11 @@ class LinearSDE(SDE):
     ) -> Tensor:
         """x_T ~ N(0, sigma_T^2 I), the law that p_T is replaced by when sampling."""
         x, T = torch.empty(*shape, dtype=dtype, device=device), as_time(self.T)
-        return self.sigma(T) * noise(x, T, T)
+        return rounded(self.sigma(T) * noise(wide("dtype", x), T, T), x)
 
     def log_prior(self, x: Tensor) -> Tensor:
-        """log N(x; 0, sigma_T^2 I) in nats: (B, *D) -> (B,)."""
-        v = self.var(as_time(self.T))
+        """log N(x; 0, sigma_T^2 I) in nats: (B, *D) -> (B,), in float32 for half precision."""
+        x, v = wide("x", x), self.var(as_time(self.T))
         return -0.5 * (x.square() / v + (2 * math.pi * v).log()).flatten(1).sum(1)
 
 
@@ -178,8 +182,8 @@ class Reverse(SDE):
     """dx = [drift(x, t) - (1 + eta^2)/2 g^2 score(x, t)] dt + eta g dw, to be run from T down to 0.
 
     eta=1 is the reverse-time SDE (Anderson 1982), eta=0 the probability-flow ODE (Song et al. 2021, eq. 13); all eta
-    share the marginals of `sde`. `score` is any callable (x, t) -> (B, *D). Raises ValueError unless eta >= 0, and for
-    a score that says it is of another `sde`.
+    share the marginals of `sde`. `score` is any callable (x, t) -> (B, *D). Raises ValueError unless 0 <= eta <= 1000,
+    and for a score that says it is of another `sde`.
     """
 
     sde: Any
@@ -187,7 +191,7 @@ class Reverse(SDE):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        number("eta", self.eta, least=0)
+        number("eta", self.eta, least=0, most=1e3)
         if not isinstance(self.sde, SDE):
             raise ValueError(f"sde must be an SDE, got {type(self.sde).__name__}")
         if not callable(self.score):
@@ -200,28 +204,41 @@ class Reverse(SDE):
         return self.sde.T
 
     def ask(self, x: Tensor, t: Tensor) -> Tensor:
-        """score(x, t) in the dtype of x. Raises ValueError unless it has the shape of x: another would broadcast."""
-        s = self.score(x, t)
-        if s.shape != x.shape:
-            raise ValueError(f"score must return the shape of x, {tuple(x.shape)}, got {tuple(s.shape)}")
-        return s.to(x.dtype)
+        """score(x, t) in the dtype of x; a state of half precision is shown to it in float32. It is given copies, so
+        that it may work in place.
+
+        Raises ValueError unless it returns floating-point numbers in the shape of x, and for times on the CPU outside
+        [0, T].
+        """
+        w, t = wide("x", x), inside(t, self.T)
+        return answer("score", self.score(w.clone(), t.clone()), x).to(x.dtype)
+
+    def _told(self, c: Callable[[Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+        """c(t) score(x, t) for a c that is 0 where sigma is. There it is 0, whatever the score may be, which is
+        singular: x_t is x_0, and tells nothing of z.
+        """
+        value = c(t)
+        return like(value, x) * self.ask(x, torch.where(value > 0, t, self.T))
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """drift(x, t) - (1 + eta^2)/2 g(t)^2 score(x, t)."""
+        w, t = wide("x", x), as_time(t)
         g2 = self.sde.diffusion(t).square()
-        return self.sde.drift(x, t) - like((1 + self.eta**2) / 2 * g2, x) * self.ask(x, t)
+        return rounded(self.sde.drift(w, t) - like((1 + self.eta**2) / 2 * g2, w) * self.ask(w, t), x)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The diffusion coefficient eta g(t), in the shape of t."""
         return self.eta * self.sde.diffusion(t)
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
-        """The noise in x_t that the score tells of: -sigma_t score(x, t)."""
-        return -like(self.sde.sigma(t), x) * self.ask(x, t)
+        """The noise in x_t that the score tells of, E[z | x_t] = -sigma_t score(x, t), and 0 where sigma = 0."""
+        w, t = wide("x", x), inside(t, self.T)
+        return -rounded(self._told(self.sde.sigma, w, t), x)
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
-        """E[x_0 | x_t] = (x + sigma_t^2 score(x, t)) / alpha_t (Tweedie's formula)."""
-        return (x + like(self.sde.var(t), x) * self.ask(x, t)) / like(self.sde.alpha(t), x)
+        """E[x_0 | x_t] = (x + sigma_t^2 score(x, t)) / alpha_t (Tweedie's formula), and x / alpha_t where sigma = 0."""
+        w, t = wide("x", x), inside(t, self.T)
+        return rounded((w + self._told(self.sde.var, w, t)) / like(self.sde.alpha(t), w), x)
 
 
 def require_score_of(score: Score, sde: SDE) -> None:
@@ -230,6 +247,14 @@ def require_score_of(score: Score, sde: SDE) -> None:
     comparable = type(own) is not type(sde) or type(own).__eq__ is not object.__eq__
     if isinstance(own, SDE) and comparable and own != sde:
         raise ValueError(f"score is that of {own!r}, not of {sde!r}: `transport` reads it on another process")
+
+
+def needs_noise(p: Any, ts: Tensor) -> None:
+    """Raise ValueError where sigma = 0 at one of the times ts: the score of p.sde is singular there. (A non-linear SDE
+    has no sigma to tell.)
+    """
+    if hasattr(p.sde, "var") and (p.sde.var(ts) == 0).any():
+        raise ValueError(f"the score is singular where sigma = 0: end the grid before t = {float(ts.min()):g}")
 
 
 def require_reverse(p: Any) -> Reverse:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..brownian import Brownian
-from ..shapes import count, state
+from ..shapes import count, state, wide
 
 STRATONOVICH = {"heun", "midpoint", "euler_heun", "log_ode", "reversible_heun", "adjoint_reversible_heun"}
 
@@ -54,9 +54,9 @@ def simulate(sde: Coefficients, x: Tensor, ts: Tensor, steps: int, seed: int, op
     """Integrate dx = drift(x, t) dt + diffusion(t) dw from x at ts[0]; see `SDE.simulate`."""
     import torchsde  # here, since nothing else needs it
 
-    x, ts = state("x", x), ts.detach().to("cpu", torch.float64)
+    dtype, x, ts = x.dtype, wide("x", state("x", x)), ts.detach().to("cpu", torch.float64)
     count("steps", steps)
-    count("seed", seed, least=0)
+    count("seed", seed, least=0, most=math.inf)
     if ts.ndim != 1 or len(ts) < 2 or not ((ts.diff() > 0).all() or (ts.diff() < 0).all()):
         raise ValueError(f"ts must be at least 2 strictly increasing or strictly decreasing times, got {ts.tolist()}")
     sign = 1.0 if ts[-1] > ts[0] else -1.0
@@ -71,4 +71,4 @@ def simulate(sde: Coefficients, x: Tensor, ts: Tensor, steps: int, seed: int, op
         length = float(ends[1] - ends[0])
         h = length / max(1, math.ceil(length / dt - 1e-6)) * (1 + 1e-12)  # not a hair less, which takes one step more
         ys.append(torchsde.sdeint(forward, ys[-1], torch.stack(ends), method=method, dt=h, **options)[-1])
-    return torch.stack(ys).view(len(ts), *x.shape)
+    return torch.stack(ys).view(len(ts), *x.shape).to(dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..noise import Noise, iid
 from ..process import Reverse
-from ..shapes import like, number
+from ..shapes import like, number, wide
 from .step import Affine, Step
 
 
@@ -60,8 +60,9 @@ class Posterior(Step):
 
     def mean(self, p: Reverse, x: Tensor, score: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The mean of x_s given x_t = x and its score."""
+        w, score = wide("x", x), wide("score", score)
         a, b = p.sde.alpha(s) / p.sde.alpha(t), -p.sde.sigma(t) * self.slope(p, t, s)
-        return like(a, x) * x + like(b, x) * score
+        return (like(a, w) * w + like(b, w) * score).to(x.dtype)
 
 
 class FixedVariance(Posterior, Affine):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..process import Reverse
-from ..shapes import count, like, number
+from ..shapes import SCALE, count, like, number, wide
 from .step import Step, needs_noise
 
 
@@ -28,10 +28,10 @@ class Constant(StepSize):
     """The step size."""
 
     def __post_init__(self) -> None:
-        number("e", self.e, above=0)
+        number("e", self.e, above=0, most=SCALE**2)
 
     def __call__(self, p: Reverse, t: Tensor, score: Tensor, z: Tensor) -> Tensor:
-        return torch.tensor(self.e, dtype=torch.float64)
+        return torch.tensor(self.e, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class NCSN(StepSize):
     """sigma of the least noisy level."""
 
     def __post_init__(self) -> None:
-        number("eps", self.eps, above=0)
-        number("sigma_min", self.sigma_min, above=0)
+        number("eps", self.eps, above=0, most=SCALE)
+        number("sigma_min", self.sigma_min, least=1 / SCALE, most=SCALE)
 
     def __call__(self, p: Reverse, t: Tensor, score: Tensor, z: Tensor) -> Tensor:
         return self.eps * p.sde.var(t) / self.sigma_min**2 / 2
@@ -68,10 +68,10 @@ class SNR(StepSize):
     """The signal-to-noise ratio of a step."""
 
     def __post_init__(self) -> None:
-        number("r", self.r, above=0)
+        number("r", self.r, above=0, most=1e3)
 
     def __call__(self, p: Reverse, t: Tensor, score: Tensor, z: Tensor) -> Tensor:
-        z2, s2 = (a.flatten(1).square().sum(1) for a in (z, score))
+        z2, s2 = (a.flatten(1).square().sum(1) for a in (wide("z", z), wide("score", score)))
         return (2 * self.r**2 * z2 / s2).clamp_max(float(p.sde.var(t)))
 
 
@@ -100,11 +100,12 @@ class Langevin(Step):
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         self.check(p, t, s)
+        dtype, x = x.dtype, wide("x", x)
         for _ in range(self.n):
             score, z = p.ask(x, t), noise(x, t, t)
             e = self.step_size(p, t, score, z)
             x = x + like(e, x) * score + like((2 * e).sqrt(), x) * z
-        return x
+        return x.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class MALA(Step):
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         self.check(p, t, s)
-        log_prob = p.score.log_prob  # type: ignore[attr-defined]
+        log_prob, dtype, x = p.score.log_prob, x.dtype, wide("x", x)  # type: ignore[attr-defined]
         score, level = p.ask(x, t), log_prob(x, t)
         e = self.step_size(p, t, score, score)
         for _ in range(self.n):
@@ -153,7 +154,7 @@ class MALA(Step):
                 torch.where(row, score_y, score),
                 torch.where(accept, level_y, level),
             )
-        return x
+        return x.to(dtype)
 
 
 def ncsnv2_step(ratio: float, n: int) -> float:

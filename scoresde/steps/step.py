@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..noise import Noise, iid, per_sample
 from ..process import Reverse, require_reverse
+from ..process import needs_noise as needs_noise
 from ..shapes import intervals, state, times
 
 
@@ -116,14 +117,6 @@ class _Lines(ByInterval):
 def off_grid(step: Step, t: Tensor, s: Tensor) -> ValueError:
     """What to raise where a step is called on other intervals than it was started on."""
     return ValueError(f"{step} was started on intervals of which none from t = {t:g} to {s:g} is the next")
-
-
-def needs_noise(p: Reverse, ts: Tensor) -> None:
-    """Raise ValueError where sigma = 0 at one of the times ts: the score is singular there. (A non-linear SDE has no
-    sigma to tell.)
-    """
-    if hasattr(p.sde, "var") and (p.sde.var(ts) == 0).any():
-        raise ValueError(f"the score is singular where sigma = 0: end the grid before t = {float(ts.min()):g}")
 
 
 def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = iid()) -> Iterator[Tensor]:
