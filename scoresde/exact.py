@@ -100,7 +100,7 @@ class Diffused:
         """n draws of x_t, (n, *D) in float64."""
         x_0 = self.law.sample(n, generator)
         return self.sde.perturb(
-            x_0, t, lambda x, *_: torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+            x_0, t, lambda x, *_: torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
         )[0]
 
 
@@ -236,7 +236,7 @@ class GaussianMixture(Law):
         return x_0 + alpha * (self.diagonal[k] / base * delta + torch.einsum("bdr,br->bd", U, gain_along * along))
 
     def _randn(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.means.device)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(self.means.device)
 
     def _component(self, k: Tensor, generator: torch.Generator | None) -> Tensor:
         z = self._randn((len(k), self.d), generator)

@@ -25,13 +25,15 @@ def _range(sde: LinearSDE, n: int, end: float | None) -> tuple[Tensor, Tensor]:
 def uniform(sde: LinearSDE, n: int, end: float | None = None) -> Tensor:
     """Equal steps in t."""
     T, end_ = _range(sde, n, end)
-    return torch.linspace(float(T), float(end_), n + 1, dtype=torch.float64)
+    return torch.linspace(float(T), float(end_), n + 1, dtype=torch.float64, device="cpu")
 
 
 def quadratic(sde: LinearSDE, n: int, end: float | None = None) -> Tensor:
     """Equal steps in sqrt(t) (Song, Meng & Ermon 2021, appendix D.2)."""
     T, end_ = _range(sde, n, end)
-    return _pinned(torch.linspace(float(T) ** 0.5, float(end_) ** 0.5, n + 1, dtype=torch.float64) ** 2, T, end_)
+    return _pinned(
+        torch.linspace(float(T) ** 0.5, float(end_) ** 0.5, n + 1, dtype=torch.float64, device="cpu") ** 2, T, end_
+    )
 
 
 def log_snr(sde: LinearSDE, n: int, end: float | None = None) -> Tensor:
@@ -43,12 +45,12 @@ def karras(sde: LinearSDE, n: int, end: float | None = None, rho: float = 7.0) -
     """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5); rho=inf is `log_snr`. Needs sigma(end) > 0."""
     T, end_ = _range(sde, n, end)
     high, low = float(sde.log_snr(T)), _finite(sde, end_)
-    u = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    u = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
     if rho == float("inf"):
         lam = high + u * (low - high)
     else:
         number("rho", rho, above=0)
-        a, b = (torch.tensor(-v / rho, dtype=torch.float64).exp() for v in (high, low))
+        a, b = (torch.tensor(-v / rho, dtype=torch.float64, device="cpu").exp() for v in (high, low))
         lam = -rho * (a + u * (b - a)).log()
     return _pinned(sde.time(lam), T, end_)
 
@@ -62,7 +64,7 @@ def reference(sde: LinearSDE, n: int, end: float | None = None, around: Referenc
         raise ValueError(f"around must be a Reference, got {around!r}")
     T, end_ = _range(sde, n, end)
     center = -math.log(number("std", around.std, above=0))
-    lam = torch.linspace(float(sde.log_snr(T)), _finite(sde, end_), 1025, dtype=torch.float64)
+    lam = torch.linspace(float(sde.log_snr(T)), _finite(sde, end_), 1025, dtype=torch.float64, device="cpu")
     return equal(sde, n, lam, torch.cosh(lam - center) ** -0.5 + 0.1, end)
 
 

@@ -51,10 +51,10 @@ class Reference:
             what = f"{self.mean.dtype} of shape {tuple(self.mean.shape)}"
             raise ValueError(f"mean must be finite floating-point numbers, at least one, got {what}")
         try:
-            lam, size = torch.tensor(self.size, dtype=torch.float64).view(len(self.size), 2).T
+            lam, size = torch.tensor(self.size, dtype=torch.float64, device="cpu").view(len(self.size), 2).T
             good = lam.isfinite() & size.isfinite() & (size > 0)
         except (TypeError, ValueError, RuntimeError):
-            good = lam = torch.zeros(1)
+            good = lam = torch.zeros(1, device="cpu")
         if not (isinstance(self.size, tuple) and good.all() and (lam.diff() > 0).all()):
             raise ValueError("size must be pairs (lambda, size) with increasing lambda and positive size")
 
@@ -90,7 +90,7 @@ class Reference:
         """The same Gaussian seen by what treats all dimensions alike, such as a convolution: the mean over dimensions,
         and the deviation about it, c^2 plus the variance of m.
         """
-        m = torch.as_tensor(self.mean, dtype=torch.float64)
+        m = torch.as_tensor(self.mean, dtype=torch.float64, device="cpu")
         return Reference(float(m.mean()), math.sqrt(self.std**2 + float(m.var(correction=0))), self.size)
 
     def checked(self, shape: torch.Size | tuple[int, ...]) -> "Reference":
@@ -123,8 +123,8 @@ class Reference:
     def _log_size(self, lam: Tensor) -> Tensor:
         if not self.size:
             return 0 * lam
-        known, size = torch.tensor(self.size, dtype=torch.float64).T
-        return torch.as_tensor(np.interp(lam.numpy(), known.numpy(), size.log().numpy()))
+        known, size = torch.tensor(self.size, dtype=torch.float64, device="cpu").T
+        return torch.as_tensor(np.interp(lam.numpy(), known.numpy(), size.log().numpy()), device="cpu")
 
     def q(self, sde: LinearSDE, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(A, B, C) with q = A x + B score + C mean at time t."""

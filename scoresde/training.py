@@ -193,7 +193,7 @@ class _Run:
         if data.quantized:
             x_0 = data.quantized.dequantize(x_0, iid(g))
         t = s.times.draw(self.model.sde, s.batch, g, stratified=s.stratified)
-        z = torch.randn(x_0.shape, generator=g)
+        z = torch.randn(x_0.shape, generator=g, device="cpu")
         cond, classes = {}, getattr(self.model.net, "classes", 0)
         if classes and data.train_labels is not None:
             cond["label"] = self.share(drop_labels(data.train_labels[rows], s.label_dropout, classes, g))

@@ -71,7 +71,7 @@ def build(base: type, described: Any) -> Any:
 def _field(hint: Any, v: Any) -> Any:
     kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
     if Tensor in kinds and (isinstance(v, list) or hint is Tensor):
-        return torch.tensor(v, dtype=torch.float64)
+        return torch.tensor(v, dtype=torch.float64, device="cpu")
     base = next((kind for kind in kinds if isinstance(kind, type) and kind not in (dict, type(None))), None)
     if isinstance(v, dict) and base:
         return build(base, v)

@@ -197,7 +197,7 @@ class Adams(Integrator):
 
 def _gregory(n: int) -> Tensor:
     """The weights of n + 1 nodes."""
-    w = torch.ones(n + 1, dtype=torch.float64)
+    w = torch.ones(n + 1, dtype=torch.float64, device="cpu")
     for i, end in enumerate(GREGORY):
         w[i] = w[-1 - i] = end
     return w

@@ -89,7 +89,9 @@ class EqualSteps(InSigma):
     published: ClassVar[bool] = True
 
     def __call__(self, sde: LinearSDE, nodes: Tensor, lam: Tensor, mass: Tensor) -> Tensor:
-        return mass.sum(1, keepdim=True) * torch.tensor(BASHFORTH[nodes.shape[1] - 1], dtype=torch.float64)
+        return mass.sum(1, keepdim=True) * torch.tensor(
+            BASHFORTH[nodes.shape[1] - 1], dtype=torch.float64, device="cpu"
+        )
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Trajectories:
     def at(self, ts: Tensor) -> list[Tensor]:
         """The states at ts, each interval divided equally in lambda."""
         lam, m = self.q.sde.log_snr(ts), -(-self.fine // (len(ts) - 1))
-        inner = torch.arange(m, dtype=torch.float64) / m
+        inner = torch.arange(m, dtype=torch.float64, device="cpu") / m
         dense = self.q.sde.time(torch.cat([(lam[:-1, None] + inner * lam.diff()[:, None]).flatten(), lam[-1:]]))
         dense[::m] = ts
         return [x for i, x in enumerate(trajectory(self.q, self.x_T, dense, self.step)) if i % m == 0]
@@ -193,8 +193,8 @@ def untuned(q: Reverse, calls: int, around: Reference) -> Iterator[tuple[str, St
 
 def centred(q: Reverse, x_T: Tensor, around: Reference) -> Reference:
     """Around the mean m that D = E[x_0|x_t] tells where Gaussian data lead to from x_T: D = m + shrink (x~ - m)."""
-    sde, x, ts = q.sde, x_T, torch.tensor([q.sde.T, q.sde.T], dtype=torch.float64)
-    lam = torch.tensor(-math.log(FAR * around.std), dtype=torch.float64)
+    sde, x, ts = q.sde, x_T, torch.tensor([q.sde.T, q.sde.T], dtype=torch.float64, device="cpu")
+    lam = torch.tensor(-math.log(FAR * around.std), dtype=torch.float64, device="cpu")
     if lam > sde.log_snr(ts[0]):
         ts[1] = sde.time(lam)
         x = sample(q, x_T, ts, GaussianReference(around))
@@ -233,9 +233,9 @@ def fit(pilots: Trajectories, base: Multistep, ts: Tensor) -> tuple[Tuned, Error
     q, x, mean = pilots.q, pilots.x_T, _like(base.around, pilots.x_T)
     truth, lam, ask = pilots.at(ts), q.sde.log_snr(ts), asking(q, mean)
     masses = q.sde.alpha(ts[1:]) * base.around.masses(lam[:-1], lam[1:], 0.0)[1].sum(1)
-    extra = torch.zeros(len(ts) - 1, BAND + 1, dtype=torch.float64)
+    extra = torch.zeros(len(ts) - 1, BAND + 1, dtype=torch.float64, device="cpu")
     known: Seen = ()
-    added = torch.zeros(0, dtype=torch.float64)
+    added = torch.zeros(0, dtype=torch.float64, device="cpu")
     for n, now in enumerate(base.plan(q, ts[:-1], ts[1:])):
         a = now.stages[0].a
         extra[n, 1 : len(added) + 1] -= a * added  # the corrector redoes the last interval without what was added
@@ -256,8 +256,8 @@ def ridge(seen: Tensor, off: Tensor) -> Tensor:
     gram = torch.einsum("bdi,bdj,b->ij", seen, seen, trust)
     ridge = RIDGE * gram.trace() / len(gram)
     if not ridge > 0:  # the first q of an analytic start
-        return torch.zeros(len(gram), dtype=torch.float64)
-    eye = torch.eye(len(gram), dtype=torch.float64)
+        return torch.zeros(len(gram), dtype=torch.float64, device="cpu")
+    eye = torch.eye(len(gram), dtype=torch.float64, device="cpu")
     return torch.linalg.solve(gram + ridge * eye, torch.einsum("bdi,bd,b->i", seen, off, trust))
 
 
@@ -267,7 +267,10 @@ def noise_amplification(step: Exponential, q: Reverse, ts: Tensor) -> float:
     """
     plan = step.plan(q, ts[:-1], ts[1:])
     asked = sum(bool(stage.B) for now in plan for stage in now.stages)
-    ones, none = iter(torch.eye(asked, dtype=torch.float64)), torch.zeros(asked, dtype=torch.float64)
+    ones, none = (
+        iter(torch.eye(asked, dtype=torch.float64, device="cpu")),
+        torch.zeros(asked, dtype=torch.float64, device="cpu"),
+    )
     x: Tensor = none
     known: Seen = ()
     for now in plan:  # with the weights in place of the states

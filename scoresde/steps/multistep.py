@@ -98,14 +98,14 @@ class Multistep(Exponential):
         width = max(self.predictor + bool(self.corrector), self.corrector)
         weights = _Weights(sde, lam, self.interpolation, self.around.masses(low, high, p.eta), width)
         decay = self.around.decay(low, high, p.eta)
-        steps = torch.arange(n)
+        steps = torch.arange(n, device="cpu")
         nodes = (steps + 1).clamp_max(self.predictor)
         if self.taper:
             nodes = torch.minimum(nodes, n - steps)
         predicted = weights(steps, nodes)
         start = n > self.predictor and not (p.eta or self.corrector or self.interpolation.published)
         again, redone = self._corrected(nodes, start)
-        correction = torch.zeros(n + 1, width, dtype=torch.float64)
+        correction = torch.zeros(n + 1, width, dtype=torch.float64, device="cpu")
         correction[redone + 1] = weights(redone, again, new=1)
         correction[redone + 1, 1:] -= predicted[redone, : width - 1]
         w = predicted + decay[:, None] * correction[:-1]
@@ -126,7 +126,7 @@ class Multistep(Exponential):
         """The nodes of each correction, and the intervals that are corrected: those that have a next one, at whose
         start their end is evaluated; or the one of the start-up.
         """
-        rows = torch.arange(len(nodes) - 1)
+        rows = torch.arange(len(nodes) - 1, device="cpu")
         if self.corrector:
             lowered = (rows + 1).clamp_max(self.predictor) - nodes[:-1]
             return torch.minimum(rows + 2, self.corrector - lowered).clamp_min(2), rows
@@ -147,10 +147,10 @@ class _Weights(NamedTuple):
         """The weights of q, newest first, on the intervals `rows` through as many nodes, the newest being that at the
         interval's start, or at its end if new is 1: (len(rows), width).
         """
-        w = torch.zeros(len(rows), self.width, dtype=torch.float64)
+        w = torch.zeros(len(rows), self.width, dtype=torch.float64, device="cpu")
         for k in nodes.unique().tolist():
             at = rows[nodes == k]
-            known = self.lam[at[:, None] + new - torch.arange(k)]
+            known = self.lam[at[:, None] + new - torch.arange(k, device="cpu")]
             w[nodes == k, :k] = self.interpolation(self.sde, known, *(c[at] for c in self.quadrature))
         return w
 
