@@ -149,7 +149,7 @@ def _plain_name(module: nn.Module, key: str) -> str:
     return key.replace("_orig_mod.", "")
 
 
-def inside(net: nn.Module) -> nn.Module:
+def unwrapped(net: nn.Module) -> nn.Module:
     """The network that compilation and wrappers were put around."""
     while isinstance(net, WRAPPERS) or hasattr(net, "_orig_mod"):
         net = net.module if isinstance(net, WRAPPERS) else net._orig_mod  # type: ignore[assignment]
@@ -157,7 +157,7 @@ def inside(net: nn.Module) -> nn.Module:
 
 
 def _manifest_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    model, net = checkpoint.model, inside(checkpoint.model.net)
+    model, net = checkpoint.model, unwrapped(checkpoint.model.net)
     described = {"sde": describe(model.sde), "predicts": describe(model.predicts), "clock": describe(model.clock)}
     for base, name in ((LinearSDE, "sde"), (Parametrisation, "predicts"), (Clock, "clock")):
         subclass(base, described[name]["class"])  # raises if `load` could not tell which class it is

@@ -172,7 +172,9 @@ class Unbiased(Weight):
 
     def __post_init__(self) -> None:
         if not isinstance(self.weight, Weight) or not isinstance(self.times, Times):
-            raise ValueError(f"Unbiased needs a Weight and Times, got {self.weight!r} and {self.times!r}")
+            raise ValueError(
+                f"weight must be a Weight and times a law of Times, got {self.weight!r} and {self.times!r}"
+            )
 
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         return self.weight(sde, t) / self.times.density(sde, t)

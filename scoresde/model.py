@@ -204,9 +204,11 @@ class ScoreModel(nn.Module):
 
     def _sigma(self, t: Tensor | float) -> Tensor:
         """sigma_t where a score is asked for. Raises ValueError, on the CPU, where it is 0."""
-        if (t := as_time(t)).is_cpu:
+        t = as_time(t)
+        sigma = self.sde.sigma(t)
+        if sigma.is_cpu and not sigma.all():
             needs_noise(self, t)
-        return self.sde.sigma(t)
+        return sigma
 
     def eps(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """The predicted noise, a y + b F(c_in y, clock(t)): (B, *D), () or (B,) -> (B, *D)."""

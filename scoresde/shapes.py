@@ -70,7 +70,7 @@ def inside(t: Tensor | float, T: float) -> Tensor:
     """
     t = as_time(t)
     if t.is_cpu and t.numel():
-        low, high = t.detach().aminmax()
+        low, high = (t.item(), t.item()) if t.ndim == 0 else (u.item() for u in t.detach().aminmax())
         if not (low >= -1e-6 * T and high <= T * (1 + 1e-6)):  # nor is nan
             raise ValueError(f"t must lie in [0, T] = [0, {T:g}], got {t.tolist()}")
     return t
@@ -142,7 +142,8 @@ def number(
 def count(name: str, value: Any, least: int = 1, most: float = 2**63 - 1) -> int:
     """Return value as an int; raise ValueError naming it unless it is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        said = f" and <= {most}" if most < 2**63 - 1 else " and < 2**63" if isinstance(value, int) and value > most else ""
+        beyond = isinstance(value, int) and value > most
+        said = f" and <= {most}" if most < 2**63 - 1 else f" and <= {most:g}" if beyond else ""
         raise ValueError(f"{name} must be a whole number >= {least}{said}, got {value!r:.100}")
     return int(value)
 
@@ -151,7 +152,7 @@ SCALE = 1e15
 """Deviations lie between its inverse and it: the squares are then numbers of float32."""
 
 
-def table(name: str, values: Any, least: int = 1) -> Tensor:
+def as_table(name: str, values: Any, least: int = 1) -> Tensor:
     """values as a table (N,) in float64 on the CPU; raise ValueError unless they are at least `least` numbers."""
     try:
         out = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()

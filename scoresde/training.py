@@ -25,13 +25,13 @@ from .checkpoint import (
     Checkpoint,
     exists,
     fill,
-    inside,
     load,
     load_state,
     recorded_net,
     require_savable,
     save,
     tensors_of,
+    unwrapped,
 )
 from .data import Dataset, Source
 from .files import alone
@@ -224,7 +224,7 @@ class _Run:
         """The inverse of `save`. Raises ValueError unless the checkpoint is one of this training."""
         if folder is None or not exists(folder):
             raise ValueError(f"resume needs a folder with a checkpoint, got {folder!r}")
-        recorded, net = recorded_net(folder), inside(self.average.net)
+        recorded, net = recorded_net(folder), unwrapped(self.average.net)
         if isinstance(net, Network) and recorded != {"class": type(net).__name__, "config": net.config}:
             raise ValueError(f"net must be as in {folder} to resume, {recorded!r}, got {net.config!r}")
         found = load(folder, net=copy.deepcopy(net))

@@ -51,9 +51,13 @@ from scoresde import (
     sample,
     transport,
 )
+from scoresde.brownian import GridPath, Path
 from scoresde.data import Dataset
 from scoresde.lab.metrics import energy_distance, frechet, sliced_wasserstein
 from scoresde.likelihood import Adams, Exact, Hadamard, Hutchinson, HutchPP, continuous_elbo
+from scoresde.loss import LogNormal, UniformTime
+from scoresde.nn import drop_labels
+from scoresde.process import TabulatedVE, cosine_betas, geometric_sigmas, linear_betas, scaled_linear_betas
 from scoresde.shapes import times
 from scoresde.steps import (
     IPNDM,
@@ -312,3 +316,46 @@ def test_compiled_loop(device):
     fast = torch.compile(lambda x: loop(q, x, ts, DPMSolverPP(2)))
     with torch.no_grad():
         torch.testing.assert_close(fast(x), sample(q, x, ts, DPMSolverPP(2)), rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_do_not_depend_on_the_default_device():
+    """Schedules, grids, seeds, Brownian paths, processes through tables and the coefficients of steps are computed on
+    the CPU, whatever torch.set_default_device says.
+    """
+    cpu, t = torch.device("cpu"), torch.tensor([0.9, 0.4], dtype=torch.float64)
+    x = torch.zeros(2, 16, dtype=torch.float64)
+    at = torch.tensor([1.0, 0.5, 0.25, 0.0], dtype=torch.float64)
+    known, sigmas = torch.full((50,), 0.02), torch.linspace(0.1, 9.0, 10)
+    rough = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+
+    def numbers():
+        g = [torch.Generator(cpu).manual_seed(i) for i in range(9)]
+        table, chain = Tabulated(known), Chain(VP(), grid.uniform(VP(), 20))
+        yield from (linear_betas(30), scaled_linear_betas(30), cosine_betas(30), geometric_sigmas(5))
+        yield from (table.grid(), table.var(t), table.time(table.log_snr(t)), TabulatedVE(sigmas).grid())
+        yield from (Tabulated([0.1, 0.2]).betas, TabulatedVE([0.1, 0.2, 0.4]).sigmas)
+        yield from (VP().alpha(0.3), EDM().sigma(2), torch.stack(VP().transition(0.5, 0.2)), VP().f(t))
+        yield from (chain.t, chain.v, chain.draw(5, g[0]), chain.posterior(x, x, torch.tensor([1, 2], device=cpu))[1])
+        yield from (grid.log_snr(VP(), 9), grid.karras(EDM(), 9), grid.quadratic(VP(), 9), grid.uniform(VP(), 9))
+        yield per_sample([1, 2])(x, t, t)
+        yield Path(0.0, 1.0, (2, 3))(x[:, :3], at[0], at[1])
+        yield GridPath(at, (2, 3), g[1])(x[:, :3], at[0], at[1])
+        yield from (UniformTime().draw(VP(), 5, g[2]), LogNormal().draw(EDM(), 5, g[3], stratified=True))
+        yield VP().prior((2, 16), per_sample([1, 2]), device=cpu)
+        yield drop_labels(torch.arange(9, device=cpu), 0.5, 10, g[4])
+        p, q = VP().reverse(lambda x, t: -x), VP().reverse(lambda x, t: -x, 0)
+        yield from (
+            sample(p, x, grid.log_snr(VP(), 5), step, noise=per_sample([1, 2])) for step in (Ancestral(), SASolver())
+        )
+        yield from (
+            sample(q, x, grid.log_snr(VP(), 6), step) for step in (UniPC(3), GaussianReference(AROUND), IPNDM(4))
+        )
+        yield Reference.fit(rough).overall.std * torch.ones(1, device=cpu)
+
+    want = list(numbers())
+    torch.set_default_device("meta")
+    try:
+        got = list(numbers())
+    finally:
+        torch.set_default_device(None)
+    assert all(a.device == cpu and torch.equal(a, b) for a, b in zip(got, want, strict=True))

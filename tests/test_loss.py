@@ -471,3 +471,48 @@ def test_ssm_trains():
     values.mean().backward()
     want = (-v.square().sum(1) + a.detach() * x.square().sum(1)).mean()
     torch.testing.assert_close(a.grad, want, rtol=1e-12, atol=0)
+
+
+# the ends
+
+
+@pytest.mark.parametrize("weight", [None, loss.Simple(), loss.MinSNR()], ids=str)
+def test_one_clean_sample_does_not_spoil_a_batch(weight):
+    """At t = 0 the error of eps is |z|^2, since x_t tells nothing of z; all else is as without."""
+    torch.manual_seed(0)
+    model, x = ScoreModel(MLP((2,), 8, 1), VP()), torch.randn(4, 2)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    z, t = torch.randn(4, 2), torch.tensor([0.0, 0.3, 0.6, 1.0], dtype=F64)
+    whole = dsm(model, x, t, weight, lambda *_: z)
+    rest = dsm(model, x[1:], t[1:], weight, lambda *_: z[1:])
+    torch.testing.assert_close(whole[1:], rest)
+    if weight != loss.MinSNR():
+        torch.testing.assert_close(whole[0], z[0].square().sum())
+    else:
+        assert whole[0] == 0
+    gradients = [torch.autograd.grad(out.sum(), model.parameters()) for out in (whole, rest)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="sigma = 0: .*t = 0"):
+        ssm(model, x, t)
+
+
+def test_wrong_times_and_weights_are_named():
+    """Before any network is asked."""
+    model, x = ScoreModel(MLP((2,), 8, 1), VP()), torch.randn(2, 2)
+    for t in ([0.5, 1.5], [0.5, math.nan]):
+        with pytest.raises(ValueError, match=r"^t must lie in \[0, T\]"):
+            dsm(model, x, torch.tensor(t))
+    for weight in (0, 2.0, "simple"):
+        with pytest.raises(ValueError, match="^weight must be a Weight"):
+            dsm(model, x, torch.tensor([0.5, 0.6]), weight)
+
+
+def test_a_score_in_place_and_in_inference_mode():
+    """ssm is the same for a score that overwrites its input, and under inference_mode."""
+    x, v, t = torch.randn(5, 2, dtype=F64), torch.randn(5, 2, dtype=F64), torch.tensor(0.5, dtype=F64)
+    want = ssm(lambda x, t: -2 * x, x, t, lambda *_: v)
+    assert torch.equal(ssm(lambda x, t: x.mul_(-2), x, t, lambda *_: v), want)
+    with torch.inference_mode():
+        assert torch.equal(ssm(lambda x, t: -2 * x, x.clone(), t.clone(), lambda *_: v), want)

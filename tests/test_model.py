@@ -26,7 +26,7 @@ from scoresde import (
     sample,
     transport,
 )
-from scoresde.model import Data, EnergyModel, LogSNR, ScoreValue, Steps, TwoHeads, Velocity
+from scoresde.model import Data, EnergyModel, LogSNR, ScoreValue, Steps, TwoHeads, Velocity, clamped
 from scoresde.nn import MLP
 
 F64 = torch.float64
@@ -392,3 +392,81 @@ def test_data_have_a_deviation(value):
         Karras(value)
     with pytest.raises(ValueError, match="^std must|^around must have a standard deviation above 0 and below infinity"):
         Karras(Reference(std=value))
+
+
+# the ends, and networks that do what they should not
+
+
+@pytest.mark.parametrize("clock", [LogSNR(), Steps(1000)], ids=repr)
+@every_parametrisation
+def test_no_noise_tells_nothing_of_z(predicts, clock):
+    """At sigma = 0 eps is E[z | x_0] = 0, in that row of a batch alone, and no gradient is nan; the score, which is
+    singular, is refused with its time.
+    """
+    model, x = ScoreModel(Net(F64), VP(), predicts, clock), normal(3, 3)
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=F64)
+    e = model.eps(x, t)
+    assert not e[0].any() and not model.eps(x, 0.0).any()
+    torch.testing.assert_close(e[1:], model.eps(x[1:], t[1:]), rtol=1e-12, atol=1e-12)
+    e.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    for call in (model, clamped(model, VP()), transport(model, VP(), VP(0.1, 19.0))):
+        with pytest.raises(ValueError, match="sigma = 0: .*t = 0"):
+            call(x, t)
+
+
+@pytest.mark.parametrize("t", [-0.5, 1.5, math.nan, [0.5, 0.5, 3.0]], ids=str)
+def test_times_outside_the_process(t):
+    """Are named, and no network is asked about them."""
+    model, x, t = ScoreModel(Net(F64), VP()), normal(3, 3), torch.tensor(t, dtype=F64)
+    for call in (model, model.eps, transport(model, VP(), VP(0.1, 19.0)), clamped(model, VP())):
+        with pytest.raises(ValueError, match=r"^t must lie in \[0, T\] = \[0, 1\]"):
+            call(x, t)
+
+
+def test_a_network_may_work_in_place():
+    """On its input and on its clock; the state and the time are the caller's."""
+
+    class Inplace(nn.Module):
+        def forward(self, x, c):
+            c.mul_(1000)
+            return x.mul_(2).tanh_()
+
+    class Pure(nn.Module):
+        def forward(self, x, c):
+            return (2 * x).tanh()
+
+    x, t = normal(3, 3), torch.tensor([0.2, 0.5, 0.9], dtype=F64)
+    for predicts in PREDICTS:
+        got, want = (ScoreModel(net, VP(), predicts)(x, t) for net in (Inplace(), Pure()))
+        assert torch.equal(got, want)
+    assert torch.equal(x, normal(3, 3)) and t.tolist() == [0.2, 0.5, 0.9]
+
+
+def test_complex_answers_are_refused():
+    """By name: their imaginary part would be dropped."""
+
+    class Complex(nn.Module):
+        def forward(self, x, c):
+            return x + 1j
+
+    with pytest.raises(ValueError, match="^net must return floating-point numbers, got torch.complex128"):
+        ScoreModel(Complex(), VP()).eps(normal(3, 3), 0.5)
+
+
+def test_energies_in_inference_mode():
+    """The score of an energy is the same under no_grad and inference_mode, labels included."""
+
+    class Energy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.W, self.told = nn.Linear(3, 3, dtype=F64), nn.Embedding(4, 3, dtype=F64)
+
+        def forward(self, x, c, label):
+            return (self.W(x) + self.told(label) + c[:, None]).square().sum(1)
+
+    model, x, label = EnergyModel(Energy(), VP()), normal(3, 3), torch.tensor([0, 3, 1])
+    with torch.no_grad():
+        want = model(x, 0.5, label=label)
+    with torch.inference_mode():
+        assert torch.equal(model(x.clone(), torch.tensor(0.5, dtype=F64), label=label.clone()), want)

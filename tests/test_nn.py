@@ -239,3 +239,11 @@ def test_bad_labels(kind):
     for label in (torch.tensor(1), torch.tensor([1]), torch.zeros(5, 1, dtype=torch.long)):
         with pytest.raises(ValueError, match="label must have shape"):
             small(kind, classes=3)(x, c, label)
+
+
+@pytest.mark.parametrize("label", [[-1, 0], [0, 4], [0.0, 1.0], [True, False]], ids=str)
+def test_labels_are_whole_numbers_of_a_class(label):
+    """0..classes, the last of which is no label."""
+    net = MLP((2,), 8, 1, classes=3)
+    with pytest.raises(ValueError, match="^label must"):
+        net(torch.zeros(2, 2), torch.zeros(2), torch.tensor(label))

@@ -2,13 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoresde import VP, Counted
-from scoresde.shapes import as_time, count, like, number, state, times
+import scoresde.shapes as shapes_module
+from scoresde import EDM, NCSN, SNR, VE, VP, Chain, Cosine, Counted, Tabulated
+from scoresde.loss import Unbiased, UniformTime
+from scoresde.model import LogSNR, Steps
+from scoresde.nn import MLP, UNet
+from scoresde.process import TabulatedVE, geometric_sigmas, linear_betas
+from scoresde.shapes import as_time, count, inside, like, number, place, state, times, wide
+from scoresde.steps import ConsistentAnnealed, Constant
 
 F64 = torch.float64
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(lambda d: (3, *d))
@@ -134,3 +141,91 @@ def test_counted():
     x = torch.randn(2, 3)
     for n in (1, 2, 3):
         assert torch.equal(f(x, t=torch.tensor(0.3)), VP().drift(x, torch.tensor(0.3))) and f.nfe == n
+
+
+# precision
+
+
+def test_half_times_and_states_are_lifted():
+    """Times and states of half precision become float32 without loss; better ones stay what they are."""
+    for half in (torch.float16, torch.bfloat16):
+        t = torch.rand(5).to(half)
+        for lifted in (as_time(t), wide("x", t)):
+            assert lifted.dtype == torch.float32 and torch.equal(lifted.to(half), t)
+    for x in (torch.rand(3), torch.rand(3, dtype=F64)):
+        assert wide("x", x) is x
+
+
+@pytest.mark.parametrize("t", [True, 1j, "now", None, torch.tensor(True), torch.tensor(1j), 10**400], ids=repr)
+def test_as_time_refuses_what_is_no_number(t):
+    """By name, whatever it is."""
+    with pytest.raises(ValueError, match="^t must"):
+        as_time(t)
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.1, math.nan, [0.5, 2.0], [0.5, math.nan]], ids=repr)
+def test_inside(t):
+    """A time outside [0, T] is named; one that rounding has carried over is not."""
+    with pytest.raises(ValueError, match=r"^t must lie in \[0, T\] = \[0, 1\], got"):
+        inside(torch.tensor(t), 1.0)
+    for u in (0.0, 1.0, -1e-9, 1 + 1e-7):
+        assert float(inside(u, 1.0)) == u
+    assert inside(torch.empty(2, device="meta"), 1.0).is_meta  # is not looked at
+
+
+def test_no_float64_goes_where_there_is_none(monkeypatch):
+    """A device that knows no float64 gets float32, in one move; times and tables of processes too. Here torch's `meta`
+    stands for such a device, which none of the machines that run these laws has.
+    """
+    monkeypatch.setattr(shapes_module, "WITHOUT_FLOAT64", {"meta"})
+    t = torch.rand(3, dtype=F64)
+    assert place(t, "meta").dtype == torch.float32 and place(t, "cpu") is t
+    assert place(t.half(), "meta").dtype == torch.float16
+    assert as_time(torch.ones(2, dtype=torch.int64, device="meta")).dtype == torch.float32
+    assert UniformTime().draw(VP(), 4, device="meta").dtype == torch.float32
+    for sde in (Tabulated(linear_betas(10)), TabulatedVE(geometric_sigmas(10))):
+        u = torch.rand(3, device="meta")
+        assert {sde.var(u).dtype, sde.f(u).dtype, sde.g2(u).dtype, sde.log_snr(u).dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("value", [True, 1j, 10**400, -(10**400), "1", None, math.nan], ids=lambda v: repr(v)[:9])
+def test_number_and_count_refuse(value):
+    """What is no number, and whole numbers that no float holds, in one line that names the argument."""
+    for check, word in ((number, "a finite number"), (count, "a whole number")):
+        with pytest.raises(ValueError, match=f"^width must be {word}") as said:
+            check("width", value)
+        assert len(str(said.value)) < 200
+
+
+def test_numbers_of_numpy_are_numbers():
+    """Exactly."""
+    assert number("x", np.float64(0.1)) == 0.1 and number("x", np.int64(3)) == 3.0
+    assert count("n", np.int64(3)) == 3 and type(count("n", np.int64(3))) is int
+    with pytest.raises(ValueError, match="^n must be a whole number >= 1 and <= 9"):
+        count("n", 2**80)
+
+
+BAD = [
+    (VE, {"sigma_min": 1e-200}), (VE, {"sigma_max": 1e200}), (VP, {"beta_max": 1e300}), (EDM, {"T": 1e200}),
+    (EDM, {"t_min": 1e-300}), (Cosine, {"s": 1e300}), (SNR, {"r": 1e300}), (NCSN, {"eps": math.nan}),
+    (NCSN, {"eps": 1e200}), (NCSN, {"sigma_min": 1e-200}), (Constant, {"e": 1e200}), (Steps, {"shift": None}),
+    (Steps, {"n": 2**70}), (Steps, {"n": 10.5}), (LogSNR, {"scale": "x"}), (LogSNR, {"scale": 1e200}),
+    (ConsistentAnnealed, {"ratio": 1e200}), (Tabulated, {"betas": "x"}), (TabulatedVE, {"sigmas": [1e-200, 1.0]}),
+    (TabulatedVE, {"sigmas": [[1.0]]}), (linear_betas, {"n": 10**12}), (geometric_sigmas, {"n": 10**30}),
+    (Unbiased, {"weight": 1.0, "times": UniformTime()}), (Chain, {"sde": 1, "ts": torch.tensor([1.0, 0.5, 0.1])}),
+    (MLP, {"shape": (2,), "depth": 10**8}), (MLP, {"shape": (2,), "width": 10**7}),
+    (UNet, {"shape": (1, 4, 4), "blocks": 10**8}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "wrong"), BAD, ids=lambda v: getattr(v, "__name__", None) or str(v)[:25])
+def test_values_check_their_fields(make, wrong):
+    """Every value refuses by name what overflows when it is squared, what is no number, and sizes that none means."""
+    with pytest.raises(ValueError, match=rf"{[*wrong][-1]}|{[*wrong][0]}"):
+        make(**wrong)
+
+
+def test_eta_is_bounded():
+    """eta^2 is squared again in a drift."""
+    with pytest.raises(ValueError, match="^eta must be a finite number >= 0 and <= 1000, got 1e\\+200"):
+        VP().reverse(lambda x, t: -x, 1e200)

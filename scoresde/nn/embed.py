@@ -1,7 +1,7 @@
 """What the networks share: how the noise level and an optional class reach every block."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,10 @@ class Embedding(nn.Module):
         self.label = nn.Embedding(classes + 1, dim) if classes else None
 
     def forward(self, c: Tensor, label: Tensor | None) -> Tensor:
-        c = as_time(c)
+        c, first = as_time(c), cast(nn.Linear, self.level[0])
         w = torch.linspace(math.log(1 / 16), math.log(8), 16, dtype=torch.float32, device=c.device).exp()
         phase = c[:, None] * w.to(c.dtype)
-        v = self.level(torch.cat([phase.cos(), phase.sin()], 1).to(next(self.level.parameters()).dtype))
+        v = self.level(torch.cat([phase.cos(), phase.sin()], 1).to(first.weight.dtype))
         if self.label is None:
             if label is not None:
                 raise ValueError("label was given to a network without classes: make it with classes=n")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..shapes import SCALE, as_time, count, like, number, place, table, times, wide
+from ..shapes import SCALE, as_table, as_time, count, like, number, place, times, wide
 from .sde import LinearSDE
 
 LONGEST = 10_000_000
@@ -69,7 +69,7 @@ class TabulatedVE(LinearSDE):
     t_min = 0.0
 
     def __post_init__(self) -> None:
-        s = table("sigmas", self.sigmas, least=2)
+        s = as_table("sigmas", self.sigmas, least=2)
         if not (s[0] > 0 and s.isfinite().all() and (s.diff() > 0).all()):
             raise ValueError("sigmas must be positive, finite and increasing")
         number("sigmas[0]", s[0].item(), least=1 / SCALE), number("sigmas[-1]", s[-1].item(), most=SCALE)
@@ -89,7 +89,7 @@ class TabulatedVE(LinearSDE):
     def _log_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """log sigma, and its slope."""
         n, knots = len(self.sigmas) - 1, place(self.log_sigmas, t.device)
-        i = (t.detach() * n).floor().clamp(0, n - 1).long()
+        i = (t.detach().nan_to_num(0.0) * n).floor().clamp(0, n - 1).long()
         rise = knots[i + 1] - knots[i]
         return knots[i] + (t * n - i) * rise, n * rise
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..shapes import SCALE, as_time, number, place, table
+from ..shapes import SCALE, as_table, as_time, number, place
 from .sde import LinearSDE
 
 
@@ -249,7 +249,7 @@ class Tabulated(LinearSDE):
     knots: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        b = table("betas", self.betas)
+        b = as_table("betas", self.betas)
         bad = ~((b > 0) & (b < 1))
         if bad.any():
             i = int(bad.nonzero()[0])
@@ -275,7 +275,7 @@ class Tabulated(LinearSDE):
 
     def _slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The interval that t is in, and the change of log alpha over it."""
-        i = (t.detach() * len(self.betas)).floor().clamp(0, len(self.betas) - 1).long()
+        i = (t.detach().nan_to_num(0.0) * len(self.betas)).floor().clamp(0, len(self.betas) - 1).long()
         knots = place(self.knots, t.device)
         return i, knots[i + 1] - knots[i]
 

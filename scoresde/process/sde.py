@@ -222,7 +222,7 @@ class Reverse(SDE):
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """drift(x, t) - (1 + eta^2)/2 g(t)^2 score(x, t)."""
-        w, t = wide("x", x), as_time(t)
+        w, t = wide("x", x), inside(t, self.T)
         g2 = self.sde.diffusion(t).square()
         return rounded(self.sde.drift(w, t) - like((1 + self.eta**2) / 2 * g2, w) * self.ask(w, t), x)
 

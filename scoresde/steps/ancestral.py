@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..noise import Noise, iid
 from ..process import Reverse
-from ..shapes import like, number, wide
+from ..shapes import as_table, like, number, rounded, state, wide
 from .step import Affine, Step
 
 
@@ -62,7 +62,7 @@ class Posterior(Step):
         """The mean of x_s given x_t = x and its score."""
         w, score = wide("x", x), wide("score", score)
         a, b = p.sde.alpha(s) / p.sde.alpha(t), -p.sde.sigma(t) * self.slope(p, t, s)
-        return (like(a, w) * w + like(b, w) * score).to(x.dtype)
+        return rounded(like(a, w) * w + like(b, w) * score, x)
 
 
 class FixedVariance(Posterior, Affine):
@@ -114,7 +114,8 @@ class AnalyticDPM(FixedVariance):
     second_moment: Tensor
 
     def __post_init__(self) -> None:
-        if self.ts.shape != self.second_moment.shape or self.ts.ndim != 1:
+        as_table("ts", self.ts), as_table("second_moment", self.second_moment)
+        if self.ts.shape != self.second_moment.shape:
             shapes = f"{tuple(self.ts.shape)} and {tuple(self.second_moment.shape)}"
             raise ValueError(f"ts and second_moment must have one shape (N,), got {shapes}")
         if not (self.second_moment >= 0).all():
@@ -127,6 +128,7 @@ class AnalyticDPM(FixedVariance):
     @torch.no_grad()
     def fit(cls, p: Reverse, x_0: Tensor, ts: Tensor, noise: Noise = iid()) -> "AnalyticDPM":
         """From data x_0 (n, *D), noised anew at each time of the grid ts but the last: len(ts) - 1 network calls."""
+        x_0 = wide("x_0", state("x_0", x_0))
         values = [p.eps(p.sde.perturb(x_0, t, noise)[0], t).square().mean() for t in ts[:-1]]
         return cls(ts[:-1], torch.stack(values).to("cpu", torch.float64))
 
@@ -154,14 +156,15 @@ class LearnedVariance(Posterior):
             raise ValueError(f"both must be a callable (x, t) -> (score, v), got {self.both!r}")
 
     def kernel(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, w), both from the one call."""
-        score, v = self.both(x, t)
-        return self.mean(p, x, score, t, s), self.between(p, t, s, v)
+        """(mean, w), both from the one call, which may work in place."""
+        score, v = self.both(x.clone(), t.clone())
+        return self.mean(p, x, score, t, s), self.between(p, t, s, wide("v", v))
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         self.check(p, t, s)
-        mean, w = self.kernel(p, x, t, s)
-        return mean + w.sqrt() * noise(x, t, s) if p.eta and p.sde.var(s) > 0 else mean
+        y = wide("x", x)
+        mean, w = self.kernel(p, y, t, s)
+        return rounded(mean + w.sqrt() * noise(y, t, s) if p.eta and p.sde.var(s) > 0 else mean, x)
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ class ConsistentAnnealed(Affine):
     def __post_init__(self) -> None:
         if self.h is not None:
             number("h", self.h, above=0, most=1)
-        number("ratio", self.ratio, least=1)
+        number("ratio", self.ratio, least=1, most=1e6)
 
     @property
     def strong(self) -> float | None:  # type: ignore[override]

@@ -667,3 +667,82 @@ def test_a_score_of_another_shape_raises(wrong):
     for f in (p.drift, p.eps, p.denoise):
         with pytest.raises(ValueError, match="score must return the shape of x"):
             f(x, t)
+
+
+# the ends
+
+
+class Singular:
+    """The score of N(0, 1) data where sigma > 0, and nan or infinite where it is 0, as that of a network is."""
+
+    def __init__(self, sde, bad):
+        self.law, self.var, self.bad = exact.Gaussian(torch.zeros(2), torch.ones(2)).diffuse(sde), sde.var, bad
+
+    def __call__(self, x, t):
+        return torch.where((self.var(t) == 0).view(-1, *(1,) * (x.ndim - 1)), self.bad, self.law(x, t))
+
+
+@every_sde
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_singular_score_at_no_noise(sde, bad):
+    """At t = 0, where sigma = 0, E[x_0 | x_t] is x itself and E[z | x_t] is 0, whatever the score says there; the other
+    rows of the batch, and gradients, are as without that row.
+    """
+    x = torch.randn(3, 2, dtype=F64, requires_grad=True)
+    t = time([0.0, 0.5 * sde.T, sde.T])
+    p = sde.reverse(Singular(sde, bad))
+    clean, eps = p.denoise(x, t), p.eps(x, t)
+    if sde.var(time(0.0)) == 0:
+        assert torch.equal(clean[0], x[0]) and not eps[0].any()
+        assert torch.equal(p.denoise(x, t[0]), x) and not p.eps(x, t[0]).any()
+    close(clean[1:], p.denoise(x[1:], t[1:]))
+    close(eps[1:], p.eps(x[1:], t[1:]))
+    (clean.sum() + eps.sum()).backward()
+    assert x.grad.isfinite().all()
+
+
+@every_sde
+@pytest.mark.parametrize("t", [-0.5, 1.5, math.nan])
+def test_times_outside_the_process_are_refused(sde, t):
+    """By name, one time or one in a batch: there no law says what x_t is."""
+    x, p, t = torch.zeros(2, 2, dtype=F64), sde.reverse(lambda x, t: -x), time(t) * sde.T
+    for u in (t, torch.stack([time(sde.T / 2), t])):
+        for call in (p.ask, p.eps, p.denoise, p.drift, sde.perturb):
+            with pytest.raises(ValueError, match=r"^t must lie in \[0, T\]"):
+                call(x, u)
+
+
+def test_a_score_may_work_in_place():
+    """On x and on t: it is given copies."""
+    sde, x, t = VP(), torch.randn(3, 2, dtype=F64), time(0.5)
+
+    def inplace(x, t):
+        t.mul_(1000)
+        return x.neg_()
+
+    p, q = sde.reverse(inplace), sde.reverse(lambda x, t: -x)
+    for f, g in ((p.ask, q.ask), (p.eps, q.eps), (p.denoise, q.denoise), (p.drift, q.drift)):
+        assert torch.equal(f(x, t), g(x, t)) and t == 0.5
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (lambda x, t: x.to(torch.complex128), "floating-point numbers, got torch.complex128"),
+        (lambda x, t: x.long(), "floating-point numbers, got torch.int64"),
+        (lambda x, t: None, "the shape of x, .*got NoneType"),
+        (lambda x, t: (x, x), "the shape of x, .*got tuple"),
+    ],
+)
+def test_what_is_no_score_is_refused(score, said):
+    """Its imaginary part would be dropped."""
+    with pytest.raises(ValueError, match=f"^score must return {said}"):
+        VP().reverse(score).denoise(torch.zeros(2, 2), time(0.5))
+
+
+def test_derivatives_in_inference_mode():
+    """f and g^2 of an SDE that gives its marginals alone are the same there."""
+    t = time([0.2, 0.7])
+    want = OU().f(t), OU().g2(t)
+    with torch.inference_mode():
+        assert all(map(torch.equal, (OU().f(t.clone()), OU().g2(t.clone())), want))
