@@ -16,6 +16,7 @@ from torch import Tensor
 from .shapes import choose, count, like, number
 
 Field = Callable[[Tensor, Tensor], Tensor]
+Reach = Callable[[Tensor, Tensor], Tensor]
 BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
@@ -93,6 +94,10 @@ class Trial(ABC):
         have arrived.
         """
 
+    def reach(self, now: Tensor, h: Tensor) -> Tensor:
+        """The step h from `now`, (b,), or a shorter one where estimates of the error of so long a step mean nothing."""
+        return h
+
     def time(self, now: Tensor) -> Tensor:
         """What `now` is called in messages."""
         return now
@@ -142,7 +147,7 @@ class Control:
                 now, end, h, before, rows, moving = (u[moving] for u in (now, end, h, before, rows, moving))
             if not moving.any():
                 return Tally(accepted, rejected)
-            rest = end - now
+            h, rest = trial.reach(now, h), end - now
             last = rest.abs() <= h.abs()
             step, to = torch.where(last, rest, h), torch.where(last, end, now + h)
             E = trial.attempt(now, to, step, rows)
@@ -210,8 +215,9 @@ TSITOURAS = Pair(
 class Embedded:
     """An embedded pair of orders 5(4) with local extrapolation, step sizes chosen for each sample on its own.
 
-    E is the root mean square over dimensions of err / (atol + rtol max(|y|, |y_s|)); the next step is h min(5, max(0.2,
-    0.9 E^(-0.7/5) E_before^(0.4/5))), and the first a fiftieth of the whole. What a sample becomes does not depend on
+    E is the root mean square over dimensions of err / (atol + rtol |y_s|), of the size at the end of the step, since y
+    may shrink in it by orders of magnitude; the next step is h min(5, max(0.2, 0.9 E^(-0.7/5) E_before^(0.4/5))), and
+    the first a fiftieth of the whole. What a sample becomes does not depend on
     its neighbours in the batch, if f does not; how f rounds can decide whether a step is accepted. A sample that has
     arrived waits for the others.
 
@@ -237,10 +243,10 @@ class Embedded:
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return self.solve(f, y, t, s)[0]
 
-    def solve(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tally]:
-        """y at s, with the steps that it took."""
+    def solve(self, f: Field, y: Tensor, t: Tensor, s: Tensor, reach: Reach = lambda now, h: h) -> tuple[Tensor, Tally]:
+        """y at s, with the steps that it took. reach: from (B,) times and steps to steps that are not too long."""
         now, end = (u.to(y.device, torch.float64).expand(len(y)) for u in (t, s))
-        trial = _Solution(self, f, y, f(now, y).to(y))
+        trial = _Solution(self, f, y, f(now, y).to(y), reach)
         tally = self.control(trial, now, end)
         return trial.y, tally
 
@@ -248,11 +254,10 @@ class Embedded:
         """The loop, by this method's rules."""
         return Control(0.9, 0.14, 0.08, 0.2, 5.0, self.max_steps)(trial, now, end, (end - now) / 50, leave)
 
-    def error(self, y: Tensor, new: Tensor, off: Tensor) -> Tensor:
-        """E, (b,), of a step from y to new that is off by `off`; without a graph, as step sizes are no variables."""
-        y, new, off = y.detach(), new.detach(), off.detach()
-        scale = self.atol + self.rtol * torch.maximum(y.abs(), new.abs())
-        return (off / scale).flatten(1).square().mean(1).sqrt().to(torch.float64)
+    def error(self, new: Tensor, off: Tensor) -> Tensor:
+        """E, (b,), of a step to `new` that is off by `off`; without a graph, as step sizes are no variables."""
+        scale = self.atol + self.rtol * new.detach().abs()
+        return (off.detach() / scale).flatten(1).square().mean(1).sqrt().to(torch.float64)
 
 
 @dataclass(frozen=True)
@@ -272,14 +277,17 @@ class Tsit5(Embedded):
 class _Solution(Trial):
     """y on its way along f, with the rate there."""
 
-    def __init__(self, method: Embedded, f: Field, y: Tensor, rate: Tensor) -> None:
-        self.method, self.f, self.y, self.rate = method, f, y, rate
+    def __init__(self, method: Embedded, f: Field, y: Tensor, rate: Tensor, reach: Reach) -> None:
+        self.method, self.f, self.y, self.rate, self._reach = method, f, y, rate, reach
+
+    def reach(self, now: Tensor, h: Tensor) -> Tensor:
+        return self._reach(now, h)
 
     def attempt(self, now: Tensor, to: Tensor, h: Tensor, rows: Tensor) -> Tensor:
         pair = self.method.pair
         self.new, rates = stages(pair, self.f, self.y, self.rate, now, h)
         self.new_rate = rates[-1]
-        return self.method.error(self.y, self.new, weighted(pair.e, rates).mul_(like(h, self.y)))
+        return self.method.error(self.new, weighted(pair.e, rates).mul_(like(h, self.y)))
 
     def settle(self, accept: Tensor, reject: Tensor, rows: Tensor) -> None:
         self.y, self.rate = choose(accept, self.new, self.y), choose(accept, self.new_rate, self.rate)

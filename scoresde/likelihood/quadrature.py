@@ -108,7 +108,7 @@ class _Observing(Trial):
         y, first, here = self.y[rows], Node(*(v[rows] for v in self.node)), self.everyone[rows]
         self.change = _step(self.method.pair, lambda u, z: self.f(u, z, here), y, first, now, h)
         self.nodes += len(self.method.pair.c)
-        return self.method.error(y, self.change.y, self.change.off)
+        return self.method.error(self.change.y, self.change.off)
 
     def settle(self, accept: Tensor, reject: Tensor, rows: Tensor) -> None:
         arrived, made = self.everyone[rows][accept], self.change

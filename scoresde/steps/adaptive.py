@@ -1,9 +1,13 @@
 """Steps that choose their own sizes, for each sample on its own, by comparing two solutions of different order.
 
 From where a sample is, both solutions are carried over a step; E, the root mean square over dimensions of their
-difference divided by max(atol, rtol max(|rough|, |rough before|)), accepts the better of them if E <= 1, and the next
-step is theta E^-power times the last, never beyond the end. What a sample becomes does not depend on its neighbours in
-the batch: a sample that has arrived waits for the others, the network being asked for all of them.
+difference divided by max(atol, rtol min(|rough|, |fine|)), accepts the better of them if E <= 1, and the next step is
+theta E^-power times the last, at most twice as long and never beyond the end. What a sample becomes does not depend on
+its neighbours in the batch: a sample that has arrived waits for the others, the network being asked for all of them.
+
+The papers divide by the size before the step as well. Where that is the noise's, a hundred times the data's, a step is
+accepted whose error is larger than the data; but an error made at a noisy time shrinks on the way as the marginal's
+deviation does, so it is the size where the step ends that it is relative to.
 
 On an SDE a rejected step has already told something of the Brownian path. Were that forgotten and noise drawn anew,
 small increments, which are accepted more easily, would be too frequent. `Bridge` keeps what is known of the path.
@@ -23,7 +27,7 @@ from ..noise import Noise
 from ..ode import Control, Embedded, Trial
 from ..process import Reverse
 from ..shapes import choose, count, like, number
-from .euler import Flow
+from .euler import FARTHEST, Flow
 from .step import Run, Step, needs_noise
 
 
@@ -52,7 +56,7 @@ class Adaptive(Step):
 
     def steered(self, pair: "Compared", now: Tensor, end: Tensor, h: float, power: float) -> Run:
         """From `now` to `end`, (B,) in float64, first by steps of h."""
-        control = Control(self.theta, power, max_steps=self.max_steps)
+        control = Control(self.theta, power, most=2.0, max_steps=self.max_steps)
         tally = control(pair, now, end, torch.full_like(now, h))
         return Run(pair.x, *tally)
 
@@ -61,7 +65,7 @@ class Compared(Trial):
     """Two solutions of different order of one equation, compared with a step's tolerances."""
 
     def __init__(self, step: Adaptive, x: Tensor) -> None:
-        self.rtol, self.atol, self.x, self.size = step.rtol, step.atol, x, x.abs()
+        self.rtol, self.atol, self.x = step.rtol, step.atol, x
 
     @abstractmethod
     def solve(self, x: Tensor, now: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,15 +74,14 @@ class Compared(Trial):
     def attempt(self, now: Tensor, to: Tensor, h: Tensor, rows: Tensor) -> Tensor:
         """E of the two."""
         rough, self.fine = self.solve(self.x, now, to)
-        self.new_size = rough.detach().abs()
-        scale = torch.maximum(self.new_size, self.size).mul_(self.rtol).clamp_min_(self.atol)
+        scale = torch.minimum(rough.detach().abs(), self.fine.detach().abs()).mul_(self.rtol).clamp_min_(self.atol)
         off = (self.fine - rough).detach().div_(scale)
         return off.flatten(1).square_().mean(1).sqrt_().to(now)
 
     def settle(self, accept: Tensor, reject: Tensor, rows: Tensor) -> None:
         """Take the fine solution where it is accepted; nothing changes where nothing is."""
         if accept.any():
-            self.x, self.size = choose(accept, self.fine, self.x), choose(accept, self.new_size, self.size)
+            self.x = choose(accept, self.fine, self.x)
 
 
 class Recent:
@@ -191,6 +194,9 @@ class SharedStages(Compared):
         self.eps = Recent(p.eps)
         self.parts = torch.tensor([*(k / order for k in range(order)), 1.0], dtype=torch.float64, device=x.device)
 
+    def reach(self, now: Tensor, h: Tensor) -> Tensor:
+        return h.clamp_max(FARTHEST)
+
     def time(self, now: Tensor) -> Tensor:
         """The time with this lambda."""
         return self.p.sde.time(now)
@@ -229,7 +235,8 @@ class DPMSolverAdaptive(Adaptive):
 
     With h the step in lambda, x_s = alpha_s/alpha_t x - sigma_s (e^h - 1) eps is of order 1. It is of order 2 with
     -sigma_s (e^h - 1)/(2 r_1) (eps_1 - eps) added, r_1 = 1/2 in -12 and 1/3 in -23, and of order 3 instead with
-    -sigma_s/r_2 ((e^h - 1)/h - 1) (eps_2 - eps), r_2 = 2/3. E is as above, then h becomes theta h E^(-1/order).
+    -sigma_s/r_2 ((e^h - 1)/h - 1) (eps_2 - eps), r_2 = 2/3. E is as above, then h becomes theta h E^(-1/order) and
+    is never above `FARTHEST`.
     `order` network calls a step; the first is not repeated where every sample has rejected.
 
     Raises ValueError unless eta = 0 and sigma > 0 at the end; RuntimeError naming the sample and its time if the drift

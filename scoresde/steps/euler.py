@@ -14,6 +14,12 @@ from ..process import Reverse
 from ..shapes import number
 from .step import Affine, ByInterval, Prepared, Run, Step, needs_noise
 
+FARTHEST = 1.5
+"""The longest step in lambda that is chosen by an estimate of its error. The flow of N(0, c^2 I) has S = sqrt(c^2 +
+exp(-2 lambda)), whose nearest singularities lie pi/2 from the real axis: about one end of a longer step a series says
+nothing of the other, and the difference of two solutions may be 0 by chance.
+"""
+
 
 def needs_flow(p: Reverse) -> None:
     """Raise ValueError unless p is a probability flow."""
@@ -86,13 +92,23 @@ class Flow(Step):
             needs_noise(p, s)
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        return self.method(self._drift(p), x, t, s)
+        return (
+            self.run(p, x, t, s, noise).x if isinstance(self.method, Embedded) else self.method(self._drift(p), x, t, s)
+        )
 
     def run(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Run:
-        """With the steps taken. Raises ValueError if the method does not choose its own."""
+        """With the steps taken, none longer than `FARTHEST` in lambda on a linear SDE. Raises ValueError if the method
+        does not choose its own.
+        """
         if not isinstance(self.method, Embedded):
             raise ValueError(f"method must choose its own steps, as Dopri5() does, got {self.method!r}")
-        y, tally = self.method.solve(self._drift(p), x, t, s)
+
+        def reach(now: Tensor, h: Tensor) -> Tensor:
+            if not hasattr(p.sde, "log_snr"):
+                return h
+            return torch.maximum(h, p.sde.time(p.sde.log_snr(now) + FARTHEST) - now)
+
+        y, tally = self.method.solve(self._drift(p), x, t, s, reach)
         return Run(y, *tally)
 
     @staticmethod

@@ -195,17 +195,20 @@ def algorithm_1(sde, score, eta, x, t, s, z):
     return first, (first + second) / 2
 
 
-def loop(pair, x, now, end, h, step, power):
-    """The loop of both papers for one sample: x at the end, steps accepted and rejected."""
-    before, accepted, rejected = x, 0, 0
+def loop(pair, x, now, end, h, step, power, longest=math.inf):
+    """The loop of both papers for one sample, but for what an error is relative to, the size at the end of its step,
+    and for how far a step grows: x at the end, steps accepted and rejected.
+    """
+    accepted = rejected = 0
     while now != end:
+        h = math.copysign(min(abs(h), longest), h)
         to = end if abs(h) >= abs(end - now) else now + h
         low, high = pair(x, now, to)
-        delta = torch.maximum(torch.tensor(step.atol, dtype=F64), step.rtol * torch.maximum(low.abs(), before.abs()))
+        delta = torch.maximum(torch.tensor(step.atol, dtype=F64), step.rtol * torch.minimum(low.abs(), high.abs()))
         E = float(((low - high) / delta).norm()) / x.numel() ** 0.5
-        h = 0.9 * (to - now) * E**-power
+        h = (to - now) * min(2.0, 0.9 * E**-power)
         if E <= 1:
-            x, now, before, accepted = high, to, low, accepted + 1
+            x, now, accepted = high, to, accepted + 1
         else:
             rejected += 1
     return x, accepted, rejected
@@ -342,7 +345,7 @@ def dpm_solvers(order, sde, score, x, lam, lam_s):
 @both_orders
 def test_one_step_is_dpm_solver(sde, order):
     """An interval that is one step ends in the better solution."""
-    x, ts, score = normal(5, 2), ends(sde, 2.0), MIXTURE.diffuse(sde)
+    x, ts, score = normal(5, 2), torch.cat([ends(sde, 5.0)[1:], ends(sde, 2.0)[1:]]), MIXTURE.diffuse(sde)
     _, want = dpm_solvers(order, sde, score, x, *sde.log_snr(ts))
     got = sample(sde.reverse(score, 0.0), x, ts, DPMSolverAdaptive(order, **ALWAYS), noise=no_noise)
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)  # alpha_T of RectifiedFlow is 1 - 0.999
@@ -357,7 +360,7 @@ def test_steps_are_chosen_as_in_appendix_c(sde, order):
     got = sample(sde.reverse(score, 0.0), x, ts, tallied)
     for i in range(3):
         pair = lambda x, a, b: dpm_solvers(order, sde, score, x, a, b)  # noqa: E731
-        want, accepted, rejected = loop(pair, x[i : i + 1], *sde.log_snr(ts), 0.05, step, 1 / order)
+        want, accepted, rejected = loop(pair, x[i : i + 1], *sde.log_snr(ts), 0.05, step, 1 / order, 1.5)
         torch.testing.assert_close(got[i : i + 1], want, rtol=1e-9, atol=1e-9)
         assert (tallied.accepted[i], tallied.rejected[i]) == (accepted, rejected) and rejected > 0
 
@@ -401,6 +404,55 @@ def test_error_follows_the_tolerance(order):
     errors = [float((sample(p, x, ts, DPMSolverAdaptive(order, tol, tol)) - want).abs().max()) for tol in tols]
     assert abs(np.polyfit(np.log10(tols), np.log10(errors), 1)[0] - 1) < 0.25
     assert all(error < 30 * tol for error, tol in zip(errors, tols))
+
+
+EVERY = [VP(), SubVP(), VE(), Cosine(), RectifiedFlow(), EDM()]
+LAWS = {
+    "gaussian": exact.Gaussian(torch.zeros(4), torch.full((4,), 0.25)),
+    "mixture": exact.GaussianMixture(
+        torch.tensor([0.4, 0.6]),
+        torch.tensor([[-0.4, 0.1, 0.2, 0.0], [0.3, 0.2, -0.3, 0.0]]),
+        torch.tensor([0.09, 0.12]),
+    ),
+}
+TOLS = [(0.05, 0.0078), (0.05, 0.05), (0.01, 0.001), (0.001, 0.001), (0.0001, 0.0001)]
+SOLVERS = {
+    "DPM2": lambda r, a: DPMSolverAdaptive(2, r, a),
+    "DPM3": lambda r, a: DPMSolverAdaptive(3, r, a),
+    "Dopri5": lambda r, a: Flow(Dopri5(r, a)),
+    "Tsit5": lambda r, a: Flow(Tsit5(r, a)),
+}
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("sde", EVERY, ids=lambda sde: type(sde).__name__)
+def test_error_is_what_was_tolerated_on_every_process(sde, law):
+    """In deviations c of the data the error of the ends is at most 3 (rtol + atol/c), from all of the noise that the
+    process has, by every solver at every tolerance, and the strictest is a hundred times nearer than the loosest.
+    """
+    p, x = sde.reverse(law.diffuse(sde), 0.0), sde.sigma(sde.T) * normal(24, 4)
+    ts, c = (
+        time(sde.T, sde.t_min),
+        float(law.sample(4000, torch.Generator().manual_seed(1)).std(0).square().mean().sqrt()),
+    )
+    want = sample(p, x, ts, Flow(Dopri5(1e-9, 1e-9)))
+    for make in SOLVERS.values():
+        errors = [float((sample(p, x, ts, make(r, a)) - want).square().mean().sqrt()) / c for r, a in TOLS]
+        assert all(e < 3 * (r + a / c) for e, (r, a) in zip(errors, TOLS)), errors
+        assert errors[-1] < 0.1 * 3 * TOLS[0][0]
+
+
+def test_no_step_is_longer_than_what_tells_its_error():
+    """However loose the tolerance, steps grow to twice the last and to 1.5 in lambda: 0.05, 0.1, 0.2, ..., 1.5, 1.5."""
+    sde, seen = EDM(), []
+
+    def score(x, t):
+        seen.append(float(sde.log_snr(t[0])))
+        return -x / t.view(-1, 1) ** 2
+
+    sample(sde.reverse(score, 0.0), normal(1, 2), time(sde.T, sde.t_min), DPMSolverAdaptive(2, 1e3, 1e3))
+    steps = time(*seen[::2]).diff()
+    assert steps[:3].tolist() == pytest.approx([0.05, 0.1, 0.2]) and steps.max() == pytest.approx(1.5)
 
 
 def test_phi():
