@@ -29,6 +29,11 @@ from .ancestral import Ancestral
 from .exponential import Centred, EqualSteps, Exponential, InLogSNR, InSigma, Interpolation, Interval, InTime, stages_of
 from .singlestep import THIRD, substeps
 
+LONGER = 1000
+"""The factor in lambda by which steps may grow: what is not smooth in q, such as what a corrector changes in the state,
+is extended by the slope over the last step, so that it grows by as much.
+"""
+
 
 @dataclass(frozen=True)
 class Multistep(Exponential):
@@ -87,9 +92,20 @@ class Multistep(Exponential):
         return float(min(self.order, 2))
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
-        """Each interval begins where the last one ends, unless the method is of one step."""
+        """Unless the method is of one step, each interval begins where the last one ends, and none is `LONGER` times as
+        long in lambda as that.
+        """
         if self.fixed and not torch.equal(t[1:], s[:-1]):
             raise ValueError(f"{self} needs intervals that follow one another, and these do not")
+        if self.predictor > 1:
+            h = (p.sde.log_snr(s) - p.sde.log_snr(t))[p.sde.var(s) > 0]
+            if (wrong := h[1:] > LONGER * h[:-1]).any():
+                k = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"ts must have no two times as close as {t[k]:.9g} and {s[k]:.9g}: the next step is "
+                    f"{float(h[k + 1] / h[k]):.3g} times as long in lambda, and a multistep method would extend "
+                    "over it what it saw on so short a one. Leave one of the two out"
+                )
 
     def plan(self, p: Reverse, t: Tensor, s: Tensor) -> list[Interval]:
         """The coefficients of each interval from t to s, (n,)."""
