@@ -138,7 +138,11 @@ class UniformLogSNR(Times):
 
 @dataclass(frozen=True)
 class LogNormal(Times):
-    """log(sigma/alpha) ~ N(mean, std^2), cut off at t_min and T (Karras et al. 2022, table 1)."""
+    """log(sigma/alpha) ~ N(mean, std^2), cut off at t_min and T (Karras et al. 2022, table 1).
+
+    Probabilities are told on the side where they are small and in logarithms, so that the law is right far in a tail
+    too. Raises ValueError if the process has less than 1e-300 of it.
+    """
 
     mean: float = -1.2
     """Mean of log(sigma/alpha)."""
@@ -149,18 +153,32 @@ class LogNormal(Times):
         number("mean", self.mean)
         number("std", self.std, above=0)
 
-    def _cdf(self, sde: LinearSDE, t: Tensor | float) -> Tensor:
-        return torch.special.ndtr((-sde.log_snr(t) - self.mean) / self.std)
+    def _z(self, sde: LinearSDE, t: Tensor | float) -> Tensor:
+        return (-sde.log_snr(as_time(t)) - self.mean) / self.std
+
+    def _within(self, sde: LinearSDE) -> tuple[float, Tensor, Tensor]:
+        """The sign that turns z to the side of small probabilities, and those of both ends there, the smaller first."""
+        low, high = self._z(sde, as_time(sde.t_min).double()), self._z(sde, as_time(sde.T).double())
+        sign = -1.0 if low > 0 else 1.0
+        a, b = (torch.special.log_ndtr(z).exp() for z in sorted([sign * low, sign * high]))
+        if not b - a > 1e-300:
+            least, most = (float(-sde.log_snr(as_time(t))) for t in (sde.t_min, sde.T))
+            raise ValueError(
+                f"mean and std must be of log(sigma/alpha), which is {least:.3g} to {most:.3g} here, "
+                f"got mean={self.mean:g} and std={self.std:g}"
+            )
+        return sign, a, b
 
     def quantile(self, sde: LinearSDE, u: Tensor) -> Tensor:
-        low, high = self._cdf(sde, sde.t_min), self._cdf(sde, sde.T)
-        z = torch.special.ndtri(low + (high - low) * u)
+        sign, a, b = self._within(sde)
+        z = sign * torch.special.ndtri(a + (b - a) * (u if sign > 0 else 1 - u))
         return sde.time(-(self.mean + self.std * z)).clamp(sde.t_min, sde.T)
 
     def density(self, sde: LinearSDE, t: Tensor) -> Tensor:
-        z = (-sde.log_snr(t) - self.mean) / self.std
-        mass = self._cdf(sde, sde.T) - self._cdf(sde, sde.t_min)
-        return (-(z**2) / 2).exp() / (2 * math.pi) ** 0.5 / self.std * sde.g2(t) / sde.var(t) / 2 / mass
+        _, a, b = self._within(sde)
+        z = self._z(sde, t)
+        log_mass = (b - a).log() + math.log(2 * math.pi) / 2 + math.log(self.std)
+        return (-(z**2) / 2 - log_mass).exp() * sde.g2(t) / sde.var(t) / 2
 
 
 @dataclass(frozen=True)

@@ -516,3 +516,31 @@ def test_a_score_in_place_and_in_inference_mode():
     assert torch.equal(ssm(lambda x, t: x.mul_(-2), x, t, lambda *_: v), want)
     with torch.inference_mode():
         assert torch.equal(ssm(lambda x, t: -2 * x, x.clone(), t.clone(), lambda *_: v), want)
+
+
+@pytest.mark.parametrize("mean", [-1.2, -20.0, 40.0])
+def test_lognormal_times_far_in_a_tail(mean):
+    """Where the process has 1e-18 or 1e-130 of the law, the times are still its own: the density integrates to u up to
+    quantile(u) and log(sigma/alpha) is all but exponential from the nearer end, of rate |z|/std there.
+    """
+    sde, times, u = VE(1e4, 1e7), loss.LogNormal(mean, 1.2), torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=F64)
+    t = times.quantile(sde, u)
+    assert t[[0, -1]].tolist() == pytest.approx([0.0, 1.0], abs=1e-9)
+    masses = [mass_between(times, sde, a, b) for a, b in zip(t.tolist(), t[1:].tolist())]
+    assert masses == pytest.approx(u.diff().tolist(), rel=1e-4)
+    start, end = math.log(1e4), math.log(1e7)
+    edge, way = (start, u) if mean < start else (end, 1 - u)
+    rate = abs(edge - mean) / 1.2**2
+    far = (-sde.log_snr(t) - edge).abs()[1:-1]
+    assert (far * rate / -torch.log1p(-way[1:-1]) - 1).abs().max() < 4 / (rate * 1.2) ** 2
+    assert times.draw(sde, 1000, generator()).unique().numel() > 990
+
+
+@pytest.mark.parametrize("mean", [-100.0, 100.0])
+def test_lognormal_times_that_the_process_does_not_have(mean):
+    """Less than 1e-300 of the law inside is refused, with what log(sigma/alpha) is."""
+    for ask in (lambda law: law.draw(VP(), 4), lambda law: law.density(VP(), torch.ones(2, dtype=F64) / 2)):
+        with pytest.raises(
+            ValueError, match=r"^mean and std must be of log\(sigma/alpha\), which is -4\.\d+ to 5\.\d+"
+        ):
+            ask(loss.LogNormal(mean, 1.2))
