@@ -45,6 +45,16 @@ class Law(ABC):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws of x_0, (n, *D) in float64."""
 
+    @abstractmethod
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """The mean and the variance of each dimension, (d,) in float64."""
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean and the standard deviation of each dimension of x_0, (*D) in float64."""
+        mean, var = self._moments()
+        return mean.view(self.shape), var.sqrt().view(self.shape)
+
     def _denoise(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         """E[x_0 | x_t], (B, d)."""
         return (x + var * self._score(x, alpha, var)) / alpha
@@ -70,6 +80,11 @@ class Diffused:
 
     law: Law
     sde: LinearSDE
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean and the standard deviation of each dimension of x_0, (*D) in float64."""
+        return self.law.moments
 
     def _at(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         t = as_time(t).to(torch.float64)
@@ -215,6 +230,11 @@ class GaussianMixture(Law):
         inside = torch.cholesky_solve(covariance + delta @ delta.T, root).trace()
         return float(inside - self.d + 2 * root.diagonal().log().sum() - torch.logdet(covariance)) / 2
 
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        mean = self.weights @ self.means
+        own = self.diagonal + torch.einsum("kdr,kr->kd", self.factors**2, self.extra - self.diagonal[:, :1])
+        return mean, self.weights @ (own + (self.means - mean) ** 2)
+
     def _log_prob(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         return self._parts(x, alpha, var)[0].logsumexp(1)
 
@@ -285,6 +305,10 @@ class Empirical(Law):
     def to(self, device: torch.device | str) -> "Empirical":
         """The same law on another device."""
         return Empirical(self.data.to(device).view(self.n, *self.shape), self.chunk)
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(self.data, 0, correction=0)
+        return mean.double(), var.double()
 
     def _chunks(self, rows: int) -> list[Tensor]:
         return list(self.data.split(max(1, self.chunk // max(rows, self.data.shape[1]))))

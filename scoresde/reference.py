@@ -11,6 +11,7 @@ In x~ = x/alpha, sigma~ = sigma/alpha and lambda = -log sigma~, with S^2 = c^2 +
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,15 +161,82 @@ class Reference:
 
 
 def known(around: Reference | None, score: Any, shape: torch.Size | tuple[int, ...]) -> Reference | None:
-    """`around`, or where that is None the Gaussian that a score says it was made for, as a `ScoreModel` may; None if it
-    says none. Raises ValueError unless it is one of samples of that shape.
+    """`around`, or where that is None the Gaussian that a score says it was made for, as a `ScoreModel` may, or that of
+    the moments that it has, as an exact law does; None if it says none. Raises ValueError unless it is one of samples
+    of that shape.
     """
     if around is None:
-        said = getattr(score, "around", None)
-        around = said if isinstance(said, Reference) else None
+        around = said(score)
     elif not isinstance(around, Reference):
         raise ValueError(f"around must be a Reference, such as Reference.fit(data), got {around!r}")
     return around and around.checked(shape)
+
+
+def said(score: Any) -> Reference | None:
+    """The Gaussian of the data that a score says, if it does."""
+    around, moments = (getattr(score, name, None) for name in ("around", "moments"))
+    if isinstance(around, Reference):
+        return around
+    if not isinstance(moments, tuple) or not moments[1].any():
+        return None
+    return Reference(moments[0], float(moments[1].square().mean().sqrt()))
+
+
+MISMATCH = 0.03
+"""KL(p_T || prior) in nats a dimension from which it is worth a warning: the deviation at T is wrong by a sixth."""
+WIDER = 30
+"""How many times the least noise a dimension is, beside others that this noise hides, for no noise to suit both."""
+
+
+def misfit(
+    sde: LinearSDE, mean: Tensor | float, std: Tensor | float, span: tuple[float, float] | None = None
+) -> list[str]:
+    """What is wrong with `sde` for data of that mean and deviations, numbers or (*D) (0 for dimensions that are
+    constant), sampled from T to t_min or along another span of times: a sentence each.
+
+    The prior should be what becomes of the data, whose Gaussian is N(alpha_T m, alpha_T^2 c^2 + sigma_T^2) at T: said
+    where KL from it to N(0, sigma_T^2) is above `MISMATCH` nats a dimension, if the span begins there. And sigma/alpha
+    at the end should be less than the data's deviations: said where it is less than none. Raises ValueError where it is
+    not less than a quarter of them or more, while another is more than `WIDER` times as large as it: no noise suits
+    both, and such data must be brought to one scale.
+    """
+    m, c = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (mean, std))
+    start, end = span or (sde.T, sde.t_min)
+    high, low = (float((-sde.log_snr(t)).exp()) for t in (sde.T, min(end, sde.t_min)))
+    varies, widest = c > 0, float(c.max())
+    narrow = varies & (c <= low)
+    if widest > WIDER * low and narrow.sum() * 4 >= varies.sum():
+        raise ValueError(
+            f"data must be of one scale, but deviations are {float(c[varies].min()):.3g} to {widest:.3g} and the least "
+            f"noise of {sde!r} is {low:.3g}: divide each column by its own deviation"
+        )
+    found, r = [], (c / high) ** 2
+    wrong = float((r + (m / high) ** 2 - r.log1p()).mean()) / 2
+    if wrong > MISMATCH and start > sde.T * (1 - 1e-6):
+        found.append(
+            f"data of mean {float(m.mean()):.3g} and deviation {float(c.square().mean().sqrt()):.3g} are not hidden by "
+            f"the noise of {sde!r}, sigma/alpha = {high:.3g} at T: the prior is wrong by {wrong:.3g} nats a dimension. "
+            "Standardise the data, or take a process with more noise"
+        )
+    if varies.any() and widest <= low:
+        found.append(
+            f"data of deviation {widest:.3g} are hidden by the least noise of {sde!r}, sigma/alpha = {low:.3g}. "
+            "Standardise the data, or go on to less noise"
+        )
+    return found
+
+
+def warn_of_misfit(sde: Any, score: Any, ts: Tensor) -> None:
+    """Warn, in the name of the caller's caller, of what `misfit` finds on the times ts for the data that a score says
+    it was made for. Raises ValueError as it does.
+    """
+    moments, around = getattr(score, "moments", None), getattr(score, "around", None)
+    if isinstance(around, Reference) and 0 < around.std < math.inf:
+        moments = around.mean, around.std
+    if isinstance(moments, tuple) and hasattr(sde, "log_snr"):
+        mean, std = moments
+        for what in misfit(sde, mean, std, (float(ts[0]), float(ts[-1]))):
+            warnings.warn(what, stacklevel=3)
 
 
 DATA = Reference()

@@ -1,13 +1,29 @@
 """The Gaussian of the data: fitted, seen as a whole, carried to T, and taken out of what a network has to add."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoresde import EDM, VE, VP, Cosine, RectifiedFlow, Reference, SubVP, exact
+from scoresde import (
+    EDM,
+    VE,
+    VP,
+    Cosine,
+    Counted,
+    DPMSolverPP,
+    RectifiedFlow,
+    Reference,
+    SubVP,
+    draw,
+    exact,
+    grid,
+    sample,
+)
+from scoresde.reference import known, misfit
 
 F64 = torch.float64
 SDES = [VP(0.1, 6.0), SubVP(), VE(0.05, 20.0), Cosine(), RectifiedFlow(), EDM(T=30.0)]
@@ -298,3 +314,95 @@ def test_what_remains_is_the_rest_of_the_denoiser(sde, std):
             S2 = std**2 + r**2
             want = (p.denoise(x, t) - m - std**2 / S2 * (tilde - m)) * S2.sqrt() / r
         torch.testing.assert_close(A * x + B * p.score(x, t) + C * m, want / 0.7, rtol=1e-8, atol=1e-8)
+
+
+# the data and the process
+
+USUAL = [VP(), SubVP(), VE(), Cosine(), RectifiedFlow(), EDM()]
+LAWS = {
+    "gaussian": exact.Gaussian(torch.tensor([1.0, -2.0, 0.5]), torch.tensor([[2.0, 0.3, 0], [0.3, 1, 0], [0, 0, 0.1]])),
+    "mixture": exact.GaussianMixture(
+        torch.tensor([0.2, 0.8]), normal(2, 2, 2), torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]])
+    ),
+    "data": exact.Empirical(data(40, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_a_score_in_closed_form_says_the_moments_of_its_data(law):
+    """Mean and deviations are those of many samples within 5 standard errors, and their root mean square is that of the
+    Gaussian around; also of a score that is counted.
+    """
+    score, x = Counted(law.diffuse(VP())), law.sample(100_000, torch.Generator().manual_seed(0))
+    mean, std = score.moments
+    assert ((x.mean(0) - mean).abs() < 5 * std / len(x) ** 0.5).all()
+    assert ((x.std(0) / std - 1).abs() < 0.02).all()
+    around = known(None, score, law.shape)
+    assert torch.equal(around.mean, mean) and around.std == pytest.approx(float(std.square().mean().sqrt()))
+
+
+@pytest.mark.parametrize("sde", USUAL, ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("std", [0.25, 1.0, 2.0])
+def test_usual_data_fit_every_process(sde, std):
+    """Data of some mean and about unit deviation, some dimensions of which do not vary or little, are no misfit."""
+    stds = std * torch.tensor([1.0, 0.5, 0.3, 0.2, 0.7, 0.0, 0.002, 1.5])
+    assert misfit(sde, 0.5, stds) == misfit(sde, torch.full((8,), -0.5), std) == []
+
+
+@pytest.mark.parametrize("sde", USUAL, ids=lambda sde: type(sde).__name__)
+def test_the_prior_of_too_large_data(sde):
+    """It is said from where KL(p_T || prior), in closed form, passes 0.03 nats a dimension, for deviations and means;
+    not where sampling begins below T.
+    """
+    alpha, sigma = float(sde.alpha(sde.T)), float(sde.sigma(sde.T))
+    prior, one = exact.Gaussian(torch.zeros(1), sigma**2), torch.ones(1, dtype=F64)
+
+    def kl(m, c):
+        return prior.kl_from(alpha * m * one, ((alpha * c) ** 2 + sigma**2) * one[:, None])
+
+    for size in torch.logspace(-1, 1, 9, dtype=F64).tolist():
+        for m, c in ((0.0, size * sigma / alpha), (size * sigma / alpha, 0.5)):
+            assert bool(misfit(sde, m, c)) == (kl(m, c) > 0.03)
+            assert not misfit(sde, m, c, (0.9 * sde.T, sde.t_min))
+    (what,) = misfit(sde, 0.0, 5 * sigma / alpha)
+    assert repr(sde) in what and f"{5 * sigma / alpha:.3g}" in what and "Standardise" in what
+
+
+@pytest.mark.parametrize("sde", USUAL, ids=lambda sde: type(sde).__name__)
+def test_columns_that_no_noise_suits(sde):
+    """Where the least noise is as large as a quarter of the deviations and another is far larger, the data are refused;
+    where it is larger than all it is said; one that is just above it is sampled, and no end in the middle matters.
+    """
+    low = float((-sde.log_snr(sde.t_min)).exp())
+    for wrong in ([0.9, 31.0], [0.5, 40.0, 50.0, 0.0, 60.0]):
+        with pytest.raises(ValueError, match="^data must be of one scale, but deviations are .*divide each column"):
+            misfit(sde, 0.0, low * torch.tensor(wrong))
+    assert misfit(sde, 0.0, low * torch.tensor([1.1, 31.0])) == []
+    assert misfit(sde, 0.0, torch.tensor([2 * low, 1.0]), (sde.T, sde.T / 2)) == []
+    (what,) = misfit(sde, 0.0, low * torch.tensor([0.5, 0.9]))
+    assert "are hidden by the least noise" in what
+
+
+def test_sampling_says_what_does_not_fit():
+    """`sample` and `draw` warn of a wrong prior and refuse columns of two scales before the score is asked; of data
+    that fit, and of a score that says nothing, they say nothing.
+    """
+    vp, ts, x = VP(), grid.log_snr(VP(), 5), normal(3, 2)
+
+    def run(law):
+        q = vp.reverse(Counted(law.diffuse(vp)), 0.0)
+        return [lambda: sample(q, x, ts, DPMSolverPP(2)), lambda: draw(q, (2,), ts, DPMSolverPP(2), seeds=[1])], q.score
+
+    for go in run(exact.Gaussian(torch.zeros(2), 1e6))[0]:
+        with pytest.warns(UserWarning, match="^data of mean 0 and deviation 1e"):
+            go()
+    ways, score = run(exact.Gaussian(torch.zeros(2), torch.tensor([1.0, 1e-4])))
+    for go in ways:
+        with pytest.raises(ValueError, match="^data must be of one scale"):
+            go()
+    assert score.nfe == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for go in run(exact.Gaussian(torch.zeros(2), 0.25))[0]:
+            go()
+        sample(vp.reverse(lambda x, t: -x / 1e6, 0.0), x, ts, DPMSolverPP(2))

@@ -34,7 +34,7 @@ from .catalogue import METHODS, Known
 from .exponential import Exponential, Seen, advance, asking, stages_of
 from .multistep import DPMSolverPP, GaussianReference, Multistep
 from .singlestep import THIRD, SingleStep
-from .step import Step, sample, trajectory
+from .step import Step, end, sample, trajectory
 from .tuned import BAND, Error, Tuned, Tuning, distance, with_weights
 
 RIDGE = 1e-3
@@ -128,7 +128,7 @@ def tune(
     progress("a second set of pilots, and methods that need no fit")
     usual = [Candidate(*row) for row in untuned(q, calls, around)]
     truth = second.end()
-    off = {one: distance(sample(q, second.x_T, one.ts, one.step), truth) for one in (*fitted, *usual)}
+    off = {one: distance(end(q, second.x_T, one.ts, one.step), truth) for one in (*fitted, *usual)}
     other = best(usual, off)
     found = best([*fitted, other], off)
 
@@ -245,7 +245,7 @@ def fit(pilots: Trajectories, base: Multistep, ts: Tensor) -> tuple[Tuned, Error
         extra[n, : len(added)] += added
         for w, k in zip(added.tolist(), known, strict=False):
             x = x + w * k
-    before = Error.of(sample(q, pilots.x_T, ts, base), truth[-1])
+    before = Error.of(end(q, pilots.x_T, ts, base), truth[-1])
     return Tuned(base, q.sde, ts, extra), Error.of(x, truth[-1]), before
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..noise import Noise, iid, per_sample
 from ..process import Reverse, require_reverse
 from ..process import needs_noise as needs_noise
+from ..reference import warn_of_misfit
 from ..shapes import intervals, state, times
 
 
@@ -125,12 +126,34 @@ def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = i
     With no predictor there is nothing that carries x between the times, and each time of ts is visited once: with
     `Langevin` that is annealed Langevin dynamics (Song & Ermon 2019, Algorithm 1).
 
+    States of half precision are carried in float32 and yielded in their own type.
+
     Raises ValueError before any work if p is no Reverse, x or ts is not as stated, there is no step, more than one
-    step moves, or a step cannot do what is asked.
+    step moves, or a step cannot do what is asked; RuntimeError after the last state, whose other rows are good, naming
+    the first sample that is not finite and the time where it first was not.
     """
     require_reverse(p)
     x, ts = state("x", x), times("ts", ts, p.T)
-    return run(p, x, ts, started(p, ts, steps), noise)
+    warn_of_misfit(p.sde, p.score, ts)
+    return _watched(run(p, x, ts, started(p, ts, steps), noise), _visited(ts, steps))
+
+
+def _visited(ts: Tensor, steps: tuple[Step, ...]) -> Tensor:
+    """The times of the states that the loop yields."""
+    return ts if any(step.moves for step in steps) else torch.cat([ts[:1], ts])
+
+
+@torch.no_grad()
+def _watched(states: Iterator[Tensor], ts: Tensor) -> Iterator[Tensor]:
+    """The states at ts, and then the error if they are not finite: until then nothing waits for the device."""
+    good = None
+    for x in states:
+        finite = x.flatten(1).isfinite().all(1)
+        good = finite.long() if good is None else good + finite  # the states before the first that is not finite
+        yield x
+    if good is not None and not finite.all():
+        i = int((~finite).nonzero()[0])
+        raise RuntimeError(f"sample {i} is not finite at t = {ts[int(good[i])]:.6g} and after")
 
 
 @torch.no_grad()
@@ -153,17 +176,29 @@ def started(p: Reverse, ts: Tensor, steps: tuple[Step, ...]) -> tuple[Step, ...]
 @torch.no_grad()
 def run(p: Reverse, x: Tensor, ts: Tensor, steps: tuple[Step, ...], noise: Noise) -> Iterator[Tensor]:
     """The loop of `trajectory`, with steps that are started."""
+    dtype = x.dtype
     yield x
+    x = wide(x)
     for t, s in pairwise(ts) if any(step.moves for step in steps) else zip(ts, ts, strict=True):
         for step in steps:
             x = step(p, x, t, s, noise)
             t = s if step.moves else t
-        yield x
+        yield x.to(dtype)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 if it is of half precision, whose range the coefficients of a noisy time exceed."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def sample(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = iid()) -> Tensor:
     """x at the last time: the end of `trajectory`, which see."""
     return deque(trajectory(p, x, ts, *steps, noise=noise), maxlen=1).pop()
+
+
+def end(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = iid()) -> Tensor:
+    """`sample` whose rows may be not finite, for those who say it in their own words. x and ts are checked already."""
+    return deque(run(p, x, ts, started(p, ts, steps), noise), maxlen=1).pop()
 
 
 def draw(
@@ -188,10 +223,13 @@ def draw(
     noise, like = per_sample(seeds), torch.empty(0) if like is None else like
     if not noise.seeds:
         raise ValueError("seeds must hold one whole number a sample, got none")
-    x = sample(p, p.sde.prior((len(seeds), *shape), noise, like.dtype, like.device), ts, *steps, noise=noise)
+    warn_of_misfit(p.sde, p.score, ts)
+    dtype, device = wide(like[:0]).dtype, like.device
+    x = end(p, p.sde.prior((len(seeds), *shape), noise, dtype, device), ts, *steps, noise=noise)
     if denoise and p.sde.var(ts[-1]) > 0:
         with torch.no_grad():
             x = p.denoise(x, ts[-1])
+    x = x.to(like.dtype)
     bad = ~x.flatten(1).isfinite().all(1)
     if bad.any():
         i = int(bad.nonzero()[0])

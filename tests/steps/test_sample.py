@@ -563,13 +563,15 @@ def check_nfe(sampler, n, visits):
     assert model.nfe == len(seen) == calls * visits
 
 
-@pytest.mark.parametrize("intervals", [1, 3])
-def test_nfe_of_dopri5(intervals):
-    """Six calls a step and one to start. On a vanishing drift it takes h/50 and, each five times the last, 4 steps."""
+@pytest.mark.parametrize(("intervals", "steps"), [(1, 7), (8, 4)])
+def test_nfe_of_dopri5(intervals, steps):
+    """Six calls a step and one to start. On a vanishing drift it takes h/50 and, each five times the last, 4 steps;
+    more where that is farther than 1.5 in lambda, of which VE has log(5000): 0.17, 0.85, and 5 steps for the rest.
+    """
     sde, still = VE(), Counted(lambda x, t: 0 * x)
     x = normal(3, 2)
     y = sample(sde.reverse(still, eta=0), x, grid.uniform(sde, intervals), Flow(Dopri5()))
-    assert torch.equal(x, y) and still.nfe == intervals * (1 + 6 * 4)
+    assert torch.equal(x, y) and still.nfe == intervals * (1 + 6 * steps)
 
 
 @pytest.mark.parametrize("step", [EulerMaruyama(), ReverseDiffusion(), Ancestral(0.5), Flow(Heun()), Churn(churn=0)])
@@ -897,3 +899,47 @@ def test_impossible_steps_raise_before_work(eta, steps, end):
     ts = torch.tensor([1.0, 0.5, end], dtype=torch.float64)
     with pytest.raises(ValueError, match="sigma = 0|eta"):
         trajectory(VP().reverse(score, eta), torch.zeros(2, 3), ts, *steps)
+
+
+class Fails:
+    """A score that is right but for one sample below a time, where it is `value`."""
+
+    def __init__(self, sde, row, below, value):
+        self.law, self.row, self.below, self.value = MIXTURE.diffuse(sde), row, below, value
+
+    def __call__(self, x, t):
+        score = self.law(x, t)
+        if float(t.max()) < self.below:
+            score[self.row] = self.value
+        return score
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("eta", "steps", "calls"), SAMPLERS)
+def test_the_sample_that_goes_wrong_is_named(eta, steps, calls, value):
+    """Every fixed-step sampler and corrector names the sample and the first time at which it is not finite, after its
+    last state, whose other rows are those of a run in which nothing fails.
+    """
+    sde, x, ts = VP(), normal(4, 2), torch.linspace(1, 0.1, 10, dtype=F64)
+    run = lambda score: trajectory(sde.reverse(score, eta), x, ts, *steps, noise=per_sample(range(4)))  # noqa: E731
+    want, states = list(run(MIXTURE.diffuse(sde))), []
+    with pytest.raises(RuntimeError, match=r"^sample 2 is not finite at t = 0\.\d+ and after$") as error:
+        for state in run(Fails(sde, 2, 0.55, value)):
+            states.append(state)
+    first = next(i for i, state in enumerate(states) if not state.isfinite().all())
+    times_ = ts if any(step.moves for step in steps) else torch.cat([ts[:1], ts])
+    assert float(str(error.value).split()[8]) == pytest.approx(float(times_[first])) and len(states) == len(want)
+    others = [0, 1, 3]
+    torch.testing.assert_close(states[-1][others], want[-1][others], rtol=1e-9, atol=1e-9)
+    with pytest.raises(RuntimeError, match="^sample 2 is not finite"):
+        sample(sde.reverse(Fails(sde, 2, 0.55, value), eta), x, ts, *steps, noise=per_sample(range(4)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("step", [Ancestral(), UniPC(3), Flow(Heun())], ids=repr)
+def test_half_precision_is_carried_in_float32(step, dtype):
+    """At sigma = 378, whose square no float16 holds, the end is that of the same start in float32, rounded once."""
+    sde, law = VE(0.01, 378.0), exact.Gaussian(torch.zeros(2), torch.full((2,), 0.25))
+    q, x, ts = sde.reverse(law.diffuse(sde), 0.0), (378 * normal(5, 2)).to(dtype), grid.karras(sde, 20)
+    found = sample(q, x, ts, step)
+    assert found.dtype == dtype and torch.equal(found, sample(q, x.float(), ts, step).to(dtype))
