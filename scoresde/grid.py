@@ -1,7 +1,8 @@
 """A time grid is a decreasing float64 tensor of n + 1 times from T to `end`; these build the usual ones.
 
-`end` is `sde.t_min` unless given. Any other decreasing tensor serves as well. Raises ValueError if n < 1 or end is not
-inside [0, T). `equal` makes one from any density of steps, `arc_length` and `equal_curvature` from a trajectory.
+`end` is `sde.t_min` unless given. Any other decreasing tensor serves as well. Raises ValueError unless 1 <= n <= 1e7
+and end is inside [0, T). `equal` makes one from any density of steps, `arc_length` and `equal_curvature` from a
+trajectory.
 """
 
 import math
@@ -16,9 +17,12 @@ from .process import LinearSDE
 from .reference import Reference
 from .shapes import as_time, count, number, times
 
+MOST = 10_000_000
+"""Steps of a grid: more are a gigabyte of coefficients and months of network calls."""
+
 
 def _range(sde: LinearSDE, n: int, end: float | None) -> tuple[Tensor, Tensor]:
-    count("n", n)
+    count("n", n, most=MOST)
     return as_time(sde.T), as_time(number("end", sde.t_min if end is None else end, least=0, below=sde.T))
 
 
@@ -42,14 +46,16 @@ def log_snr(sde: LinearSDE, n: int, end: float | None = None) -> Tensor:
 
 
 def karras(sde: LinearSDE, n: int, end: float | None = None, rho: float = 7.0) -> Tensor:
-    """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5); rho=inf is `log_snr`. Needs sigma(end) > 0."""
+    """Equal steps in (sigma/alpha)^(1/rho) (Karras et al. 2022, eq. 5); rho=inf is `log_snr`, and else it is from
+    0.05 to 1e6, between which powers keep their digits. Needs sigma(end) > 0.
+    """
     T, end_ = _range(sde, n, end)
     high, low = float(sde.log_snr(T)), _finite(sde, end_)
     u = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
     if rho == float("inf"):
         lam = high + u * (low - high)
     else:
-        number("rho", rho, above=0)
+        number("rho", rho, least=0.05, most=1e6)
         a, b = (torch.tensor(-v / rho, dtype=torch.float64, device="cpu").exp() for v in (high, low))
         lam = -rho * (a + u * (b - a)).log()
     return _pinned(sde.time(lam), T, end_)

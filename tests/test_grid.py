@@ -274,3 +274,29 @@ def test_bad_densities_and_trajectories(case):
     make, said = BAD[case]
     with pytest.raises(ValueError, match=f"^{re.escape(said)}[^\\n]*$"):
         make()
+
+
+@pytest.mark.parametrize("name", ["uniform", "quadratic", "log_snr", "karras", "reference"])
+@pytest.mark.parametrize("n", [10_000_001, 2**70, 10**23])
+def test_absurd_numbers_of_steps(name, n):
+    """More steps than 1e7 are refused by name, before memory is taken."""
+    with pytest.raises(ValueError, match=r"^n must be a whole number >= 1 and <= 1e\+07, got \d+$"):
+        grid.usual()[name](VP(), n)
+
+
+@pytest.mark.parametrize("rho", [1e-200, 0.049, 1.1e6, 1e200])
+def test_rho_whose_powers_lose_their_digits(rho):
+    """(sigma/alpha)^(1/rho) would overflow or be 1."""
+    with pytest.raises(ValueError, match="^rho must"):
+        grid.karras(VP(), 5, rho=rho)
+
+
+@pytest.mark.parametrize("rho", [0.05, 1e6])
+@pytest.mark.parametrize("sde", [VP(), EDM(), VE(1e-3, 1e7)], ids=repr)
+def test_the_ends_of_rho(rho, sde):
+    """At the ends of what is allowed the times still decrease, and are those of the formula to 1e-9 in lambda."""
+    ts, u = grid.karras(sde, 6, rho=rho), torch.arange(7, dtype=F64) / 6
+    low, high = (float(-sde.log_snr(t)) / rho for t in (sde.t_min, sde.T))
+    want = rho * (high + torch.log1p(u * math.expm1(low - high)))[:-1]
+    torch.testing.assert_close(-sde.log_snr(ts)[:-1], want, rtol=0, atol=1e-8)
+    assert (ts.diff() < 0).all()

@@ -229,3 +229,13 @@ def test_eta_is_bounded():
     """eta^2 is squared again in a drift."""
     with pytest.raises(ValueError, match="^eta must be a finite number >= 0 and <= 1000, got 1e\\+200"):
         VP().reverse(lambda x, t: -x, 1e200)
+
+
+@given(st.integers(-5, 10**30), st.integers(1, 10**9))
+def test_count_has_an_upper_bound(value, most):
+    """A whole number beyond `most`, however large, is refused with both bounds."""
+    if 1 <= value <= most:
+        assert count("width", value, most=most) == value
+    else:
+        with pytest.raises(ValueError, match=r"^width must be a whole number >= 1 and <= [\d.e+]+, got -?\d+$"):
+            count("width", value, most=most)

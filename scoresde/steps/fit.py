@@ -60,9 +60,9 @@ class Pilots:
     unless given."""
 
     def __post_init__(self) -> None:
-        count("pilots", self.n, least=8)
+        count("pilots", self.n, least=8, most=grid.MOST)
         if self.fine is not None:
-            count("fine", self.fine)
+            count("fine", self.fine, most=grid.MOST)
 
     def sets(self, q: Reverse, like: Tensor) -> list[Tensor]:
         """Three sets of starts, as states like `like` (any, *D)."""

@@ -18,7 +18,7 @@ from ..noise import Noise, iid, per_sample
 from ..process import Reverse, require_reverse
 from ..process import needs_noise as needs_noise
 from ..reference import warn_of_misfit
-from ..shapes import intervals, state, times
+from ..shapes import intervals, lifted, state, times
 
 
 class Step(ABC):
@@ -178,17 +178,12 @@ def run(p: Reverse, x: Tensor, ts: Tensor, steps: tuple[Step, ...], noise: Noise
     """The loop of `trajectory`, with steps that are started."""
     dtype = x.dtype
     yield x
-    x = wide(x)
+    x = lifted(x)
     for t, s in pairwise(ts) if any(step.moves for step in steps) else zip(ts, ts, strict=True):
         for step in steps:
             x = step(p, x, t, s, noise)
             t = s if step.moves else t
         yield x.to(dtype)
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32 if it is of half precision, whose range the coefficients of a noisy time exceed."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def sample(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = iid()) -> Tensor:
@@ -224,7 +219,7 @@ def draw(
     if not noise.seeds:
         raise ValueError("seeds must hold one whole number a sample, got none")
     warn_of_misfit(p.sde, p.score, ts)
-    dtype, device = wide(like[:0]).dtype, like.device
+    dtype, device = lifted(like[:0]).dtype, like.device
     x = end(p, p.sde.prior((len(seeds), *shape), noise, dtype, device), ts, *steps, noise=noise)
     if denoise and p.sde.var(ts[-1]) > 0:
         with torch.no_grad():

@@ -55,7 +55,7 @@ class Tuned(Exponential):
     """A multistep method with fitted weights, for one process and one grid.
 
     base: the method that the weights are added to. sde, ts: what it was fitted for. extra: (n, 5), what is added to the
-    weights of the last q on each interval, newest first. Raises ValueError for another shape, and when used on another
+    weights of the last q on each interval, newest first. Raises ValueError for anything else, and when used on another
     process, or on other times.
     """
 
@@ -66,8 +66,13 @@ class Tuned(Exponential):
     extra: Tensor
 
     def __post_init__(self) -> None:
-        if self.extra.shape != (len(self.ts) - 1, BAND + 1):
-            raise ValueError(f"extra must be ({len(self.ts) - 1}, {BAND + 1}), got {tuple(self.extra.shape)}")
+        if not isinstance(self.base, Multistep | Tuned) or not isinstance(self.sde, LinearSDE):
+            raise ValueError(f"base must be a Multistep and sde a LinearSDE, got {self.base!r} and {self.sde!r}")
+        wanted = (len(times("ts", self.ts, self.sde.T)) - 1, BAND + 1)
+        if not isinstance(self.extra, Tensor) or self.extra.shape != wanted:
+            raise ValueError(f"extra must be {wanted}, got {tuple(getattr(self.extra, 'shape', ())) or self.extra!r}")
+        if not self.extra.isfinite().all():
+            raise ValueError(f"extra must be finite, got {self.extra.tolist()}")
 
     @property
     def around(self) -> Reference:  # type: ignore[override]

@@ -822,3 +822,19 @@ def test_weights_of_another_shape():
     for shape in ((5, 5), (3, 5), (4, 4), (20,)):
         with pytest.raises(ValueError, match=r"^extra must be \(4, 5\), got [^\n]*$"):
             Tuned(Multistep(), VP(), ts, torch.zeros(shape))
+
+
+def test_what_a_tuned_solver_is_made_of():
+    """Anything but a multistep method, a linear SDE, a grid and finite weights is refused by name."""
+    ts, extra = grid.log_snr(VP(), 4), torch.zeros(4, 5)
+    for made, name in (
+        ((None, VP(), ts, extra), "base must"),
+        ((Multistep(), None, ts, extra), "base must .* sde a LinearSDE"),
+        ((Multistep(), VP(), None, extra), "ts must"),
+        ((Multistep(), VP(), ts, None), r"extra must be \(4, 5\), got None"),
+        ((Multistep(), VP(), ts, extra + math.nan), "extra must be finite"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}"):
+            Tuned(*made)
+    with pytest.raises(ValueError, match=r"^pilots must be a whole number >= 8 and <= 1e\+07"):
+        Pilots(10**23)
