@@ -61,6 +61,7 @@ from scoresde import (
 )
 from scoresde.checkpoint import exists
 from scoresde.data import Dataset
+from scoresde.files import write
 from scoresde.lab import frechet, origin
 from scoresde.lab.report import grid_picture
 from scoresde.likelihood import Adams, Dequantization, Quadrature, TruncatedNormal, Uniform
@@ -68,7 +69,6 @@ from scoresde.nn import UNet
 from scoresde.noise import seeded, seeds
 from scoresde.steps import Error, Pilots
 from scoresde.steps.fit import untuned
-from scoresde.files import write
 
 GREY = Quantized(256, -1.0, 1.0)
 

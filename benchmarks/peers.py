@@ -114,8 +114,8 @@ class Problem:
 
     def eps(self, v: Tensor, s: Tensor) -> Tensor:
         """The noise in x = v hypot(alpha, sigma)."""
-        t = self.sde.time(-s.log())
-        return Reverse(self.sde, self.score, 0.0).eps(v * self.norm(t), t)
+        t = self.sde.time(-s.log())  # a little beyond T, and farther, in some of their methods
+        return -self.sde.sigma(t) * self.score(v * self.norm(t), t)
 
     def denoise(self, y: Tensor, s: Tensor) -> Tensor:
         """D of y = x/alpha."""
@@ -437,8 +437,8 @@ class Equation(NamedTuple):
 
 
 def in_t(p: Reverse, x: Tensor, ts: Tensor) -> Equation:
-    """dx/dt = f x - g^2/2 score."""
-    return Equation(lambda t, x: p.drift(x, t), x, ts, 1.0)
+    """dx/dt = f x - g^2/2 score; at the ends also beyond them, where some methods try and then reject."""
+    return Equation(lambda t, x: p.drift(x, t.clamp(0, p.T)), x, ts, 1.0)
 
 
 def in_log_snr(p: Reverse, x: Tensor, ts: Tensor) -> Equation:

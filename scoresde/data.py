@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -114,6 +114,9 @@ class Dataset:
 class Source(ABC):
     """Where samples come from."""
 
+    bundled: ClassVar[bool] = False
+    """Whether they come with the library, so that no file of the user's is read for them."""
+
     @abstractmethod
     def load(self) -> Dataset:
         """The samples. Raises ValueError if there are none, or they are not what the source says."""
@@ -188,6 +191,8 @@ class Digits(Source):
     1438 to train on, 359 held out.
     """
 
+    bundled: ClassVar[bool] = True
+
     def load(self) -> Dataset:
         """x/8 - 1 of the grey levels 0..16, as (n, 1, 8, 8)."""
         try:
@@ -205,6 +210,7 @@ class Digits(Source):
 class Toy(Source):
     """n points in the plane, four fifths to train on: a subclass says how one batch is drawn."""
 
+    bundled: ClassVar[bool] = True
     n: int = 10_000
     """How many points to draw."""
     seed: int = 0

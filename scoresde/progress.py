@@ -3,8 +3,9 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
@@ -14,6 +15,16 @@ def bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
     """A tqdm bar, lively on a terminal, a line every half minute in a log; `options` are its own."""
     live = sys.stderr.isatty()
     return tqdm(iterable, mininterval=0.1 if live else 30.0, dynamic_ncols=live, **options)
+
+
+def portions(todo: Sequence[Any], most: int, seconds: float = 1.0) -> Iterator[Sequence[Any]]:
+    """Slices of todo, first of 8 and then twice as many while one takes less than so long, never more than `most`."""
+    start, size = 0, min(8, most)
+    while start < len(todo):
+        began = monotonic()
+        yield todo[start : start + size]
+        start += size
+        size = min(2 * size, most) if monotonic() - began < seconds else size
 
 
 class Stopped(KeyboardInterrupt):

@@ -9,6 +9,7 @@ the same training, and so is one spread over several processes, each of which ta
 import copy
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from .model import ScoreModel
 from .nn import Network, drop_labels
 from .noise import iid
 from .progress import bar, stoppable, unbroken
-from .reference import Reference
+from .reference import Reference, misfit
 from .shapes import count, number
 from .values import describe
 
@@ -168,21 +169,22 @@ class _Run:
         self.batches = _Batches(len(data.train), settings)
 
     def advance(self) -> Tensor:
-        """One step; its loss."""
-        batch = self._batch(self.step + 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * self.settings.lr_factor(self.step + 1)
-        self.optimizer.zero_grad()
-        with _drawing(self.settings.seed, self.step + 1, self.share), torch.enable_grad():
-            loss = self.loss(*batch)
-            loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        with unbroken(), torch.no_grad():
-            self.optimizer.step()
-            rate = self.settings.ema_rate(self.step + 1)
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), rate)
-            for kept, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
-                kept.copy_(now)
+        """One step; its loss. It is not interrupted: a network may count its calls, as running statistics do."""
+        with unbroken():
+            batch = self._batch(self.step + 1)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.lr * self.settings.lr_factor(self.step + 1)
+            self.optimizer.zero_grad()
+            with _drawing(self.settings.seed, self.step + 1, self.share), torch.enable_grad():
+                loss: Tensor = self.loss(*batch)
+                loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+            with torch.no_grad():
+                self.optimizer.step()
+                rate = self.settings.ema_rate(self.step + 1)
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), rate)
+                for kept, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                    kept.copy_(now)
             self.step += 1
         return loss.detach()
 
@@ -272,7 +274,8 @@ def train(
     process, but that `steps` may grow: what is left of the schedule is then that of the longer training. on_step:
     called with the step and its loss.
 
-    Raises ValueError before work starts if settings, data and model do not fit together, folder holds a checkpoint that
+    Warns if the process does not suit the data (`reference.misfit`). Raises ValueError before work starts if settings,
+    data and model do not fit together, folder holds a checkpoint that
     is not to be resumed, or another process trains there; RuntimeError, leaving the last good checkpoint, if the loss
     or a weight is not finite.
     """
@@ -343,6 +346,8 @@ def _started(
     if folder is not None and not resume and exists(folder):
         raise ValueError(f"folder must hold no checkpoint unless resume is asked for, got {str(folder)!r}")
     share = _share(model, data, settings)
+    for what in misfit(model.sde, *data.moments):
+        warnings.warn(what, stacklevel=3)
     if folder is not None:
         require_savable(Checkpoint(model, data.shape, data.quantized, source), folder)
     run = _Run(model, data, settings, share)

@@ -26,9 +26,11 @@ def describe(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
+    if isinstance(value, dict):
+        return {k: describe(v) for k, v in value.items()}
     if isinstance(value, Path):
         return str(value)
-    if not isinstance(value, (str, int, float, dict, type(None))):
+    if not isinstance(value, (str, int, float, type(None))):
         raise ValueError(f"{type(value).__name__} must be a dataclass to be saved, got {value!r}")
     return value
 
@@ -93,6 +95,11 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(_each(describe(value), _spell), allow_nan=False))
 
 
+def natural(said: Any) -> Any:
+    """What `plain` was told, as far as JSON tells it."""
+    return _each(said, _read)
+
+
 def identity(value: Any) -> str:
     """The sha256 of a value as `plain` says it, whatever the order of its keys."""
     return digest(json.dumps(plain(value), sort_keys=True).encode())
@@ -115,7 +122,7 @@ def unsealed(content: bytes, name: str | Path) -> dict[str, Any]:
         seal = said.pop(SEAL, None)
         if seal != identity(said):
             raise ValueError(f"its {SEAL} is not that of what it says")
-        return _each(said, _read)
+        return natural(said)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is damaged ({error}), or is no file of this program") from error
 

@@ -659,3 +659,18 @@ def test_two_processes_are_one(tmp_path):
         torch.testing.assert_close(two[k], one[k], rtol=0, atol=1e-5)
     start = model().state_dict()
     assert max(float((one[k] - start[k]).abs().max()) for k in one) > 1e-2  # training took them somewhere
+
+
+# data and process
+
+
+def test_data_that_the_process_does_not_suit():
+    """Data that the noise does not hide at T are trained on with a warning; columns of which a quarter lies below the
+    least noise are refused, before the first step.
+    """
+    x = data().train
+    with pytest.warns(UserWarning, match="are not hidden by the noise of VP"):
+        train(model(), Dataset(1000 * x, x[:0]), dataclasses.replace(SHORT, steps=1, warmup=0), progress=False)
+    with pytest.raises(ValueError, match="^data must be of one scale, but deviations are 0.000"):
+        columns = Dataset(x * torch.tensor([1e-3, 1.0]), x[:0])
+        train(model(), columns, SHORT, progress=False, on_step=breaking(Stop, 1))

@@ -8,13 +8,16 @@ import importlib
 import inspect
 import os
 import re
+import signal
 import sys
 import textwrap
+import warnings
 from argparse import ArgumentParser, HelpFormatter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+from ..progress import stoppable
 from .options import COMMANDS
 
 
@@ -51,11 +54,17 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _status(args: list[str]) -> int:
     try:
-        return _run(args)
+        with stoppable(), warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return _run(args)
     except BrokenPipeError:
         raise
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command with the same --out goes on from here", 130)
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "number", signal.SIGINT)
+        said = (
+            f"stopped by {signal.Signals(number).name}; the same command with the same --out goes on from what is there"
+        )
+        return _fail(said, 128 + number)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
@@ -76,8 +85,11 @@ def _run(args: list[str]) -> int:
     if name not in COMMANDS:
         raise ValueError(f"COMMAND must be one of {', '.join(COMMANDS)}, got {name!r}")
     options: Any = Parser(name).parse_args(args[1:])
-    importlib.import_module(f".{name}", __package__).run(options)
-    return 0
+    return int(importlib.import_module(f".{name}", __package__).run(options) or 0)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print("scoresde: warning: " + " ".join(str(message).split()), file=sys.stderr)
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -4,21 +4,20 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import lab
-from ..data import Digits
-from ..files import write
+from ..checkpoint import Checkpoint
+from ..data import Dataset, Digits
 from ..process import LinearSDE
 from ..progress import bar
 from ..shapes import count
-from .common import Rows, as_bytes, model_of, place, recipe, source_of
+from .common import as_array, as_bytes, code_of, data_of, model_of, place
+from .folder import Folder, Journal, opened
 from .parts import read, read_steps
 
 LAWS = {"modes": lab.Modes(), "lattice": lab.Lattice(), "digits": lab.DigitClasses()}
@@ -39,26 +38,35 @@ def measure(
     began, device = monotonic(), place(o)
     o = _filled(o, {solver.name for solver in solvers})
     solvers = [solver for solver in solvers if not o.only or solver.name in o.only]
+    found = model_of(o, device) if o.model else None
+    of = data_of(o, found) if found else None
     kept = {"seed": o.seed, "n": o.n, "n_sde": o.n_sde, "device": device.type, "sde": o.sde}
-    recipe(o.out, **kept, model=model_of(o, device).digest if o.model else None)
-    rows, floors = Rows(o.out / "results.jsonl", "problem", "process", "solver", "spacing", "budget"), {}
-    for problem, (process, sde) in product(dict.fromkeys(o.problems), o.processes.items()):
-        subject = _subject(o, problem, sde, device)
-        floors[f"{problem}-{process}"] = subject.floors()
-        cells = [(s, k) for s in solvers for k in sorted(set(o.nfe_sde if s.weak else o.nfe))]
-        cells = [(s, k) for s, k in cells if (problem, process, s.name, s.grid, k) not in rows]
-        if not cells:
-            continue
-        truth = _truth(subject, o.out / f"truth-{problem}-{process}.npy", o.n, o.seed)
-        found = lab.bench(subject, cells, o.n, o.n_sde, o.seed, truth)
-        for row in bar(found, total=len(cells), desc=f"{problem}, {process}", unit="run"):
-            rows.add({"problem": problem, "process": process, **row})
-    made: dict[str, Any] = {
-        **lab.origin(device, ("scoresde", "torch", *packages)),
-        "seconds": round(monotonic() - began),
-    }
-    shown = [row for row in rows.values() if row["problem"] in o.problems and row["process"] in o.processes]
-    bench_page(shown, floors, {**made, "skipped": skipped or {}, "floors": floors}, o.out)
+    kept |= {"model": found and found.digest, "data": of and of[1].digest, "command": "bench"}
+    cells = [(s, k) for s in solvers for k in sorted(set(o.nfe_sde if s.weak else o.nfe))]
+    if not cells:
+        raise ValueError("only must leave a solver to run, got none")
+    every, floors = list(product(dict.fromkeys(o.problems), o.processes.items())), {}
+    with opened(o.out, code_of(o), **kept) as folder:
+        rows = folder.rows("results.jsonl", "problem", "process", "solver", "spacing", "budget")
+        for problem, (process, sde) in every:
+            subject = _subject(o, problem, sde, device, found, of and of[1])
+            floors[f"{problem}-{process}"] = subject.floors()
+            todo = [(s, k) for s, k in cells if (problem, process, s.name, s.grid, k) not in rows]
+            if not todo:
+                continue
+            journal = Journal(subject.score, folder)
+            subject = replace(subject, score=journal)
+            truth = _truth(subject, folder, f"{problem}-{process}", o, journal)
+            for solver, calls in bar(todo, desc=f"{problem}, {process}", unit="run"):
+                journal.start(folder.of, problem, process, solver.name, solver.grid, calls)
+                (row,) = lab.bench(subject, [(solver, calls)], o.n, o.n_sde, o.seed, truth)
+                rows.add({"problem": problem, "process": process, **journal.done(row)})
+        made: dict[str, Any] = {
+            **lab.origin(device, ("scoresde", "torch", *packages)),
+            "seconds": round(monotonic() - began),
+        }
+        shown = [row for row in rows.values() if row["problem"] in o.problems and row["process"] in o.processes]
+        bench_page(shown, floors, {**made, "skipped": skipped or {}, "floors": floors}, o.out)
     print(f"{monotonic() - began:.0f} s; open {o.out / 'report.html'}")
 
 
@@ -87,10 +95,10 @@ def _filled(o: Namespace, names: set[str]) -> Namespace:
     return o
 
 
-def _subject(o: Namespace, problem: str, sde: LinearSDE, device: torch.device) -> lab.Subject:
-    if problem == "model":
-        found = model_of(o, device)
-        data = source_of(o, found).load()
+def _subject(
+    o: Namespace, problem: str, sde: LinearSDE, device: torch.device, found: Checkpoint | None, data: Dataset | None
+) -> lab.Subject:
+    if found and data:
         return replace(lab.trained_subject(found.model, data, sde, None, o.seed), denoise=False)
     if problem == "memorised":
         digits = Digits().load()
@@ -98,9 +106,14 @@ def _subject(o: Namespace, problem: str, sde: LinearSDE, device: torch.device) -
     return lab.exact_subject(repr(LAWS[problem]), LAWS[problem].law(), sde, o.n_sde, o.seed, device)
 
 
-def _truth(subject: lab.Subject, file: Path, n: int, seed: int) -> Tensor:
+def _truth(subject: lab.Subject, folder: Folder, name: str, o: Namespace, journal: Journal) -> Tensor:
     """The flow's end, kept for runs that go on."""
-    x_T = subject.starts(n, seed + 1)
-    if not file.is_file():
-        write(file, as_bytes(subject.truth(x_T).cpu().numpy()))
-    return torch.from_numpy(np.load(file, allow_pickle=False)).to(x_T)
+    x_T = subject.starts(o.n, o.seed + 1)
+
+    def solved() -> bytes:
+        journal.start(folder.of, name)
+        content = as_bytes(subject.truth(x_T).cpu().numpy())
+        journal.done({})
+        return content
+
+    return torch.from_numpy(as_array(folder.kept(f"truth-{name}.npy", solved))).to(x_T)

@@ -1,22 +1,20 @@
-"""What the commands share: the device, files of rows, and what a folder of results is of."""
+"""What the commands share: the device, the model, the data, and what the recipes say of them."""
 
+import importlib
 import io
-import json
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from ..checkpoint import Checkpoint, load, recorded_net, recorded_shape
-from ..data import Source
-from ..files import write
-from ..values import describe
-from .parts import read_data, read_net
+from ..data import Dataset, Source
+from ..files import digest
+from ..shapes import count
+from .parts import own_module, read_data, read_net
 
 
 def place(o: Namespace) -> torch.device:
@@ -27,7 +25,7 @@ def place(o: Namespace) -> torch.device:
     try:
         torch.empty(1, device=name)
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # every backend has its own kinds
         raise ValueError(f"device must be one that torch can use here, got {o.device!r}: {error}") from error
 
 
@@ -40,19 +38,40 @@ def model_of(o: Namespace, device: torch.device) -> Checkpoint:
 
 
 def one_subject(o: Namespace) -> None:
-    """Raise ValueError if there is a law in o beside a model or data."""
+    """Raise ValueError if there is a law in o beside a model or data, or data without a model."""
     for name, what in (("model", "a model"), ("data", "data")):
         if o.law and getattr(o, name, None):
             raise ValueError(f"law must not be given beside {what}, got {o.law!r}")
+    if getattr(o, "data", None) and not o.model:
+        raise ValueError(f"data must not be given without a model, got {o.data!r}")
 
 
-def source_of(o: Namespace, found: Checkpoint) -> Source:
-    """The data in o.data, if the command has it, or else those that the checkpoint says it was trained on."""
-    if getattr(o, "data", None):
-        return read_data(o.data)
-    if found.source is None:
-        raise ValueError("model must be a checkpoint that says what data it was trained on, and this one does not")
-    return found.source
+def data_of(o: Namespace, found: Checkpoint) -> tuple[Source, Dataset]:
+    """The data in o.data, or else those that the checkpoint was trained on, if they come with the library: a checkpoint
+    does not choose which files are read. Raises ValueError if they are not what the model is of.
+    """
+    source = read_data(o.data) if o.data else found.source
+    if source is None or not (o.data or source.bundled):
+        said = "does not say what it was trained on" if source is None else f"says it was trained on {source!r}"
+        raise ValueError(
+            f"data must be given, --data FILE or FOLDER: the checkpoint {said}, and does not choose what is read"
+        )
+    data = source.load()
+    if data.shape != found.shape:
+        raise ValueError(f"data must have the model's shape {found.shape}, got {data.shape}")
+    if data.quantized != found.quantized:
+        raise ValueError(f"data must lie on the model's grid, {found.quantized}, got {data.quantized}")
+    return source, data
+
+
+def code_of(o: Namespace) -> dict[str, str]:
+    """The sha256 of each module of one's own that was named in o, by its name: other code gives other results."""
+    told = [getattr(o, name, None) or [] for name in ("step", "sde", "net", "law", "method", "trace", "grid")]
+    texts = [
+        text for value in told for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
+    ]
+    files = {name: importlib.import_module(name).__file__ for name in map(own_module, texts) if name}
+    return {name: digest(Path(file).read_bytes()) for name, file in sorted(files.items()) if file}
 
 
 def join_processes() -> int:
@@ -71,49 +90,15 @@ def as_bytes(a: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, without a last line that was cut off; none if there is no file."""
-    text = file.read_text() if file.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+def as_array(content: bytes) -> np.ndarray:
+    """The array of a .npy file's content."""
+    found: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+    return found
 
 
-def as_lines(rows: Iterable[dict[str, Any]]) -> str:
-    """The content of a file of JSON lines."""
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-class Rows(dict[tuple[Any, ...], dict[str, Any]]):
-    """The rows of a file of JSON lines by their columns `key`, those that are to be kept; without a last line that was
-    cut off.
-    """
-
-    def __init__(self, file: Path, *key: str, keep: Callable[[dict[str, Any]], bool] = bool) -> None:
-        self.file, self.key = file, key
-        super().__init__({tuple(row[k] for k in key): row for row in read_lines(file) if keep(row)})
-        write(file, as_lines(self.values()).encode())
-
-    def add(self, row: dict[str, Any]) -> None:
-        """A new row, here and in the file."""
-        with self.file.open("a") as lines:
-            lines.write(as_lines([row]))
-        self[tuple(row[k] for k in self.key)] = row
-
-
-def recipe(out: Path, **values: Any) -> None:
-    """Write recipe.json into out, or find it there. Raises ValueError if another one is there with its results, which
-    would be mixed up with these; alone, left by a command that failed before its first result, it is replaced.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    now, file = {k: describe(v) for k, v in values.items()}, out / "recipe.json"
-    if file.is_file() and any(f != file and not f.name.startswith(".") and f.stat().st_size for f in out.iterdir()):
-        try:
-            was = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}): delete it, or give another --out") from error
-        for key in now:
-            if json.loads(json.dumps(now[key])) != was.get(key):
-                raise ValueError(
-                    f"out holds results with {key} = {was.get(key)!r}, not {now[key]!r}: give another --out"
-                )
-    else:
-        write(file, json.dumps(now, indent=2).encode())
+def fitting(n: int, shape: tuple[int, ...]) -> int:
+    """n samples of that shape. Raises ValueError where they would take more than 64 GiB."""
+    size = count("n", n) * 8 * int(np.prod([float(k) for k in shape]))
+    if size > 64 << 30:
+        raise ValueError(f"n must be so that samples fit into memory: {n} of shape {shape} take {size / 2**30:.3g} GiB")
+    return n

@@ -1,20 +1,20 @@
 """`scoresde compare`."""
 
 from argparse import Namespace
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..files import write
 from ..lab import COMPARED, Problem, Subject, compare, exact_subject, origin, paths, trained_subject
 from ..process import LinearSDE
 from ..progress import bar
 from ..shapes import count, number
 from ..steps import METHODS, Method
 from ..steps.catalogue import annealed_langevin, predictor_corrector
-from .common import Rows, as_bytes, as_lines, model_of, one_subject, place, read_lines, recipe, source_of
+from .common import as_array, as_bytes, code_of, data_of, model_of, one_subject, place
+from .folder import Folder, Journal, opened
 from .parts import read, read_steps
 
 
@@ -29,30 +29,43 @@ def run(o: Namespace) -> None:
     subject, of = _subject(o, device)
     if all(m.intervals(max(budgets) - subject.denoise) < 1 for m in every):
         raise ValueError(f"nfe must pay for one sampler at least, got {' '.join(map(str, budgets))}")
-    kept = {k: getattr(o, k) for k in ("seed", "grid", "r", "corrections")}
-    recipe(o.out, subject=of, sde=subject.sde, n=subject.n, **kept)
+    kept = {k: getattr(o, k) for k in ("seed", "grid", "r", "corrections")} | of
     cells = [(m, k) for k in sorted(set(budgets)) for m in every]
-    rows = Rows(o.out / "results.jsonl", "method", "budget", keep=lambda row: (o.out / row.get("samples", "")).exists())
-    todo = [(m, k) for m, k in cells if (m.name, k) not in rows]
-    (o.out / "samples").mkdir(exist_ok=True)
-    for row, x in bar(compare(subject, todo, o.grid, o.seed, o.batch), total=len(todo), desc="compare", unit="run"):
-        if "skipped" not in row:
-            name = row["method"].lower().replace(",", "").replace(" ", "-").replace("/", "_")
-            row["samples"] = f"samples/{name}-{row['budget']}.npy"
-            write(o.out / row["samples"], as_bytes(x.numpy()))
-        rows.add(row)
-    table = [rows[m.name, k] for m, k in cells]
-    for row in table:
-        if "skipped" in row:
-            print(f"{row['method']} was not run with {row['budget']} network calls: {row['skipped']}")
-    ran = [row for row in table if "skipped" not in row]
-    if not ran:
-        raise RuntimeError("no sampler could be run")
-    least = [row for row in ran if row["budget"] == ran[0]["budget"]]
-    samples = [(row["method"], torch.from_numpy(np.load(o.out / row["samples"]))) for row in least]
-    made = {**origin(device), "seconds": round(monotonic() - began)}
-    compare_page(subject, table, _paths(o, subject), samples, made, o.out)
+    with opened(o.out, code_of(o), command="compare", sde=subject.sde, n=subject.n, **kept) as folder:
+        rows, journal = folder.rows("results.jsonl", "method", "budget"), Journal(subject.score, folder)
+        subject = replace(subject, score=journal)
+        for method, budget in bar(cells, desc="compare", unit="run"):
+            if _whole(folder, rows.get((method.name, budget))):
+                continue
+            journal.start(folder.of, method.name, budget)
+            ((row, x),) = compare(subject, [(method, budget)], o.grid, o.seed, o.batch)
+            if "skipped" not in row:
+                row["samples"] = _file(row)
+                folder.keep(row["samples"], as_bytes(x.numpy()))
+            rows.add(journal.done(row))
+        table = [rows[m.name, k] for m, k in cells]
+        for row in table:
+            if "skipped" in row:
+                print(f"{row['method']} was not run with {row['budget']} network calls: {row['skipped']}")
+        ran = [row for row in table if "skipped" not in row]
+        if not ran:
+            raise RuntimeError("no sampler could be run")
+        least = [row for row in ran if row["budget"] == ran[0]["budget"]]
+        samples = [(row["method"], torch.from_numpy(as_array(folder.read(row["samples"]) or b""))) for row in least]
+        made = {**origin(device), "seconds": round(monotonic() - began)}
+        compare_page(subject, table, _paths(o, subject, folder, journal), samples, made, o.out)
     print(f"{monotonic() - began:.0f} s; open {o.out / 'report.html'}")
+
+
+def _file(row: dict[str, Any]) -> str:
+    """Where the samples of a row are."""
+    name = row["method"].lower().replace(",", "").replace(" ", "-").replace("/", "_")
+    return f"samples/{name}-{row['budget']}.npy"
+
+
+def _whole(folder: Folder, row: dict[str, Any] | None) -> bool:
+    """Whether a row is there, and its samples too."""
+    return row is not None and ("skipped" in row or folder.read(row["samples"]) is not None)
 
 
 def _methods(o: Namespace) -> list[Method]:
@@ -62,21 +75,25 @@ def _methods(o: Namespace) -> list[Method]:
     return [*(told.get(name, METHODS[name]) for name in COMPARED), *read_steps(o)]
 
 
-def _subject(o: Namespace, device: torch.device) -> tuple[Subject, str]:
-    """What is sampled, and what the recipe calls it."""
+def _subject(o: Namespace, device: torch.device) -> tuple[Subject, dict[str, Any]]:
+    """What is sampled, and what the recipe says of it."""
     sde = read("sde", o.sde, LinearSDE)
     one_subject(o)
     if o.model:
         found = model_of(o, device)
-        return trained_subject(found.model, source_of(o, found).load(), sde, o.n, o.seed), found.digest
+        _, data = data_of(o, found)
+        of = {"subject": found.digest, "data": data.digest}
+        return trained_subject(found.model, data, sde, o.n, o.seed), of
     law = read("law", o.law or "modes", Problem)
     n, sde = 4000 if o.n is None else o.n, sde or read("sde", "vp", LinearSDE)
-    return exact_subject(repr(law), law.law(), sde, n, o.seed, device), repr(law)
+    return exact_subject(repr(law), law.law(), sde, n, o.seed, device), {"subject": repr(law), "data": None}
 
 
-def _paths(o: Namespace, subject: Subject) -> list[dict[str, Any]]:
+def _paths(o: Namespace, subject: Subject, folder: Folder, journal: Journal) -> list[dict[str, Any]]:
     """Kept for runs that go on."""
-    file = o.out / "paths.jsonl"
-    if not file.is_file():
-        write(file, as_lines(bar(paths(subject, o.grid, o.seed), desc="paths", unit="run")).encode())
-    return read_lines(file)
+    rows = folder.rows("paths.jsonl", "name")
+    journal.start(folder.of, "paths")
+    for row in bar(paths(subject, o.grid, o.seed, [name for (name,) in rows]), desc="paths", unit="run"):
+        rows.add(row)
+    journal.done({})
+    return list(rows.values())

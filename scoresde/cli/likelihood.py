@@ -2,109 +2,127 @@
 
 import json
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from .. import likelihood as of
+from .. import likelihood
 from ..exact import GaussianMixture
 from ..files import write
 from ..lab import Problem, Target, origin
 from ..process import LinearSDE
-from ..progress import bar
+from ..progress import bar, portions
 from ..reference import Reference
 from ..shapes import count
-from .common import as_lines, join_processes, model_of, one_subject, place, read_lines, recipe, source_of
+from ..values import plain
+from .common import code_of, data_of, fitting, join_processes, model_of, one_subject, place
+from .folder import Folder, opened, read_rows
 from .parts import read
 
-KINDS: dict[str, type[Any]] = {"uniform": of.Uniform, "truncated-normal": of.TruncatedNormal, "decoded": of.Decoded}
+KINDS: dict[str, type[Any]] = {
+    "uniform": likelihood.Uniform,
+    "truncated-normal": likelihood.TruncatedNormal,
+    "decoded": likelihood.Decoded,
+}
+LINES = "likelihood.jsonl"
 
 
-def run(o: Namespace) -> None:
-    """Compute, print the mean, and write one line a sample."""
+def run(o: Namespace) -> int:
+    """Compute, print the mean, and write one line a sample; 1 if some samples have no likelihood."""
     count("batch", o.batch), count("terms", o.terms, least=0), count("chain", o.chain, least=2)
     one_subject(o)
     rank, device = join_processes(), place(o)
-    subject = (_exact if o.law else _trained)(o, device)
-    kept = ("seed", "split", "method", "trace", "dequantization", "draws", "fitted_prior", "terms", "chain")
-    if rank == 0:
-        recipe(o.out, subject=subject.name, sde=subject.sde, **{k: getattr(o, k) for k in kept})
-        _gather(o.out)
-    _barrier()
-    file = o.out / "likelihood.jsonl"
-    done = {row["index"] for row in read_lines(file)}
-    processes = dist.get_world_size() if dist.is_initialized() else 1
-    todo = [i for i in range(len(subject.x)) if i not in done][rank::processes]
-    part = o.out / f"part-{rank}.jsonl" if processes > 1 else file
-    shown = bar(total=len(todo), desc="likelihood", disable=rank > 0)
-    with part.open("a") as lines, shown:
-        for start in range(0, len(todo), o.batch):
-            index = todo[start : start + o.batch]
-            try:
-                lines.write(as_lines(subject.rows(index, o.seed)))
-            except RuntimeError as error:
-                raise RuntimeError(f"in the batch of samples {index[0]} to {index[-1]}: {error}") from error
-            lines.flush()
-            shown.update(len(index))
-    _barrier()
-    if rank == 0:
-        _gather(o.out)
-        rows = [row for row in read_lines(file) if row["index"] < len(subject.x)]
-        summary = subject.summary(rows)
-        write(o.out / "summary.json", json.dumps({**origin(), **summary}, indent=2).encode())
-        print(_said(rows, subject, summary, o))
+    subject, of = (_exact if o.law else _trained)(o, device)
+    kept = {k: getattr(o, k) for k in ("seed", "split", "dequantization", "draws", "fitted_prior", "terms", "chain")}
+    kept |= {"sde": subject.sde, "method": repr(subject.how.method), "trace": repr(subject.how.trace), **of}
+    with opened(o.out, code_of(o), rank == 0, command="likelihood", **kept) as folder:
+        if rank == 0:
+            _gather(folder)
+        _barrier()
+        processes = dist.get_world_size() if dist.is_initialized() else 1
+        done = {row["index"] for row in read_rows(o.out / LINES, folder.of, "index")}
+        todo = [i for i in range(len(subject.x)) if i not in done][rank::processes]
+        rows = folder.rows(f"part-{rank}.jsonl" if processes > 1 else LINES, "index")
+        with bar(total=len(todo), desc="likelihood", disable=rank > 0) as shown:
+            for index in portions(todo, o.batch):
+                try:
+                    rows.add(*subject.rows(index, o.seed))
+                except RuntimeError as error:
+                    raise RuntimeError(f"in the batch of samples {index[0]} to {index[-1]}: {error}") from error
+                shown.update(len(index))
+        _barrier()
+        return _report(o, subject, _gather(folder)) if rank == 0 else 0
 
 
-def _how(o: Namespace, prior: GaussianMixture | None) -> of.Quadrature:
-    return of.Quadrature(read("method", o.method, object), read("trace", o.trace, of.Trace), prior=prior)
+def _report(o: Namespace, subject: Target, found: dict[int, dict[str, Any]]) -> int:
+    """Write the summary and print it. Raises RuntimeError if there is not a row for every sample."""
+    rows = [found[i] for i in sorted(found) if i < len(subject.x)]
+    if len(rows) < len(subject.x):
+        raise RuntimeError(f"only {len(rows)} of {len(subject.x)} samples have a row in {o.out / LINES}: call it again")
+    summary = subject.summary(rows)
+    write(o.out / "summary.json", json.dumps(plain({**origin(), **summary}), indent=2).encode())
+    bad, good = [row for row in rows if "error" in row], [row for row in rows if "error" not in row]
+    print(_said(good, subject, summary, o) if good else "no sample has a likelihood")
+    for row in bad[:3]:
+        print(f"not among them: {row['error']}")
+    if bad:
+        print(f"{len(bad)} of {len(rows)} samples have no likelihood; {o.out / LINES} says why")
+    return int(bool(bad))
 
 
-def _trained(o: Namespace, device: torch.device) -> Target:
+def _how(o: Namespace, prior: GaussianMixture | None) -> likelihood.Quadrature:
+    return likelihood.Quadrature(
+        read("method", o.method, object), read("trace", o.trace, likelihood.Trace), prior=prior
+    )
+
+
+def _trained(o: Namespace, device: torch.device) -> tuple[Target, dict[str, Any]]:
     if o.model is None:
         raise ValueError("model must be the folder of a checkpoint, or --law must name a law")
     sde = read("sde", o.sde, LinearSDE)  # before the checkpoint, which may be of this process of your own
     found = model_of(o, device)
     if sde not in (None, found.model.sde):
         raise ValueError(f"sde belongs to --law: a checkpoint has its own, got {o.sde!r}")
-    source = source_of(o, found)
-    data = source.load()
-    if data.shape != found.shape:
-        raise ValueError(f"data must have the model's shape {found.shape}, got {data.shape}")
+    source, data = data_of(o, found)
     x = data.held_out if o.split == "held-out" else data.train
-    x = x[: count("n", o.n)] if o.n is not None else x
+    if o.n is not None and count("n", o.n) > len(x):
+        raise ValueError(f"n must be at most {len(x)}, the samples of {o.split}, got {o.n}")
+    x = x[: o.n]
     if not len(x):
         raise ValueError(f"split must hold samples, but {o.split} has none")
-    sde, around = found.model.sde, found.model.around or Reference.fit(data.train)
+    sde, around = found.model.sde, found.around or Reference.fit(data.train)
     prior = around.prior(sde, data.shape).to(device) if o.fitted_prior else None
     if o.draws > 1 and data.quantized is None:
         raise ValueError(f"draws must be 1 unless data are discrete, got {o.draws}")
-    discrete = KINDS[o.dequantization](data.quantized, o.draws) if data.quantized else None
-    how = _how(o, prior)
-    return Target(
-        f"{found.digest} on {source!r}", sde, found.model, x, around, discrete, how, None, o.terms, o.chain, device
-    )
+    discrete, how = KINDS[o.dequantization](data.quantized, o.draws) if data.quantized else None, _how(o, prior)
+    name, of = f"{o.model} on {source!r}", {"subject": found.digest, "data": data.digest}
+    return Target(name, sde, found.model, x, around, discrete, how, None, o.terms, o.chain, device), of
 
 
-def _exact(o: Namespace, device: torch.device) -> Target:
-    law = read("law", o.law, Problem).law()
+def _exact(o: Namespace, device: torch.device) -> tuple[Target, dict[str, Any]]:
+    problem = read("law", o.law, Problem)
+    law, n = problem.law(), 200 if o.n is None else o.n
     sde, g = read("sde", o.sde or "vp", LinearSDE), torch.Generator().manual_seed(o.seed)
     around = Reference.fit(law.sample(1000, g))
     # one at a time, so that the first samples are the same for every n
-    x = torch.cat([law.sample(1, g) for _ in range(count("n", 200 if o.n is None else o.n))])
+    x = torch.cat([law.sample(1, g) for _ in range(fitting(n, tuple(law.shape)))])
     prior = around.prior(sde, tuple(law.shape)).to(device) if o.fitted_prior else None
     score, how = law.to(device).diffuse(sde), _how(o, prior)
-    return Target(f"exact {o.law}", sde, score, x, around, None, how, law, o.terms, o.chain, device)
+    target = Target(f"exact {o.law}", sde, score, x, around, None, how, law, o.terms, o.chain, device)
+    return target, {"subject": repr(problem), "data": None}
 
 
-def _gather(out: Path) -> None:
-    """Into one file, in order, what processes have left, without a line that was cut off."""
-    whole, parts = out / "likelihood.jsonl", sorted(out.glob("part-*.jsonl"))
-    rows = {row["index"]: row for file in (whole, *parts) for row in read_lines(file)}
-    write(whole, as_lines(rows[i] for i in sorted(rows)).encode())
+def _gather(folder: Folder) -> dict[int, dict[str, Any]]:
+    """Into one file, in order, what processes have left; the rows by their numbers."""
+    whole, parts = folder.rows(LINES, "index"), sorted(folder.path.glob("part-*.jsonl"))
+    rows = {key: row for part in (whole, *(folder.rows(p.name, "index") for p in parts)) for key, row in part.items()}
+    whole.clear()
+    whole.update({key: rows[key] for key in sorted(rows)})
+    whole.write()
     for part in parts:
         part.unlink()
+    return {i: row for (i,), row in whole.items()}
 
 
 def _said(rows: list[dict[str, Any]], subject: Target, found: dict[str, Any], o: Namespace) -> str:
@@ -122,7 +140,7 @@ def _said(rows: list[dict[str, Any]], subject: Target, found: dict[str, Any], o:
         off = [row[subject.key] - row["truth"] for row in rows]
         lines.append(f"first less truth: {sum(off) / n:.2g} in the mean, {max(map(abs, off)):.2g} at most")
     calls = "{nfe:.0f} network calls and {products:.0f} vector-Jacobian products a batch".format(**rows[0])
-    return "\n".join([*lines, f"{calls}; one line a sample in {o.out / 'likelihood.jsonl'}"])
+    return "\n".join([*lines, f"{calls}; one line a sample in {o.out / LINES}"])
 
 
 def _barrier() -> None:

@@ -1,6 +1,6 @@
 """What every command takes. Nothing here needs torch, so that help comes at once."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 MODEL = "the folder of a checkpoint"
@@ -17,8 +17,8 @@ def demo(parser: ArgumentParser) -> None:
 
 
 def train(parser: ArgumentParser) -> None:
-    """Train a score network on data, and write a checkpoint; an interrupted training goes on when called again. Several
-    processes can share one training: torchrun --nproc-per-node 2 -m scoresde train digits
+    """Train a score network on data, and write a checkpoint; an interrupted training goes on when called again, with as
+    many steps or more. Several processes can share one: torchrun --nproc-per-node 2 -m scoresde -- train digits
     """
     add = parser.add_argument
     add("data", help="digits, Ring(modes=8), moons, swissroll, checkerboard, a .npy or .npz file, a folder of images")
@@ -37,6 +37,7 @@ def train(parser: ArgumentParser) -> None:
     add("--label-dropout", metavar="X", type=float, help="share of labels that are hidden (0.1)")
     add("--not-stratified", action="store_true", help="draw the times of a batch independently")
     add("--bf16", action="store_true", default=None, help="compute the network in bfloat16")
+    add("--save-every", metavar="S", type=float, default=60.0, help="seconds between checkpoints (60)")
     add("--conditional", action="store_true", help="tell the network the labels, if the data have them")
     shared(parser, "runs/model")
 
@@ -48,7 +49,7 @@ def sample(parser: ArgumentParser) -> None:
     on when called again.
     """
     add = parser.add_argument
-    add("model", type=Path, help=MODEL)
+    add("model", type=place, help=MODEL)
     add("--n", metavar="N", type=int, default=64, help="how many samples")
     add("--step", metavar="S", action="append", help="UniPC(3), Flow(Dopri5()), Langevin(SNR(0.3), n=5), module:Class")
     add("--steps", metavar="N", type=int, help="intervals of the grid (20; 1 where a step chooses its own)")
@@ -56,7 +57,7 @@ def sample(parser: ArgumentParser) -> None:
     add("--end", metavar="T", type=float, help="the last time (the process's own t_min)")
     add("--eta", metavar="X", type=float, help="0 for the flow, 1 for the reverse SDE (0; 1 if a step needs noise)")
     add("--sde", metavar="SDE", help="another process: VE(sigma_min=0.02, sigma_max=20), ..., package.module:Class")
-    add("--tuned", metavar="FILE", type=Path, help="what `scoresde tune` wrote: its step, grid and process")
+    add("--tuned", metavar="FILE", type=place, help="what `scoresde tune` wrote: its step, grid and process")
     add("--label", metavar="K", type=int, help="the class, if the network has classes")
     add("--no-denoise", action="store_true", help="end without the mean of the data given the last state")
     add("--batch", metavar="N", type=int, default=256, help="samples drawn together; they do not depend on it")
@@ -70,7 +71,7 @@ def tune(parser: ArgumentParser) -> None:
     what is written. Without a MODEL the score is that of an exact law.
     """
     add = parser.add_argument
-    add("model", type=Path, nargs="?", help=MODEL)
+    add("model", type=place, nargs="?", help=MODEL)
     add("--law", metavar="LAW", help="modes, lattice, digitclasses, package.module:Class (modes)")
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
     add("--nfe", metavar="N", type=int, default=10, help="network calls of the solver")
@@ -82,12 +83,13 @@ def tune(parser: ArgumentParser) -> None:
 def likelihood(parser: ArgumentParser) -> None:
     """The likelihood of data under a checkpoint, along its probability flow, with an error budget and two bounds: grey
     levels in bits/dim, continuous data in nats/dim, -log p / d. The density is that of the model at t = t_min. One line
-    a sample goes to likelihood.jsonl, and an interrupted run goes on when called again; under torchrun the samples are
-    shared out, and the lines are the same.
+    a sample goes to likelihood.jsonl, and an interrupted run goes on when called again. Several processes share the
+    samples out, and the lines are the same: torchrun --nproc-per-node 2 -m scoresde -- likelihood MODEL --n 4 (without
+    the -- torchrun takes --n for its own).
     """
     add = parser.add_argument
-    add("model", type=Path, nargs="?", help=MODEL)
-    add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (those that the model was trained on)")
+    add("model", type=place, nargs="?", help=MODEL)
+    add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
     add("--law", metavar="LAW", help="instead of a model, an exact law, whose true density is shown: modes, ...")
     add("--sde", metavar="SDE", help="the process of a law (vp)")
     add("--split", choices=("held-out", "train"), default="held-out", help="which part of the data")
@@ -112,7 +114,8 @@ def compare(parser: ArgumentParser) -> None:
     everything to report.html; an interrupted run goes on when called again.
     """
     add = parser.add_argument
-    add("model", type=Path, nargs="?", help=MODEL)
+    add("model", type=place, nargs="?", help=MODEL)
+    add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
     add("--law", metavar="LAW", help="Modes(n=8), lattice, digitclasses, package.module:Class (modes)")
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
     add("--nfe", metavar="N", nargs="+", type=int, help="budgets of network calls (20 50 100, for a law also 200 500)")
@@ -135,7 +138,8 @@ def bench(parser: ArgumentParser) -> None:
     add = parser.add_argument
     problems = ("modes", "lattice", "digits", "memorised", "model")
     add("--problems", nargs="+", choices=problems, help="laws (modes digits; all if --full), or model")
-    add("--model", metavar="DIR", type=Path, help="the folder of a checkpoint, for the problem `model`")
+    add("--model", metavar="DIR", type=place, help="the folder of a checkpoint, for the problem `model`")
+    add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
     add("--processes", nargs="+", choices=("vp", "ve", "subvp", "cosine", "flow", "edm"), help="(vp)")
     add("--sde", metavar="SDE", help="instead of these, one process: VE(sigma_max=20), ..., package.module:Class")
     add("--nfe", metavar="N", nargs="+", type=int, help="budgets for the flow (6 10 20)")
@@ -150,12 +154,19 @@ def bench(parser: ArgumentParser) -> None:
     shared(parser, "runs/bench")
 
 
+def place(text: str) -> Path:
+    """A path that was typed. Raises ArgumentTypeError for none: `Path("")` would be the current folder."""
+    if not text.strip() or "\0" in text:
+        raise ArgumentTypeError("it must be a path, got nothing")
+    return Path(text)
+
+
 def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is written") -> None:
     """The options of every command."""
     add = parser.add_argument
     add("--seed", metavar="N", type=int, default=0, help="of everything random: the same seed, the same result")
     add("--device", metavar="D", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
-    add("--out", metavar="PATH", type=Path, default=Path(out), help=f"{what} ({out})")
+    add("--out", metavar="PATH", type=place, default=Path(out), help=f"{what} ({out})")
 
 
 COMMANDS = {command.__name__: command for command in (demo, train, sample, tune, likelihood, compare, bench)}

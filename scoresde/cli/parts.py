@@ -41,11 +41,17 @@ def told(name: str, text: str) -> Iterator[None]:
         raise ValueError(f"{name} must be like VP() or package.module:Name, got {text!r}: {error}") from error
 
 
+def own_module(text: str) -> str:
+    """The module that a typed part names, package.module:Name; "" if it names none."""
+    module, colon, _ = text.partition(":")
+    return module if colon and module.replace(".", "_").isidentifier() else ""
+
+
 def evaluated(name: str, text: str, names: dict[str, Any]) -> Any:
     """What `text` says: calls, names and numbers, and no other expression. Raises ValueError in one line."""
-    module, colon, rest = text.partition(":")
+    module, rest = own_module(text), text.partition(":")[2]
     with told(name, text):
-        if colon and module.replace(".", "_").isidentifier():
+        if module:
             sys.path.insert(0, "")  # as `python -m` has it: parts of your own lie where you are
             try:
                 names = vars(importlib.import_module(module))

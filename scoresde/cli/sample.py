@@ -2,13 +2,14 @@
 
 from argparse import Namespace
 from dataclasses import replace
-from hashlib import sha256
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..checkpoint import Checkpoint
-from ..files import write
+from ..files import digest
 from ..lab.solvers import Watched
 from ..model import transport
 from ..noise import iid, seeds
@@ -17,8 +18,11 @@ from ..progress import bar
 from ..shapes import count
 from ..steps import Step, Tuning, draw, started
 from ..steps.fit import estimated
-from .common import as_bytes, model_of, place, recipe
+from .common import as_array, as_bytes, code_of, fitting, model_of, place
+from .folder import opened
 from .parts import read, read_grid
+
+DONE = "samples.npy"
 
 
 def run(o: Namespace) -> None:
@@ -26,36 +30,46 @@ def run(o: Namespace) -> None:
     n, batch, device = count("n", o.n), count("batch", o.batch), place(o)
     read("sde", o.sde, LinearSDE)  # before the checkpoint, which may be of this process of your own
     found = model_of(o, device)
+    fitting(n, found.shape)
     score = Watched(_score(o, found, device))
     p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, score)
-    score.nfe, drawn, parts = 0, 0, []
-    solver = sha256(o.tuned.read_bytes()).hexdigest() if o.tuned else [repr(steps), ts.tolist()]
-    kept = {k: getattr(o, k) for k in ("n", "seed", "label", "no_denoise")}
-    recipe(o.out, weights=found.digest, process=repr(p.sde), eta=p.eta, solver=solver, **kept)
-    done = o.out / "samples.npy"
-    if done.is_file():
-        print(f"{done} is complete already")
-        return
-    like = torch.empty(0, device=device)
-    shown = bar(range(0, n, batch), desc="sample", unit="batch")
-    score.ask = lambda calls: shown.set_postfix(calls=calls)
-    for start in shown:
-        part = o.out / f"part-{start:08d}-{min(batch, n - start):08d}.npy"
-        if not part.is_file():
-            every = seeds(o.seed, min(batch, n - start), start)
-            x = draw(p, found.shape, ts, *steps, seeds=every, like=like, denoise=not o.no_denoise)
-            write(part, as_bytes(x.cpu().numpy()))
-            drawn += 1
-        parts.append(part)
-    x = torch.from_numpy(np.concatenate([np.load(part, allow_pickle=False) for part in parts]))
-    if (x.ndim == 4 and x.shape[1] in (1, 3)) or x.shape[1:] == (2,):
-        from ..lab.report import grid_picture
+    score.nfe = 0
+    solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
+    kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "label", "no_denoise")}
+    of: dict[str, Any] = {
+        "command": "sample",
+        "model": found.digest,
+        "process": repr(p.sde),
+        "eta": p.eta,
+        "solver": solver,
+    }
+    with opened(o.out, code_of(o), **of, **kept) as folder:
+        if folder.read(DONE) is not None:
+            print(f"{o.out / DONE} is complete already")
+            return
+        like = torch.empty(0, device=device)
+        shown = bar(range(0, n, batch), desc="sample", unit="batch")
+        score.ask = lambda calls: shown.set_postfix(calls=calls, refresh=False)
+        parts, drawn = [], []
 
-        grid_picture(x[: 256 if x.ndim == 4 else 20_000], o.out / "samples.png")
-    write(done, as_bytes(x.numpy()))  # last, since it says that all is there
-    for part in o.out.glob("part-*.npy"):
-        part.unlink()
-    print(f"{n} samples in {o.out}: {score.nfe} network calls now, in {drawn} of {len(parts)} batches")
+        def draw_part(start: int) -> bytes:
+            drawn.append(start)
+            every = seeds(o.seed, min(batch, n - start), start)
+            return as_bytes(
+                draw(p, found.shape, ts, *steps, seeds=every, like=like, denoise=not o.no_denoise).cpu().numpy()
+            )
+
+        for start in shown:
+            parts.append(f"part-{start:08d}-{min(batch, n - start):08d}.npy")
+            folder.kept(parts[-1], partial(draw_part, start))
+        x = torch.from_numpy(np.concatenate([as_array(folder.read(part) or b"") for part in parts]))
+        if (x.ndim == 4 and x.shape[1] in (1, 3)) or x.shape[1:] == (2,):
+            from ..lab.report import grid_picture
+
+            grid_picture(x[: 256 if x.ndim == 4 else 20_000], o.out / "samples.png")
+        folder.keep(DONE, as_bytes(x.numpy()))  # last, since it says that all is there
+        folder.drop(*(name for (name,) in list(folder.files) if name.startswith("part-")))
+    print(f"{n} samples in {o.out}: {score.nfe} network calls, for the {len(drawn)} of {len(parts)} batches drawn now")
 
 
 def _score(o: Namespace, found: Checkpoint, device: torch.device) -> Score:
@@ -76,7 +90,7 @@ def _chosen(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, tor
     sde = read("sde", o.sde, LinearSDE) if o.sde else own
     p = sde.reverse(transport(score, own, sde), 0.0 if o.eta is None else o.eta)
     pilots = (256, *found.shape), iid(torch.Generator().manual_seed(0)), torch.float32, place(o)
-    around = found.model.around or estimated(replace(p, eta=0.0), sde.prior(*pilots))
+    around = found.around or estimated(replace(p, eta=0.0), sde.prior(*pilots))
     every = o.step or ["GaussianReference"]
     steps = tuple(read("step", text, Step, around=around) for text in every)
     n = (1 if any(hasattr(step, "run") for step in steps) else 20) if o.steps is None else count("steps", o.steps)

@@ -9,6 +9,7 @@ from ..model import Karras, ScoreModel
 from ..noise import seeded
 from ..process import LinearSDE
 from ..reference import Reference
+from ..shapes import number
 from ..training import Settings, train
 from .common import join_processes, place
 from .parts import read, read_data, read_net
@@ -30,6 +31,7 @@ def run(o: Namespace) -> None:
         raise ValueError("conditional training needs data with labels")
     with seeded(o.seed):
         model = ScoreModel(read_net(o.net, data.shape, data.classes * o.conditional), sde, Karras(around)).to(device)
-    train(model, data, settings, folder=o.out, source=source, resume=exists(o.out))
+    number("save_every", o.save_every, least=0)
+    train(model, data, settings, folder=o.out, source=source, resume=exists(o.out), save_every=o.save_every)
     if rank == 0:
         print(f"trained {settings.steps} steps; the checkpoint is in {o.out}")

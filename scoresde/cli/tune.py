@@ -1,5 +1,6 @@
 """`scoresde tune`."""
 
+import shutil
 from argparse import Namespace
 
 import torch
@@ -9,9 +10,10 @@ from ..model import Counted, transport
 from ..process import LinearSDE
 from ..reference import Reference
 from ..shapes import count
-from ..steps import Pilots, tune
+from ..steps import Pilots, Tuning, tune
 from ..values import build, describe
-from .common import model_of, one_subject, place
+from .common import code_of, model_of, one_subject, place
+from .folder import Journal, opened
 from .parts import read
 
 KNOWN = 2000  # samples of an exact law that tell its mean and deviation
@@ -20,29 +22,40 @@ KNOWN = 2000  # samples of an exact law that tell its mean and deviation
 def run(o: Namespace) -> None:
     """Tune, and say how good the result is."""
     count("nfe", o.nfe, least=2)
+    pilots = Pilots(o.pilots, o.seed)
     device, around = place(o), None
     one_subject(o)
     if o.out.is_dir():
         raise ValueError(f"out must be a file to write, and {o.out} is a folder")
+    if o.out.exists():
+        Tuning.load(o.out)  # another file is not written over
     sde = read("sde", o.sde or "vp", LinearSDE)
     if o.model:
         found = model_of(o, device)
-        sde, around = sde if o.sde else found.model.sde, found.model.around
+        sde, around = sde if o.sde else found.model.sde, found.around
         score, like = transport(found.model, found.model.sde, sde), torch.empty(1, *found.shape, device=device)
     else:
-        law = read("law", o.law or "modes", Problem).law()
+        problem = read("law", o.law or "modes", Problem)
+        law = problem.law()
         around = Reference.fit(law.sample(KNOWN, torch.Generator().manual_seed(o.seed)))
         like = torch.empty(1, *law.shape, dtype=torch.float64, device=device)
         score = law.to(device).diffuse(sde)
     build(LinearSDE, describe(sde))  # what could not be written and read again must fail before the tuning
-    counted = Counted(score)
+    of = {"subject": found.digest if o.model else repr(problem), "sde": sde, "around": around, "device": device.type}
+    kept = {k: getattr(o, k) for k in ("seed", "nfe", "pilots")}
     o.out.parent.mkdir(parents=True, exist_ok=True)
-    pilots = Pilots(o.pilots, o.seed)
-    found_ = tune(sde.reverse(counted, 0.0), like, o.nfe, around, pilots, lambda said: print(f"... {said}"))
-    found_.save(o.out)
-    print(f"{found_.name}, {found_.calls} network calls: error {found_.fresh} on fresh noise")
-    print(f"on the pilots that decided: {found_.validation}")
-    print(f"there, {found_.untuned}, the best method without a fit: {found_.untuned_validation}")
-    if not found_.tuned:
+    with opened(o.out.with_name(f".{o.out.name}.work"), code_of(o), command="tune", **of, **kept) as folder:
+        journal = Journal(score, folder).start(folder.of)
+        counted = Counted(journal)
+        made = tune(sde.reverse(counted, 0.0), like, o.nfe, around, pilots, lambda said: print(f"... {said}"))
+        made.save(o.out)
+        again = journal.recalled
+        journal.done({})
+    shutil.rmtree(folder.path)
+    print(f"{made.name}, {made.calls} network calls: error {made.fresh} on fresh noise")
+    print(f"on the pilots that decided: {made.validation}")
+    print(f"there, {made.untuned}, the best method without a fit: {made.untuned_validation}")
+    if not made.tuned:
         print("no fit was better, so that method is what was written")
-    print(f"noise amplification {found_.noise_amplification:.2f}; {counted.nfe} network calls to tune; {o.out}")
+    calls = f"{counted.nfe} network calls to tune" + (f", {again} of them before it was cut off" if again else "")
+    print(f"noise amplification {made.noise_amplification:.2f}; {calls}; {o.out}")

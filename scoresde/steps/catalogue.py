@@ -20,7 +20,7 @@ from .exponential import EqualSteps
 from .langevin import NCSN, Langevin, ncsnv2_step
 from .multistep import DEIS, IPNDM, DPMSolverPP, GaussianReference, SASolver, UniPC
 from .singlestep import RES, DPMSolver, DPMSolverPP2S, EDMHeun
-from .step import Step, sample
+from .step import Step, end
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def own(name: str, step: Step, eta: float = 0.0) -> Method:
     sde, calls = VP(), []
     for n in (8, 16, 32):
         score = Counted(lambda x, t: torch.tanh(3 * x) - x)
-        sample(sde.reverse(score, eta), torch.ones(1, 2), grid.log_snr(sde, n), step)
+        end(sde.reverse(score, eta), torch.ones(1, 2), grid.log_snr(sde, n), step)
         calls.append(score.nfe)
     each = (calls[1] - calls[0]) // 8
     if each < 1 or [calls[0] + 8 * each, calls[0] + 24 * each] != calls[1:]:

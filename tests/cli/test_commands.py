@@ -37,7 +37,7 @@ from scoresde import (
 )
 from scoresde.checkpoint import load
 from scoresde.cli import Parser, main
-from scoresde.cli import sample as sample_module
+from scoresde.cli.folder import Folder
 from scoresde.cli.options import COMMANDS
 from scoresde.data import Ring
 from scoresde.lab import Target, report
@@ -57,6 +57,7 @@ from scoresde.likelihood import (
 from scoresde.nn import MLP
 from scoresde.noise import seeds
 from scoresde.training import Settings
+from scoresde.values import natural
 
 SMALL = ("--steps", "60", "--warmup", "10", "--net", "MLP(width=16, depth=1)")
 RING = "Ring(n=150)"
@@ -84,11 +85,22 @@ def images(tmp_path_factory):
     """A network on ten images of 6x6 pixels and 5 grey levels, three of them held out."""
     folder = tmp_path_factory.mktemp("images")
     np.save(folder / "x.npy", np.random.RandomState(0).randint(0, 5, (10, 6, 6)).astype(np.uint8))
-    return trained(folder / "model", f"Array(Path({str(folder / 'x.npy')!r}), levels=5, held_out=0.3)")
+    return trained(folder / "model", source(folder / "model"))
+
+
+def source(images):
+    """What these images are typed as."""
+    return f"Array(Path({str(images.with_name('x.npy'))!r}), levels=5, held_out=0.3)"
 
 
 def contents(folder):
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    """What a user sees in a folder."""
+    files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
+    return {name: f.read_bytes() for name, f in files.items() if not any(p.startswith(".") for p in name.split("/"))}
+
+
+def shown(folder):
+    return sorted(contents(folder))
 
 
 # help
@@ -391,7 +403,7 @@ def test_sample_is_the_library(capsys, tmp_path, ring, calls, kind):
     tol = 1e-2 if kind == "dopri5" else 1e-4
     n = 23
     x = drawn(tmp_path / "a", ring, "--n", n, "--seed", 5, *args.split())
-    told = [int(re.search(r"(\d+) network calls now, in 1 of 1 batches", capsys.readouterr().out)[1])]
+    told = [int(re.search(r"(\d+) network calls, for the 1 of 1 batches drawn now", capsys.readouterr().out)[1])]
     assert told == [len(calls)] and set(calls) == {n}
     model = load(ring).model
     sde = reverse(lambda x, t: x).sde
@@ -403,12 +415,14 @@ def test_sample_is_the_library(capsys, tmp_path, ring, calls, kind):
     calls.clear()
     chunks = drawn(tmp_path / "b", ring, "--n", n, "--seed", 5, "--batch", 7, *args.split())
     torch.testing.assert_close(chunks, x, rtol=tol, atol=tol / 10)
-    assert int(re.search(r"(\d+) network calls now, in \d of 4 batches", capsys.readouterr().out)[1]) == len(calls)
+    assert int(re.search(r"(\d+) network calls, for the \d of 4 batches drawn now", capsys.readouterr().out)[1]) == len(
+        calls
+    )
     raw = drawn(tmp_path / "c", ring, "--n", n, "--seed", 5, "--no-denoise", *args.split())
     torch.testing.assert_close(raw, want, rtol=1e-5, atol=1e-5)
     other = drawn(tmp_path / "d", ring, "--n", n, "--seed", 6, *args.split())
     assert (other - x).abs().max() > 0.1
-    assert sorted(f.name for f in (tmp_path / "b").iterdir()) == ["recipe.json", "samples.npy", "samples.png"]
+    assert shown(tmp_path / "b") == ["recipe.json", "samples.npy", "samples.png"]
 
 
 def test_more_samples_begin_with_the_same(tmp_path, ring):
@@ -440,27 +454,25 @@ def test_interrupted_sampling(capsys, monkeypatch, tmp_path, ring, calls, after)
     args = ("--step", "Ancestral", "--eta", 1, "--n", 20, "--steps", 3, "--batch", 6)
     want = drawn(tmp_path / "whole", ring, *args)
     with monkeypatch.context() as patch:
-        real, written = sample_module.write, []
+        real, written = Folder.keep, []
 
-        def write(path, content):
+        def stop(name):
             if len(written) == after:
                 raise KeyboardInterrupt
-            written.append(path.name)
-            real(path, content)
+            written.append(name)
 
-        patch.setattr(sample_module, "write", write)
-        patch.setattr(report, "grid_picture", lambda x, file: write(file, b"a picture"))
+        patch.setattr(Folder, "keep", lambda self, name, content: (stop(name), real(self, name, content))[1])
+        patch.setattr(report, "grid_picture", lambda x, file: (stop(file.name), file.write_bytes(b"a picture")))
         out = tmp_path / "broken"
         capsys.readouterr()
         assert main(["sample", str(ring), *map(str, args), "--out", str(out)]) == 130
-        assert (
-            "scoresde: interrupted; the same command with the same --out goes on from here\n" in capsys.readouterr().err
-        )
+        said = "scoresde: stopped by SIGINT; the same command with the same --out goes on from what is there\n"
+        assert said in capsys.readouterr().err
     calls.clear()
     assert torch.equal(drawn(out, ring, *args), want)
     left = 4 - min(after, 4)
     assert (
-        int(re.search(r"(\d+) network calls now, in \d of 4 batches", capsys.readouterr().out)[1])
+        int(re.search(r"(\d+) network calls, for the \d of 4 batches drawn now", capsys.readouterr().out)[1])
         == len(calls)
         == 4 * left
     )
@@ -475,14 +487,15 @@ def test_interrupted_sampling_with_other_batches(monkeypatch, tmp_path, ring):
         patch.setattr(report, "grid_picture", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(["sample", str(ring), *map(str, args), "--batch", "6", "--out", str(tmp_path / "b")]) == 130
     torch.testing.assert_close(drawn(tmp_path / "b", ring, *args, "--batch", 8), want, rtol=1e-4, atol=1e-5)
-    assert len(list((tmp_path / "b").iterdir())) == 3
+    assert shown(tmp_path / "b") == ["recipe.json", "samples.npy", "samples.png"]
 
 
 # likelihood
 
 
 def rows(out):
-    return [json.loads(line) for line in (out / "likelihood.jsonl").read_text().splitlines()]
+    lines = [natural(json.loads(line)) for line in (out / "likelihood.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "recipe"} for row in lines]
 
 
 def measured(out, *args):
@@ -649,8 +662,8 @@ def test_likelihood_goes_on(capsys, tmp_path, ring, keep):
     again = measured(out, ring, "--batch", 8)
     assert capsys.readouterr().out.splitlines()[:-1][0] == mean[0]
     alike(again, whole)
-    kept = [json.loads(line) for line in text[: round(keep * len(text))].splitlines() if line.endswith(b"}")]
-    assert rows(out)[: len(kept)] == kept
+    kept = sum(line.endswith(b"}") for line in text[: round(keep * len(text))].splitlines())
+    assert rows(out)[:kept] == rows(tmp_path / "whole")[:kept]
 
 
 def test_interrupted_likelihood(capsys, monkeypatch, tmp_path, ring):
@@ -706,7 +719,7 @@ def test_likelihood_of_more_samples(capsys, tmp_path, ring):
         (["--trace", "Exact"], "trace"),
         (["--method", "Dopri5(rtol=1e-3)"], "method"),
         (["--dequantization", "decoded"], "dequantization"),
-        (["--data", "moons"], "subject"),
+        (["--data", "moons"], "data"),
     ],
 )
 def test_likelihood_with_other_options(capsys, tmp_path, ring, more, key):
@@ -721,7 +734,7 @@ def test_likelihood_with_other_options(capsys, tmp_path, ring, more, key):
 
 def test_likelihood_with_other_draws(capsys, tmp_path, images):
     """Nor are those of another number of draws of the dequantisation."""
-    args = ["likelihood", str(images), "--n", "2", "--trace", "Exact", "--out", str(tmp_path)]
+    args = ["likelihood", str(images), "--data", source(images), "--n", "2", "--trace", "Exact", "--out", str(tmp_path)]
     assert main(args) == 0
     before = contents(tmp_path)
     capsys.readouterr()
@@ -730,28 +743,33 @@ def test_likelihood_with_other_draws(capsys, tmp_path, images):
     assert contents(tmp_path) == before
 
 
-def test_a_network_that_fails_is_named(capsys, monkeypatch, tmp_path, ring):
-    """One line with the batch, the sample in it and the time; the finished rows are kept, and go on later."""
-    real, solved = MLP.forward, []
+def test_a_sample_that_fails_stops_no_other(capsys, monkeypatch, tmp_path, ring):
+    """Its row says what happened, by its own number and the time; the others have the values that they have without it,
+    the mean is theirs, and the exit status is 1. Called again, nothing is measured twice.
+    """
+    whole = measured(tmp_path / "whole", ring, "--batch", 8)
+    bad, real = Ring(n=150).load().held_out[19], MLP.forward
+    first = load(ring).model
+    seen = first.predicts(*(f(first.sde.t_min) for f in (first.sde.alpha, first.sde.sigma)))[2] * (
+        bad - first.sde.alpha(first.sde.t_min) * first.predicts.mean
+    )
 
     def forward(self, x, *args, **kwargs):
         out = real(self, x, *args, **kwargs)
-        return out if len(solved) < 2 else out + torch.where(torch.arange(len(x)) == 3, math.nan, 0.0)[:, None]
+        return out + torch.where((x - seen.to(x)).abs().amax(1) < 1e-6, math.nan, 0.0)[:, None]
 
-    def values(target, index, seed, real=Target.rows):
-        found = real(target, index, seed)
-        solved.append(index)
-        return found
-
+    capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(MLP, "forward", forward)
-        patch.setattr(Target, "rows", values)
-        assert main(["likelihood", str(ring), "--batch", "8", "--out", str(tmp_path)]) == 2
-    err = capsys.readouterr().err.splitlines()[-1]
-    assert err == "scoresde: in the batch of samples 16 to 23: the score of sample 3 is not finite at t = 0.001"
-    before = rows(tmp_path)
-    assert [row["index"] for row in before] == list(range(16))
-    assert len(measured(tmp_path, ring, "--batch", 8)) == 30 and rows(tmp_path)[:16] == before
+        assert main(["likelihood", str(ring), "--batch", "8", "--out", str(tmp_path / "one")]) == 1
+    said, found = capsys.readouterr().out, {row["index"]: row for row in rows(tmp_path / "one")}
+    assert found[19] == {"index": 19, "error": "the score of sample 19 is not finite at t = 0.001"}
+    assert said.startswith("29 samples") and "1 of 30 samples have no likelihood" in said
+    rest = [found[i] for i in range(30) if i != 19]
+    alike(dict(enumerate(rest)), dict(enumerate(row for i, row in sorted(whole.items()) if i != 19)))
+    before = rows(tmp_path / "one")
+    assert main(["likelihood", str(ring), "--batch", "8", "--out", str(tmp_path / "one")]) == 1
+    assert rows(tmp_path / "one") == before
 
 
 def test_parts_of_processes_are_gathered(tmp_path, ring):
@@ -764,7 +782,7 @@ def test_parts_of_processes_are_gathered(tmp_path, ring):
     (out / "part-0.jsonl").write_text("".join(lines[0:12:2]))
     (out / "part-1.jsonl").write_text("".join(lines[1:8:2]) + lines[9][:20])
     again = measured(out, ring)
-    assert sorted(f.name for f in out.iterdir()) == ["likelihood.jsonl", "recipe.json", "summary.json"]
+    assert shown(out) == ["likelihood.jsonl", "recipe.json", "summary.json"]
     alike(again, whole)
     assert [again[i] for i in (0, 1, 5, 10)] == [whole[i] for i in (0, 1, 5, 10)]
 
@@ -796,7 +814,7 @@ def test_images_from_end_to_end(capsys, tmp_path, images):
     x = drawn(tmp_path / "x", images, "--n", 5, "--steps", 5)
     assert x.shape == (5, 1, 6, 6) and (tmp_path / "x" / "samples.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
-    found = measured(tmp_path / "l", images)
+    found = measured(tmp_path / "l", images, "--data", source(images))
     said = capsys.readouterr().out
     loaded = load(images)
     held = loaded.source.load().held_out
@@ -811,10 +829,11 @@ def test_images_from_end_to_end(capsys, tmp_path, images):
         "decoded": (["--dequantization", "decoded"], [Decoded(loaded.quantized)], {}),
         "draws": (["--draws", "3", "--trace", "Exact"], [Uniform(loaded.quantized, 3)], {"trace": Exact()}),
     }.items():
-        found = measured(tmp_path / name, images, *options[0])
+        found = measured(tmp_path / name, images, "--data", source(images), *options[0])
         want = library(images, held, loaded.source.load().train, 0, *options[1], **options[2])
         torch.testing.assert_close(column(found, "bits_per_dim"), want.bits_per_dim, rtol=1e-4, atol=1e-4)
-        alike(measured(tmp_path / f"{name} alone", images, *options[0], "--batch", 1), found)
+        alone = measured(tmp_path / f"{name} alone", images, "--data", source(images), *options[0], "--batch", 1)
+        alike(alone, found)
 
 
 def test_training_goes_on_from_the_shell(monkeypatch, tmp_path, ring):

@@ -34,6 +34,7 @@ from scoresde.lab.pages import TITLES
 from scoresde.nn import MLP
 from scoresde.steps import METHODS
 from scoresde.steps.catalogue import annealed_langevin, own, predictor_corrector
+from scoresde.values import natural
 
 N = 200
 
@@ -57,7 +58,8 @@ def compared(out, *args):
 
 
 def rows(out):
-    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    lines = [natural(json.loads(line)) for line in (out / "results.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "recipe"} for row in lines]
 
 
 def samples(out, row):
@@ -193,9 +195,8 @@ def test_where_all_diverge(capsys, fast, monkeypatch, tmp_path):
 
 def test_again_and_with_more_budgets(modes, fast, tmp_path):
     """What is there is not made again, nor changed; a new budget adds lines, and those that are not asked for stay."""
-    for file in modes.iterdir():
-        if file.name in ("results.jsonl", "recipe.json"):
-            (tmp_path / file.name).write_bytes(file.read_bytes())
+    for name in ("results.jsonl", "recipe.json", ".files.jsonl"):
+        (tmp_path / name).write_bytes((modes / name).read_bytes())
     (tmp_path / "samples").mkdir()
     for file in (modes / "samples").iterdir():
         (tmp_path / "samples" / file.name).write_bytes(file.read_bytes())
@@ -206,7 +207,8 @@ def test_again_and_with_more_budgets(modes, fast, tmp_path):
     found = compared(tmp_path, "--n", N, "--nfe", 5)
     text = (tmp_path / "results.jsonl").read_bytes()
     assert text.startswith(before["results.jsonl"]) and {row["budget"] for row in found[20:]} == {5}
-    assert all(contents(tmp_path)[name] == before[name] for name in before if name != "results.jsonl")
+    grown = ("results.jsonl", ".files.jsonl")
+    assert all(contents(tmp_path)[name] == before[name] for name in before if name not in grown)
     report = (tmp_path / "report.md").read_text()
     assert "| sampler | 5 calls |" in report
 
@@ -236,7 +238,7 @@ def test_interrupted(capsys, fast, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(solvers, "draw", draw)
         assert main(["compare", *map(str, args), "--device", "cpu", "--out", str(tmp_path / "cut")]) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "goes on from what is there" in capsys.readouterr().err
     assert without_seconds(rows(tmp_path / "cut")) == without_seconds(want[:4])
     assert without_seconds(compared(tmp_path / "cut", *args)) == without_seconds(want)
 
@@ -256,14 +258,9 @@ def test_interrupted(capsys, fast, monkeypatch, tmp_path):
 )
 def test_other_options_in_the_same_folder(capsys, fast, tmp_path, more, key):
     """Rows of another seed, law, process or sampler are not put beside these: one line, and the folder stays."""
-    (tmp_path / "recipe.json").write_text(
-        json.dumps({
-            "subject": "Modes(n=8, std=0.05)", "sde": {"class": "VP", "beta_min": 0.1, "beta_max": 20.0},
-            "n": 20, "seed": 0, "grid": "log_snr", "r": 0.16, "corrections": 5,
-        })
-    )  # fmt: skip
-    (tmp_path / "results.jsonl").write_text('{"method": "DDIM", "budget": 7}\n')
+    compared(tmp_path, "--n", 20, "--nfe", 3)
     before = contents(tmp_path)
+    capsys.readouterr()
     args = ["compare", "--nfe", "3", "--out", str(tmp_path), *([] if "--n" in more else ["--n", "20"])]
     assert main([*args, *more]) == 2
     assert f"out holds results with {key} = " in one_line(capsys)
@@ -436,7 +433,7 @@ def test_checkpoint_of_own_data(capsys, tmp_path):
     """A checkpoint that does not say what data it is of cannot be compared with them."""
     save(tmp_path / "model", Checkpoint(ScoreModel(MLP((2,), 4, 1), VP()), (2,)))
     assert main(["compare", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
-    assert "model must be a checkpoint that says what data it was trained on" in one_line(capsys)
+    assert "data must be given, --data FILE or FOLDER: the checkpoint does not say" in one_line(capsys)
 
 
 # bad input

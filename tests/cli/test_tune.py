@@ -124,7 +124,7 @@ def test_sample_with_it(capsys, ring, solver, tmp_path):
         args = ["--tuned", str(solver), "--n", "30", "--batch", batch, "--device", "cpu", "--out", str(folder)]
         capsys.readouterr()
         assert main(["sample", str(ring), *args, *more]) == 0
-        assert f"30 samples in {folder}: {calls} network calls now" in capsys.readouterr().out
+        assert f"30 samples in {folder}: {calls} network calls, for the " in capsys.readouterr().out
         out[batch, more] = drawn(folder)
     torch.testing.assert_close(out["7", ()], out["30", ()], rtol=0, atol=1e-6)
     found, model = Tuning.load(solver), load(ring).model
@@ -249,4 +249,4 @@ def test_bad_options(capsys, monkeypatch, tmp_path, ring, solver, case):
     places["OTHER"] = ring / "manifest.json"
     assert main([str(places.get(word, word)) for word in line.split()]) == 2
     assert said in one_line(capsys)
-    assert [f.name for f in tmp_path.rglob("*")] == ["folder"]
+    assert [f.name for f in tmp_path.rglob("[!.]*")] == ["folder"]

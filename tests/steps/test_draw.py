@@ -110,3 +110,15 @@ def test_a_sample_that_is_lost_is_named():
     i = int(lost.nonzero()[0])
     with pytest.raises(RuntimeError, match=f"^sample {i}, of seed {every[i]}, is not finite"):
         draw(p, (2,), grid.log_snr(sde, 3), DDIM(), seeds=every, like=like)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    """At sigma = 378, whose square no float16 holds, samples like half are those like float32, rounded once."""
+    sde, every = VE(0.01, 378.0), seeds(0, 4)
+    p = sde.reverse(LAW.diffuse(sde))
+    want, found = (
+        draw(p, (2,), grid.log_snr(sde, 12), Ancestral(), seeds=every, like=torch.empty(0, dtype=of))
+        for of in (torch.float32, dtype)
+    )
+    assert found.dtype == dtype and torch.equal(found, want.to(dtype))

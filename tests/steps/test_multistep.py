@@ -642,7 +642,7 @@ def test_bad_grids(step):
     for bad in ([1.5, 0.5], [0.5, -0.1]):
         with pytest.raises(ValueError, match=r"^ts must lie in \[0, T\]"):
             sample(q, x, torch.tensor(bad, dtype=F64), step)
-    with pytest.raises(ValueError, match="^eta must be a finite number >= 0, got -0.5$"):
+    with pytest.raises(ValueError, match="^eta must be a finite number >= 0 and <= 1000, got -0.5$"):
         sde.reverse(mixture(sde), -0.5)
 
 

@@ -1,0 +1,244 @@
+"""The folder of a command: of what its results are, one process that writes them, and which of them are whole.
+
+Nothing is taken for a result because it lies there. Every row and every file of a folder is entered with the identity
+of the recipe that it was made by, and a file with its sha256. What was cut off goes on: rows and files that are entered
+are not made again, and of a longer piece of work the answers of the network are kept until it is done.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..files import alone, digest, write
+from ..process import Score
+from ..values import identity, natural, plain, sealed, unsealed
+
+RECIPE, LEDGER, JOURNAL = "recipe.json", ".files.jsonl", ".answers"
+Row = dict[str, Any]
+
+
+class Rows(dict[tuple[Any, ...], Row]):
+    """The rows of a file of JSON lines by their columns `key`, without a last line that was cut off.
+
+    Raises ValueError, naming the file, for a row that is none, or that another recipe has made.
+    """
+
+    def __init__(self, file: Path, of: str, *key: str) -> None:
+        self.file, self.of, self.key = file, of, key
+        super().__init__({tuple(row[k] for k in key): row for row in read_rows(file, of, *key)})
+        self.write()
+
+    def add(self, *rows: Row) -> None:
+        """New rows, here and in the file."""
+        with self.file.open("a") as lines:
+            lines.write("".join(map(self._line, rows)))
+        self.update({tuple(row[k] for k in self.key): row for row in rows})
+
+    def write(self) -> None:
+        """The file anew, with the rows that are here."""
+        write(self.file, "".join(map(self._line, self.values())).encode())
+
+    def _line(self, row: Row) -> str:
+        return json.dumps(plain({**row, "recipe": self.of})) + "\n"
+
+
+def read_rows(file: Path, of: str, *key: str) -> list[Row]:
+    """What `Rows` has written into a file; none if there is no file."""
+    found = []
+    text = file.read_text() if file.is_file() else ""
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break  # it was cut off
+        try:
+            row = natural(json.loads(line))
+            made_by = row.pop("recipe", None)
+            good = all(k in row for k in key)
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            good = False
+        if not good:
+            raise ValueError(f"{file} is damaged in line {number}: delete that line, or give another --out")
+        if made_by != of:
+            raise ValueError(f"{file} holds a row of another recipe in line {number}: give another --out")
+        found.append(row)
+    return found
+
+
+class Folder:
+    """A folder that is open to this process alone."""
+
+    def __init__(self, path: Path, of: str) -> None:
+        self.path, self.of = path, of
+        self.files = Rows(path / LEDGER, of, "file")
+
+    def rows(self, name: str, *key: str) -> Rows:
+        """Those of a file of this folder."""
+        return Rows(self.path / name, self.of, *key)
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Write a file, and enter it."""
+        (self.path / name).parent.mkdir(exist_ok=True)
+        write(self.path / name, content)
+        self.files.add({"file": name, "sha256": digest(content)})
+
+    def read(self, name: str) -> bytes | None:
+        """A file that was entered; None if it was not, or is not there. Raises ValueError for another content."""
+        entered, file = self.files.get((name,)), self.path / name
+        if entered is None or not file.is_file():
+            return None
+        content = file.read_bytes()
+        if digest(content) != entered["sha256"]:
+            raise ValueError(f"{file} is not what was written there: move it away, or give another --out")
+        return content
+
+    def kept(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """The content of a file, made if it was not entered yet."""
+        content = self.read(name)
+        if content is None:
+            content = make()
+            self.keep(name, content)
+        return content
+
+    def drop(self, *names: str) -> None:
+        """Remove files that were entered."""
+        for name in names:
+            if self.files.pop((name,), None):
+                (self.path / name).unlink(missing_ok=True)
+        self.files.write()
+
+
+@contextmanager
+def opened(out: Path, code: dict[str, str], first: bool = True, **values: Any) -> Iterator[Folder]:
+    """The folder of results that `values` tell of, made if need be, and its recipe written or found there.
+
+    code: digests of modules of one's own; others may be added to those that are there. first: whether this process is
+    the one of its group that writes.
+    Raises ValueError if there are results of another recipe, or files without one; a recipe alone, left by a command
+    that failed before its first result, is replaced.
+    """
+    now, file = plain({"version": __version__, **values}), out / RECIPE
+    of, now["code"] = identity(now)[:16], code
+    with alone(out) if first else nullcontext():
+        if first:
+            there = sorted(f.name for f in out.iterdir() if not f.name.startswith(".") and f != file)
+            if file.is_file() and any((out / name).is_dir() or (out / name).stat().st_size for name in there):
+                now["code"] = _agreed(plain(unsealed(file.read_bytes(), file)), now)
+            elif there and not file.is_file():
+                raise ValueError(
+                    f"out must be new, or a folder of this command, but {out} holds {there[0]!r} and no {RECIPE}"
+                )
+            else:
+                for name in (LEDGER, JOURNAL):
+                    (out / name).unlink(missing_ok=True)
+            write(file, sealed(now))
+            yield Folder(out, of)
+        else:
+            yield Joined(out, of)
+
+
+class Joined(Folder):
+    """A folder that another process of the group has opened: rows of one's own may be added."""
+
+    def __init__(self, path: Path, of: str) -> None:
+        self.path, self.of = path, of
+
+
+def _agreed(was: Row, now: Row) -> Row:
+    """The code of both recipes. Raises ValueError, naming it, for the first thing that they say differently."""
+    codes = was.get("code", {}), now["code"]
+    for key in sorted(now.keys() | was.keys()):
+        old, new = was.get(key), now.get(key)
+        if key == "code":
+            old, new = ({k: code[k] for k in codes[0].keys() & codes[1].keys()} for code in codes)
+        if old != new:
+            raise ValueError(f"out holds results with {key} = {old!r}, not {new!r}: give another --out")
+    return {**codes[0], **codes[1]}
+
+
+class Journal:
+    """A score whose answers to a piece of work that takes longer than a second are kept in a file until it is done.
+
+    Cut off and begun again, the work asks the same questions in the same order, and those that were answered are not
+    put to the network again. An answer belongs to its place in that order, to x and, on the CPU, to t; where they
+    differ, that one and all after it are asked anew.
+    """
+
+    PATIENCE, MOST = 1.0, 1 << 31  # seconds without a file; bytes in it
+
+    def __init__(self, score: Score, folder: Folder) -> None:
+        self.score, self.file = score, folder.path / JOURNAL
+        self.stop()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["score"], name)
+
+    def start(self, *work: Any) -> "Journal":
+        """Begin a piece of work, or go on with it if it was cut off."""
+        self.work, self.asked, self.recalled = identity(work), 0, 0
+        self.waiting: list[bytes] = []
+        self.answers = dict(self._read()) if self.file.is_file() else {}
+        self.began = self.written = monotonic()
+        return self
+
+    def stop(self) -> None:
+        """The work is done."""
+        self.work, self.answers, self.waiting, self.recalled = "", {}, [], 0
+
+    def done(self, row: Row) -> Row:
+        """The work is done, and this is its row: of what was cut off no time can be told."""
+        if self.recalled:
+            row |= {k: float("nan") for k in ("seconds", "overhead_us", "seconds_to_fit") if k in row}
+        self.stop()
+        self.file.unlink(missing_ok=True)
+        return row
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        if not self.work or (torch.is_grad_enabled() and x.requires_grad):
+            return self.score(x, t)
+        self.asked += 1
+        if self.asked in self.answers:
+            question, answer = self.answers.pop(self.asked)
+            if question == self._question(x, t):
+                self.recalled += 1
+                return answer.to(x.device)
+            self.answers = {}
+            self.file.unlink(missing_ok=True)
+        said = self.score(x, t)
+        if monotonic() - self.began > self.PATIENCE:
+            self._keep(x, t, said)
+        return said
+
+    def _question(self, x: Tensor, t: Tensor) -> str:
+        known = [a.detach().contiguous() for a in (x, torch.as_tensor(t)) if a.device.type == "cpu"]
+        return f"{tuple(x.shape)} {x.dtype} " + " ".join(
+            str(zlib.crc32(a.view(-1).view(torch.uint8).numpy().data)) for a in known
+        )
+
+    def _keep(self, x: Tensor, t: Tensor, said: Tensor) -> None:
+        content = safetensors.torch.save({"answer": said.detach().cpu().contiguous()})
+        head = {"work": self.work, "number": self.asked, "question": self._question(x, t), "bytes": len(content)}
+        self.waiting += [json.dumps(head).encode() + b"\n", content]
+        if monotonic() - self.written > self.PATIENCE / 2:
+            if not self.file.is_file() or self.file.stat().st_size < self.MOST:
+                with self.file.open("ab") as file:
+                    file.write(b"".join(self.waiting))
+            self.waiting, self.written = [], monotonic()
+
+    def _read(self) -> Iterator[tuple[int, tuple[str, Tensor]]]:
+        with self.file.open("rb") as file:
+            for line in file:
+                try:
+                    head = json.loads(line)
+                    content = file.read(head["bytes"])
+                    if head["work"] == self.work:
+                        yield head["number"], (head["question"], safetensors.torch.load(content)["answer"])
+                except (ValueError, KeyError, TypeError, safetensors.SafetensorError):
+                    return  # it was cut off here
