@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .process import LinearSDE
 from .reference import Reference
-from .shapes import as_time, count, number, times
+from .shapes import as_time, count, number, shown, times
 
 MOST = 10_000_000
 """Steps of a grid: more are a gigabyte of coefficients and months of network calls."""
@@ -23,6 +23,8 @@ MOST = 10_000_000
 
 def _range(sde: LinearSDE, n: int, end: float | None) -> tuple[Tensor, Tensor]:
     count("n", n, most=MOST)
+    if not isinstance(sde, LinearSDE):
+        raise ValueError(f"sde must be a LinearSDE such as VP(), got {shown(sde)}")
     return as_time(sde.T), as_time(number("end", sde.t_min if end is None else end, least=0, below=sde.T))
 
 
@@ -52,7 +54,7 @@ def karras(sde: LinearSDE, n: int, end: float | None = None, rho: float = 7.0) -
     T, end_ = _range(sde, n, end)
     high, low = float(sde.log_snr(T)), _finite(sde, end_)
     u = torch.linspace(0, 1, n + 1, dtype=torch.float64, device="cpu")
-    if rho == float("inf"):
+    if isinstance(rho, float) and rho == float("inf"):
         lam = high + u * (low - high)
     else:
         number("rho", rho, least=0.05, most=1e6)

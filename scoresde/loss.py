@@ -55,7 +55,7 @@ class MinSNR(Weight):
     """The SNR above which the weight of x_0 stops growing."""
 
     def __post_init__(self) -> None:
-        if self.gamma != math.inf:
+        if not (isinstance(self.gamma, float) and self.gamma == math.inf):
             number("gamma", self.gamma, above=0)
 
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .shapes import floating
+from .shapes import count, floating, shown
 
 
 class Noise(Protocol):
@@ -54,11 +55,11 @@ class per_sample:
     BUFFER = 1 << 24  # values held by the whole buffer at most, unless one step needs more
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        if not hasattr(seeds, "__len__"):
-            raise ValueError(f"seeds must be a sequence of one whole number a sample, got {seeds!r}")
+        if not hasattr(seeds, "__len__") or getattr(seeds, "ndim", 1) != 1 or isinstance(seeds, (str, bytes, dict)):
+            raise ValueError(f"seeds must be a sequence of one whole number a sample, got {shown(seeds)}")
         for i, seed in enumerate(seeds):
-            if not (0 <= seed < 2**32 and seed == int(seed)):
-                raise ValueError(f"seeds must be whole numbers from 0 to 2**32 - 1, got seeds[{i}] = {seed}")
+            if not isinstance(seed, (int, float, np.number, torch.Tensor)) or not (0 <= seed < 2**32 and seed % 1 == 0):
+                raise ValueError(f"seeds must be whole numbers from 0 to 2**32 - 1, got seeds[{i}] = {shown(seed)}")
         self.seeds = [int(seed) for seed in seeds]
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
         self.row: tuple[torch.Size, torch.dtype] | None = None
@@ -98,7 +99,9 @@ def seeds(seed: int, n: int, start: int = 0) -> list[int]:
 
     They are start + i + seed * 2654435769 modulo 2**32, so collections with different small seeds lie far apart.
     """
-    if not 0 <= seed < 2**32 or n < 0 or start < 0 or start + n > 2**32:
+    for name, value in (("seed", seed), ("n", n), ("start", start)):
+        count(name, value, least=0, most=2**32)
+    if seed == 2**32 or start + n > 2**32:
         raise ValueError(f"seed, n and start must be whole numbers inside 0..2**32, got {seed}, {n} and {start}")
     return [(start + i + seed * 2654435769) % 2**32 for i in range(n)]
 

@@ -44,7 +44,7 @@ class Reference:
     """Pairs (lambda, size)."""
 
     def __post_init__(self) -> None:
-        if self.std != math.inf:
+        if not (isinstance(self.std, float) and self.std == math.inf):
             number("std", self.std, least=0)
         if not isinstance(self.mean, Tensor):
             number("mean", self.mean)

@@ -85,7 +85,9 @@ def floating(name: str, x: Any) -> Tensor:
 
 
 def wide(name: str, x: Any) -> Tensor:
-    """x in float32 if it is of half precision, else x itself; raise ValueError as `floating`."""
+    """x in float32 if it is of half precision, else x itself; raise ValueError as `floating`, and for one number."""
+    if floating(name, x).ndim == 0:
+        raise ValueError(f"{name} must be a batch (B, *D), got the single number {float(x):g}")
     return x if floating(name, x).dtype.itemsize >= 4 else x.float()
 
 
@@ -118,6 +120,12 @@ def recordable(v: Any) -> Any:
     return v.clone() if isinstance(v, Tensor) and v.is_inference() else v
 
 
+def shown(value: Any) -> str:
+    """A value in a message: `repr`, on one line and not too long."""
+    said = " ".join(repr(value).split())
+    return said if len(said) <= 100 else said[:97] + "..."
+
+
 def number(
     name: str,
     value: Any,
@@ -135,7 +143,7 @@ def number(
     if not (math.isfinite(v) and above < v < below and least <= v <= most):
         bounds = ((">", above), (">=", least), ("<", below), ("<=", most))
         said = " and".join(f" {sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
-        raise ValueError(f"{name} must be a finite number{said}, got {value!r:.100}")
+        raise ValueError(f"{name} must be a finite number{said}, got {shown(value)}")
     return v
 
 
@@ -144,7 +152,7 @@ def count(name: str, value: Any, least: int = 1, most: float = 2**63 - 1) -> int
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
         beyond = isinstance(value, int) and value > most
         said = f" and <= {most}" if most < 2**63 - 1 else f" and <= {most:g}" if beyond else ""
-        raise ValueError(f"{name} must be a whole number >= {least}{said}, got {value!r:.100}")
+        raise ValueError(f"{name} must be a whole number >= {least}{said}, got {shown(value)}")
     return int(value)
 
 
@@ -168,6 +176,13 @@ def as_table(name: str, values: Any, least: int = 1) -> Tensor:
 def lifted(x: Tensor) -> Tensor:
     """x in float32 or better."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def dims(name: str, shape: Any, least: int = 1) -> tuple[int, ...]:
+    """Return shape as a tuple; raise ValueError naming it unless it is a sequence of whole numbers >= least."""
+    if not isinstance(shape, (list, tuple)):
+        raise ValueError(f"{name} must be a sequence of whole numbers, got {shown(shape)}")
+    return tuple(count(name, n, least) for n in shape)
 
 
 def state(name: str, x: Any) -> Tensor:

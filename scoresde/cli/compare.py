@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -92,8 +93,8 @@ def _subject(o: Namespace, device: torch.device) -> tuple[Subject, dict[str, Any
 def _paths(o: Namespace, subject: Subject, folder: Folder, journal: Journal) -> list[dict[str, Any]]:
     """Kept for runs that go on."""
     rows = folder.rows("paths.jsonl", "name")
-    journal.start(folder.of, "paths")
-    for row in bar(paths(subject, o.grid, o.seed, [name for (name,) in rows]), desc="paths", unit="run"):
+    begin = partial(journal.start, folder.of, "paths")
+    for row in bar(paths(subject, o.grid, o.seed, [name for (name,) in rows], begin), desc="paths", unit="run"):
         rows.add(row)
     journal.done({})
     return list(rows.values())

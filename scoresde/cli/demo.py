@@ -23,6 +23,7 @@ from ..reference import Reference
 from ..shapes import count
 from ..training import Settings, train
 from .common import place
+from .folder import opened
 
 SHOWN = 50  # samples in a picture
 
@@ -33,7 +34,7 @@ def run(o: Namespace) -> None:
 
     began, device, data = monotonic(), place(o), Digits().load()
     count("steps", o.steps)
-    with threads(1):  # batches this small lose time on a second thread
+    with opened(o.out, {}, command="demo"), threads(1):  # batches this small lose time on a second thread
         model = _train(o, data, device)
         found, shown = judged(model, data, o.seed)
         side_by_side([(title, x[:SHOWN]) for title, x in shown], o.out / "samples.png")

@@ -129,13 +129,17 @@ def opened(out: Path, code: dict[str, str], first: bool = True, **values: Any) -
     with alone(out) if first else nullcontext():
         if first:
             there = sorted(f.name for f in out.iterdir() if not f.name.startswith(".") and f != file)
-            if file.is_file() and any((out / name).is_dir() or (out / name).stat().st_size for name in there):
-                now["code"] = _agreed(plain(unsealed(file.read_bytes(), file)), now)
-            elif there and not file.is_file():
+            results = any((out / name).is_dir() or (out / name).stat().st_size for name in there)
+            if there and not file.is_file():
                 raise ValueError(
                     f"out must be new, or a folder of this command, but {out} holds {there[0]!r} and no {RECIPE}"
                 )
-            else:
+            was = plain(unsealed(file.read_bytes(), file)) if file.is_file() else now
+            try:
+                now["code"] = _agreed(was, now)
+            except ValueError:
+                if results:
+                    raise
                 for name in (LEDGER, JOURNAL):
                     (out / name).unlink(missing_ok=True)
             write(file, sealed(now))
@@ -225,6 +229,7 @@ class Journal:
     def _keep(self, x: Tensor, t: Tensor, said: Tensor) -> None:
         content = safetensors.torch.save({"answer": said.detach().cpu().contiguous()})
         head = {"work": self.work, "number": self.asked, "question": self._question(x, t), "bytes": len(content)}
+        head["crc32"] = zlib.crc32(content)
         self.waiting += [json.dumps(head).encode() + b"\n", content]
         if monotonic() - self.written > self.PATIENCE / 2:
             if not self.file.is_file() or self.file.stat().st_size < self.MOST:
@@ -233,12 +238,17 @@ class Journal:
             self.waiting, self.written = [], monotonic()
 
     def _read(self) -> Iterator[tuple[int, tuple[str, Tensor]]]:
-        with self.file.open("rb") as file:
-            for line in file:
+        """The answers to this work that are whole; what follows one that is not is cut off."""
+        with self.file.open("r+b") as file:
+            while True:
+                at, line = file.tell(), file.readline()
                 try:
                     head = json.loads(line)
                     content = file.read(head["bytes"])
+                    if zlib.crc32(content) != head["crc32"]:
+                        raise ValueError("it was cut off, or changed")
                     if head["work"] == self.work:
                         yield head["number"], (head["question"], safetensors.torch.load(content)["answer"])
                 except (ValueError, KeyError, TypeError, safetensors.SafetensorError):
-                    return  # it was cut off here
+                    file.truncate(at)
+                    return

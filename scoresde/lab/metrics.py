@@ -48,6 +48,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 256, seed: int = 
     step functions. Raises ValueError if a and b have not one D.
     """
     a, b = _pair(a, b)
+    count("seed", seed, least=0)
     g = torch.Generator().manual_seed(seed)
     v = torch.randn(a.shape[1], count("directions", directions), generator=g, dtype=torch.float64).to(a.device)
     u, w = ((x @ (v / v.norm(dim=0))).sort(0).values for x in (a, b))

@@ -7,8 +7,9 @@ measured with the same few samples.
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,13 +115,21 @@ REVERSED = ("DDPM, fixed-small", "DDPM, fixed-large", "ReverseDiffusion", "Euler
 FLOWING = ("DDIM", "Flow(Heun())", "Flow(Euler())")
 
 
-def paths(subject: Subject, spacing: str = "log_snr", seed: int = 0, skip: Collection[str] = ()) -> Iterator[Row]:
+def paths(
+    subject: Subject,
+    spacing: str = "log_snr",
+    seed: int = 0,
+    skip: Collection[str] = (),
+    begin: Callable[[str], Any] = lambda name: None,
+) -> Iterator[Row]:
     """How discretisations of the reverse SDE converge on one Brownian path, and those of the flow without: a row each,
     with the mean errors at each number of steps, and the slopes; one that says why where a step or an error is not
-    finite. skip: names of those that are known already.
+    finite. skip: names of those that are known already. begin: told the name of each before it is measured, and
+    "limit" before what they converge to.
     """
     if {*REVERSED, *FLOWING} <= set(skip):
         return
+    begin("limit")
     exact, d = subject.tol < 1e-6, math.prod(subject.shape)
     few, steps = (max(64, 4096 // d), [16, 32, 64, 128]) if exact else (16, [8, 16, 32, 64])
     ts, _ = spaced(subject, spacing, 16 * steps[-1])
@@ -134,6 +143,7 @@ def paths(subject: Subject, spacing: str = "log_snr", seed: int = 0, skip: Colle
     for name, step in (*known.items(), (FLOWING[-1], Flow(Euler()))):
         if name in skip:
             continue
+        begin(name)
         process, end = (p, limit) if name in REVERSED else (q, flow)
         try:
             errors = path_errors(process, step, steps, end)

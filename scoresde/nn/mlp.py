@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..shapes import count
+from ..shapes import count, dims
 from .embed import DEEPEST, Embedding, Network, affordable, zeroed
 
 
@@ -28,10 +28,10 @@ class MLP(Network):
     """
 
     def __init__(self, shape: Sequence[int], width: int = 128, depth: int = 4, classes: int = 0) -> None:
-        super().__init__(shape=list(shape), width=width, depth=depth, classes=classes)
+        super().__init__(shape=list(dims("shape", shape)), width=width, depth=depth, classes=classes)
         size = 1
         for n in shape:
-            size *= count("shape", n)
+            size *= n
         count("width", width), count("depth", depth, most=DEEPEST)
         affordable(width * (2 * size + 3 * depth * width + count("classes", classes, least=0)))
         self.classes = classes

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..shapes import count, number
+from ..shapes import count, dims, number
 from .embed import DEEPEST, Embedding, Network, affordable, zeroed
 
 
@@ -87,7 +87,7 @@ class UNet(Network):
         fourier: Sequence[float] = (),
     ) -> None:
         super().__init__(
-            shape=list(shape),
+            shape=list(dims("shape", shape)),
             width=width,
             multipliers=list(multipliers),
             blocks=blocks,
@@ -97,8 +97,6 @@ class UNet(Network):
         )
         if len(shape) != 3:
             raise ValueError(f"shape must be (channels, height, width), got {tuple(shape)}")
-        for n in shape:
-            count("shape", n)
         if not multipliers:
             raise ValueError("multipliers must name at least one level, got none")
         count("width", width), count("blocks", blocks, most=DEEPEST), count("attention", attention, least=0)

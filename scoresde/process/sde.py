@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise, iid
-from ..shapes import answer, as_time, inside, like, number, recordable, recording, rounded, wide
+from ..shapes import answer, as_time, dims, inside, like, number, recordable, recording, rounded, wide
 from .simulate import simulate
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -162,7 +162,7 @@ class LinearSDE(SDE):
         device: torch.device | str | None = None,
     ) -> Tensor:
         """x_T ~ N(0, sigma_T^2 I), the law that p_T is replaced by when sampling."""
-        x, T = torch.empty(*shape, dtype=dtype, device=device), as_time(self.T)
+        x, T = torch.empty(dims("shape", shape, least=0), dtype=dtype, device=device), as_time(self.T)
         return rounded(self.sigma(T) * noise(wide("dtype", x), T, T), x)
 
     def log_prior(self, x: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ class MALA(Step):
         self.check(p, t, s)
         log_prob, dtype, x = p.score.log_prob, x.dtype, wide("x", x)  # type: ignore[attr-defined]
         score, level = p.ask(x, t), log_prob(x, t)
-        e = self.step_size(p, t, score, score)
+        x, e = x + 0 * score, self.step_size(p, t, score, score)  # what is not finite is not rejected in silence
         for _ in range(self.n):
             z = noise(x, t, t)
             y = x + e * score + (2 * e).sqrt() * z

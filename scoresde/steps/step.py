@@ -18,7 +18,7 @@ from ..noise import Noise, iid, per_sample
 from ..process import Reverse, require_reverse
 from ..process import needs_noise as needs_noise
 from ..reference import warn_of_misfit
-from ..shapes import intervals, lifted, state, times
+from ..shapes import dims, intervals, lifted, state, times
 
 
 class Step(ABC):
@@ -219,6 +219,7 @@ def draw(
     if not noise.seeds:
         raise ValueError("seeds must hold one whole number a sample, got none")
     warn_of_misfit(p.sde, p.score, ts)
+    shape = dims("shape", shape)
     dtype, device = lifted(like[:0]).dtype, like.device
     x = end(p, p.sde.prior((len(seeds), *shape), noise, dtype, device), ts, *steps, noise=noise)
     if denoise and p.sde.var(ts[-1]) > 0:

@@ -14,11 +14,13 @@ from html import unescape
 import pytest
 import torch
 from made import Broken, Mine, Wild, one_line
+from test_compare import Network, interrupted
 
 from scoresde import Reference, grid, iid, lab, ode, process, sample, steps
 from scoresde.checkpoint import load
 from scoresde.cli import bench as module
 from scoresde.cli import main
+from scoresde.cli.folder import JOURNAL
 from scoresde.data import Digits
 from scoresde.lab import (
     PROCESSES,
@@ -278,6 +280,32 @@ def test_interrupted(quick, monkeypatch, tmp_path):
     }
     text = (tmp_path / "cut" / "report.md").read_text()
     assert "## Flow: modes, edm" in text and "## Flow: modes, vp" in text
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_interrupted_at_any_network_call(quick, monkeypatch, tmp_path, seed):
+    """Rows, and the flow's ends, are those of a run that was not stopped; the network has answered what it answers
+    there, each question once and in that order; no time of what was cut off is known, those of the others are.
+    """
+    without_pictures(monkeypatch)
+    measures(monkeypatch, lambda own: [*handful()[:2], handful()[8]], lambda own: few()[:2])
+    monkeypatch.setattr(lab, "exact_subject", lambda *args: replace(exact_subject(*args), tol=1e-3))
+    args = ["bench", "--problems", "modes", "--nfe", "5", "--nfe-sde", "8", "--n", "16", "--n-sde", "30"]
+    args += ["--device", "cpu", "--out"]
+    with monkeypatch.context() as patch:
+        whole = Network(patch)
+        assert main([*args, str(tmp_path / "whole")]) == 0
+    network, out, truth = Network(monkeypatch), tmp_path / "cut", "truth-modes-vp.npy"
+    cells = set(interrupted(network, whole, out, lambda: main([*args, str(out)]), 4, seed, truth))
+    assert (network.answered == whole.answered) is True  # without the difference, which is long
+    assert (out / truth).read_bytes() == (tmp_path / "whole" / truth).read_bytes()
+    found = rows(out)
+    assert timeless(found) == timeless(rows(tmp_path / "whole"))
+    ran = {n: row for n, row in enumerate(found) if "skipped" not in row}
+    for n, row in ran.items():
+        assert {math.isnan(row[k]) for k in TIMES if k in row} == {n in cells}
+        assert math.isnan(row["seconds"]) or row["seconds"] > 0
+    assert ran.keys() & cells and ran.keys() - cells and not (out / JOURNAL).exists()
 
 
 @pytest.mark.parametrize(

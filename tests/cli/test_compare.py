@@ -4,6 +4,8 @@ and one line where something is wrong.
 
 import inspect
 import json
+import math
+import random
 import re
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from scoresde import VE, VP, ScoreModel, Step, lab
 from scoresde.checkpoint import Checkpoint, load, save
 from scoresde.cli import compare as module
 from scoresde.cli import main, options
+from scoresde.cli.folder import JOURNAL, Journal
 from scoresde.data import Ring
 from scoresde.lab import (
     COMPARED,
@@ -25,6 +28,7 @@ from scoresde.lab import (
     compare,
     energy_distance,
     exact_subject,
+    orders,
     pages,
     sliced_wasserstein,
     solvers,
@@ -243,6 +247,96 @@ def test_interrupted(capsys, fast, monkeypatch, tmp_path):
     assert without_seconds(compared(tmp_path / "cut", *args)) == without_seconds(want)
 
 
+class Network:
+    """In place of a command's network, with every answer kept at once: what it was asked and has answered, in order;
+    after `stop` answers the process is interrupted.
+    """
+
+    def __init__(self, patch):
+        self.answered, self.stop, real, network = [], math.inf, Journal.__init__, self
+
+        class Asked:
+            def __init__(self, score):
+                self.score = score
+
+            def __getattr__(self, name):
+                return getattr(self.__dict__["score"], name)
+
+            def __call__(self, x, t):
+                if len(network.answered) >= network.stop:
+                    raise KeyboardInterrupt
+                said = self.score(x, t)
+                network.answered.append((x.detach().cpu().numpy().tobytes(), torch.as_tensor(t).tolist()))
+                return said
+
+        patch.setattr(Journal, "PATIENCE", -1.0)
+        patch.setattr(Journal, "__init__", lambda self, score, folder: real(self, Asked(score), folder))
+
+    def cuts(self, most, times, seed=0):
+        """Numbers of answers, 7 and random ones, in order: each is where the process is interrupted; none after."""
+        for self.stop in (7, *sorted(random.Random(seed).sample(range(8, most), times))):
+            yield self.stop
+        self.stop = math.inf
+
+
+def interrupted(network, whole, out, call, times, seed=0, begun="results.jsonl"):
+    """A command called again and again until it is done; the numbers of the rows that were cut off in their middle,
+    those before the file `begun` was there not counted.
+    """
+    cells = set()
+    for cut in network.cuts(len(whole.answered), times, seed):
+        assert call() == 130
+        assert len(network.answered) == cut
+        if (out / JOURNAL).is_file() and (out / begun).is_file():
+            cells.add(len(rows(out)))
+    assert call() == 0
+    return sorted(cells)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_interrupted_at_any_network_call(capsys, fast, monkeypatch, tmp_path, seed):
+    """Rows and samples are those of a run that was not stopped; the network has answered what it answers there, each
+    question once and in that order; the seconds of what was cut off are not known, those of the others are.
+    """
+    args = ["compare", "--n", "20", "--nfe", "3", "12", "--batch", "8", "--device", "cpu", "--out"]
+    with monkeypatch.context() as patch:
+        whole = Network(patch)
+        assert main([*args, str(tmp_path / "whole")]) == 0
+    network, out = Network(monkeypatch), tmp_path / "cut"
+    cells = interrupted(network, whole, out, lambda: main([*args, str(out)]), 6, seed)
+    assert (network.answered == whole.answered) is True  # without the difference, which is long
+    found, want = rows(out), rows(tmp_path / "whole")
+    assert without_seconds(found) == without_seconds(want)
+    for row in found:
+        assert "skipped" in row or samples(out, row).equal(samples(tmp_path / "whole", row))
+    unknown = [n for n, row in enumerate(found) if math.isnan(row.get("seconds", 0.0))]
+    assert cells and unknown == cells
+    assert all(row["seconds"] > 0 for n, row in enumerate(found) if "seconds" in row and n not in unknown)
+    assert not (out / JOURNAL).exists()
+
+
+@pytest.mark.parametrize("left", [0.05, 0.5, 0.95])
+def test_answers_that_were_cut_off(fast, monkeypatch, tmp_path, left):
+    """An answer of which a part was written is none, also to a run after the one that found it."""
+    args = ["compare", "--n", "20", "--nfe", "3", "30", "--device", "cpu", "--out"]
+    monkeypatch.setattr(module, "COMPARED", ("DDIM",))
+    with monkeypatch.context() as patch:
+        Network(patch)
+        assert main([*args, str(tmp_path / "whole")]) == 0
+    network, out = Network(monkeypatch), tmp_path / "cut"
+    sizes = []
+    for network.stop in (12, 13):  # the tenth of the second row is the one that is cut
+        assert main([*args, str(out)]) == 130
+        sizes.append((out / JOURNAL).stat().st_size)
+    with (out / JOURNAL).open("r+b") as file:
+        file.truncate(sizes[0] + int(left * (sizes[1] - sizes[0])))
+    for network.stop in (23, math.inf):
+        assert main([*args, str(out)]) == (130 if network.stop == 23 else 0)
+    assert rows(out)[1]["energy_distance"] == rows(tmp_path / "whole")[1]["energy_distance"]
+    assert samples(out, rows(out)[1]).equal(samples(tmp_path / "whole", rows(out)[1]))
+    assert len(network.answered) == 33 + 1
+
+
 @pytest.mark.parametrize(
     ("more", "key"),
     [
@@ -405,6 +499,70 @@ def test_report_of_a_checkpoint(ring, trained):
         assert line[1:] == [path["strong_slope"], path["weak_slope"]]
         value, low, high = map(float, re.findall(r"-?\d+\.\d\d", line[1]))
         assert value == pytest.approx(np.polyfit(h, np.log(path["strong"]), 1)[0], abs=0.006) and low <= value <= high
+
+
+@pytest.fixture
+def four_paths(monkeypatch):
+    """Four paths, and no pictures."""
+    for name in ("curves", "side_by_side"):
+        monkeypatch.setattr(pages, name, lambda parts, file: file.write_bytes(b"picture"))
+    monkeypatch.setattr(module, "COMPARED", ("DDIM",))
+    monkeypatch.setattr(orders, "REVERSED", ("DDPM, fixed-small", "EulerMaruyama"))
+    monkeypatch.setattr(orders, "FLOWING", ("DDIM", "Flow(Euler())"))
+
+
+def paths_of(out):
+    return (out / "paths.jsonl").read_bytes()
+
+
+def test_paths_grow_row_by_row(four_paths, monkeypatch, tmp_path, ring):
+    """Interrupted at any of them, those before it are there, and they are neither made again nor changed."""
+    args, made = ["compare", str(ring), "--nfe", "3", "--n", "10", "--device", "cpu", "--out"], []
+    real, stops = orders.path_errors, ()
+
+    def errors(process, step, *more):
+        made.append(repr(step))
+        if len(made) - 1 in stops:
+            raise KeyboardInterrupt
+        return real(process, step, *more)
+
+    monkeypatch.setattr(orders, "path_errors", errors)
+    assert main([*args, str(tmp_path / "whole")]) == 0
+    lines, steps, out = paths_of(tmp_path / "whole").splitlines(keepends=True), made[:], tmp_path / "cut"
+    assert len(lines) == len(steps) == 4
+    made.clear()
+    stops = (0, 3, 5)  # the first, the third and the fourth of them, those before begun twice
+    for there in (0, 2, 3):
+        assert main([*args, str(out)]) == 130
+        assert paths_of(out) == b"".join(lines[:there])
+    assert main([*args, str(out)]) == 0
+    assert paths_of(out) == b"".join(lines)
+    assert made == [*steps[:1], *steps[:3], *steps[2:], *steps[3:]]
+    made.clear()
+    assert main([*args, str(out)]) == 0
+    assert not made and paths_of(out) == b"".join(lines)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_paths_interrupted_at_any_network_call(four_paths, monkeypatch, tmp_path, ring, elsewhere):
+    """They are those of a run that was not stopped, and the network has answered each question once; also where the
+    states lie on another device, so that answers are told by their order and their time.
+    """
+    if elsewhere:
+        monkeypatch.setattr(Journal, "_question", lambda self, x, t: f"{tuple(x.shape)} {torch.as_tensor(t).tolist()}")
+    args = ["compare", str(ring), "--nfe", "3", "--n", "10", "--device", "cpu", "--out"]
+    with monkeypatch.context() as patch:
+        whole = Network(patch)
+        assert main([*args, str(tmp_path / "whole")]) == 0
+    network, out = Network(monkeypatch), tmp_path / "cut"
+    network.stop = len(whole.answered) - 3 * 60  # in the second path
+    assert main([*args, str(out)]) == 130 and 0 < len(paths_of(out).splitlines()) < 4
+    network.stop = len(whole.answered) - 60
+    assert main([*args, str(out)]) == 130 and len(network.answered) == network.stop
+    network.stop = math.inf
+    assert main([*args, str(out)]) == 0
+    assert paths_of(out) == paths_of(tmp_path / "whole")
+    assert (network.answered == whole.answered) is True
 
 
 def tables_of_paths(report):

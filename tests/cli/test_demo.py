@@ -24,7 +24,7 @@ from scoresde.steps import Step
 from scoresde.training import Settings
 
 SAMPLERS = {"DDPM ancestral", "Predictor-corrector", "Annealed Langevin", "Probability-flow ODE"}
-FILES = {"results.json", "report.md", "report.html", "samples.png", "path.png"}
+FILES = {"recipe.json", "results.json", "report.md", "report.html", "samples.png", "path.png"}
 
 
 class Loaded(HTMLParser):
@@ -108,7 +108,7 @@ def test_demo_goes_on(monkeypatch, capsys, tmp_path, small):
     assert run(out) == 0
     assert results(out) == want
     assert load(out / "model").digest == trained
-    assert {f.name for f in out.iterdir() if f.is_file()} == FILES
+    assert {f.name for f in out.glob("[!.]*") if f.is_file()} == FILES
     html = (out / "report.html").read_text()
     assert self_contained(html) and f"scoresde demo --seed 3 --steps 20 --out {out}" in html
     capsys.readouterr()
@@ -213,7 +213,7 @@ def test_demo(tmp_path):
     nfe = {name: row["nfe"] for name, row in found["samplers"].items()}
     by_formula = [100 + 1, 2 * 60 + 1, 5 * (39 + 1) + 1, 2 * 16 + 1]  # the last call denoises
     assert list(nfe.values()) == by_formula and set(nfe) == SAMPLERS
-    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == FILES
+    assert {f.name for f in tmp_path.glob("[!.]*") if f.is_file()} == FILES
     assert self_contained((tmp_path / "report.html").read_text())
     weights = {f: f.read_bytes() for f in (tmp_path / "model").glob("weights-*")}
     with pytest.MonkeyPatch.context() as patch:

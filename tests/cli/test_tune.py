@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from made import one_line
+from test_compare import Network
 
 from scoresde import EDM, VE, VP, Counted, LinearSDE, Reference, grid, transport
 from scoresde.checkpoint import load
@@ -131,6 +132,30 @@ def test_sample_with_it(capsys, ring, solver, tmp_path):
     q = model.sde.reverse(model, 0.0)
     assert draw(q, (2,), found.ts, found.step, seeds=seeds(0, 30)).equal(out["30", ()])
     assert draw(q, (2,), found.ts, found.step, seeds=seeds(0, 30), denoise=False).equal(out["30", ("--no-denoise",)])
+
+
+@pytest.mark.parametrize("law", [True, False])
+def test_interrupted_at_any_network_call(capsys, monkeypatch, ring, tmp_path, law):
+    """The file is that of a tuning that was not stopped; the network has answered what it answers there, each question
+    once and in that order; how many of them before is said; nothing else stays.
+    """
+    monkeypatch.setattr("scoresde.cli.tune.Pilots", QUICK)
+    args = ["tune", *(["--law", "modes"] if law else [str(ring)]), "--nfe", "3", "--pilots", "8", "--device", "cpu"]
+    with monkeypatch.context() as patch:
+        whole = Network(patch)
+        assert main([*args, "--out", str(tmp_path / "whole.json")]) == 0
+    assert " of them before" not in capsys.readouterr().out
+    network, out = Network(monkeypatch), tmp_path / "cut.json"
+    for cut in network.cuts(len(whole.answered), 5):
+        assert main([*args, "--out", str(out)]) == 130
+        assert not out.exists() and len(network.answered) == cut
+    assert main([*args, "--out", str(out)]) == 0
+    assert (network.answered == whole.answered) is True  # without the difference, which is long
+    assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert (
+        f"{len(whole.answered)} network calls to tune, {cut} of them before it was cut off" in capsys.readouterr().out
+    )
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["cut.json", "whole.json"]
 
 
 @dataclass(frozen=True)

@@ -301,3 +301,20 @@ def test_bad_input(make, word):
     with pytest.raises(ValueError, match=word) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_mala_does_not_reject_nan_in_silence():
+    """A score that is nan for one sample is named, where a proposal that is nan would never be accepted."""
+    sde = VE(0.1, 10.0)
+    exact_score = LAW.diffuse(sde)
+
+    class Torn:
+        def __call__(self, x, t):
+            return exact_score(x, t) + torch.where(torch.arange(len(x)) == 2, math.nan, 0.0)[:, None]
+
+        def log_prob(self, x, t):
+            return exact_score.log_prob(x, t)
+
+    x, ts = torch.randn(5, 1, dtype=F64), grid.uniform(sde, 3)
+    with pytest.raises(RuntimeError, match="^sample 2 is not finite at t = "):
+        sample(sde.reverse(Torn()), x, ts, MALA(NCSN(0.004, 0.1), 2))
