@@ -98,7 +98,7 @@ def _filled(o: Namespace, names: set[str]) -> Namespace:
 def _subject(
     o: Namespace, problem: str, sde: LinearSDE, device: torch.device, found: Checkpoint | None, data: Dataset | None
 ) -> lab.Subject:
-    if found and data:
+    if problem == "model" and found and data:
         return replace(lab.trained_subject(found.model, data, sde, None, o.seed), denoise=False)
     if problem == "memorised":
         digits = Digits().load()

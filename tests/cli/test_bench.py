@@ -507,3 +507,15 @@ def test_bad_options(capsys, quick, tmp_path, model, what):
     assert main(["bench", *(str(places.get(word, word)) for word in line.split()), "--out", str(tmp_path / "out")]) == 2
     assert said in one_line(capsys)
     assert not list(tmp_path.rglob("results.jsonl")) or not (tmp_path / "out" / "results.jsonl").read_text()
+
+
+def test_a_law_beside_a_model(quick, monkeypatch, tmp_path):
+    """Of a law and a model in one run, each row is of its own problem: that of the law is what it is alone."""
+    without_pictures(monkeypatch)
+    small = ("--steps", "5", "--batch", "8", "--net", "MLP(width=8, depth=1)", "--out", str(tmp_path / "m"))
+    assert main(["train", "Ring(n=150)", *small]) == 0
+    args = ("--only", "DDIM", "--nfe", 4)
+    alone = benched(tmp_path / "alone", "--problems", "modes", *args)
+    both = benched(tmp_path / "both", "--problems", "modes", "model", "--model", tmp_path / "m", *args)
+    of_law, of_model = ([row for row in both if row["problem"] == name] for name in ("modes", "model"))
+    assert timeless(of_law) == timeless(alone) and of_model[0]["subject"] == "a network"
