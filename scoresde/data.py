@@ -146,12 +146,6 @@ def _labels(name: str, y: Any, n: int) -> Tensor:
     return y
 
 
-def _whole(name: str, value: Any, least: int, most: int) -> int:
-    if count(name, value, least) > most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}")
-    return int(value)
-
-
 def _flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
@@ -171,7 +165,7 @@ def _check_memory(what: str, need: int) -> None:
 
 def _check_split(share: float, seed: int) -> None:
     number("held_out", share, least=0, below=1)
-    _whole("seed", seed, 0, 2**32 - 1)
+    count("seed", seed, least=0, most=2**32 - 1)
 
 
 def split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -217,8 +211,8 @@ class Toy(Source):
     """The seed that they are drawn with."""
 
     def __post_init__(self) -> None:
-        _whole("n", self.n, 5, 2**40)
-        _whole("seed", self.seed, 0, 2**64 - 1)
+        count("n", self.n, least=5, most=2**40)
+        count("seed", self.seed, least=0, most=2**64 - 1)
 
     @abstractmethod
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -250,7 +244,7 @@ class Ring(Toy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _whole("modes", self.modes, 1, 2**24)
+        count("modes", self.modes, least=1, most=2**24)
         number("std", self.std, above=0)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -337,7 +331,9 @@ class Array(Source):
             if not isinstance(value, str):
                 raise ValueError(f"{name} must be the name of an array, got {value!r}")
         if self.levels is not None:
-            _whole("levels", self.levels, 2, 4096)  # more, and float32 does not tell them apart to 1e-3 of a bin
+            count(
+                "levels", self.levels, least=2, most=4096
+            )  # more, and float32 does not tell them apart to 1e-3 of a bin
         if self.channels_last is not None:
             _flag("channels_last", self.channels_last)
         _check_split(self.held_out, self.seed)
@@ -417,7 +413,7 @@ class Images(Source):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", _path("folder", self.folder))
-        _whole("size", self.size, 0, 2**16)
+        count("size", self.size, least=0, most=2**16)
         _flag("grey", self.grey)
         _check_split(self.held_out, self.seed)
 

@@ -5,6 +5,7 @@ Every random step, prior and perturbation of the library takes one, so that the 
 depends on: one generator (`iid`), the seed of each sample alone (`per_sample`), or a Brownian path (`Path`).
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -107,10 +108,19 @@ def seeds(seed: int, n: int, start: int = 0) -> list[int]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's global generator starts from seed; outside it is as before. Layers draw their first weights from
-    it and take no generator.
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Inside, the global generators of torch (also that of a GPU, if it is the device), NumPy and Python start from
+    seed; outside they are as before. Layers draw their first weights from them, and dropout what it drops: they take
+    no generator.
     """
-    with torch.random.fork_rng(devices=[]):
+    where = torch.device(device)
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
-        yield
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])

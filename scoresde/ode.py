@@ -217,9 +217,8 @@ class Embedded:
 
     E is the root mean square over dimensions of err / (atol + rtol |y_s|), of the size at the end of the step, since y
     may shrink in it by orders of magnitude; the next step is h min(5, max(0.2, 0.9 E^(-0.7/5) E_before^(0.4/5))), and
-    the first a fiftieth of the whole. What a sample becomes does not depend on
-    its neighbours in the batch, if f does not; how f rounds can decide whether a step is accepted. A sample that has
-    arrived waits for the others.
+    the first a fiftieth of the whole. What a sample becomes does not depend on its neighbours in the batch, if f does
+    not; how f rounds can decide whether a step is accepted. A sample that has arrived waits for the others.
 
     Six calls of f a step, and one to start. Raises `SampleError` naming the sample and its time if f is not finite, or
     if `max_steps` do not suffice.

@@ -58,7 +58,7 @@ def as_time(t: Tensor | float) -> Tensor:
             raise ValueError(f"t must be a number or a tensor of numbers, got {t!r}") from error
         t = t.double() if t.is_floating_point() else t
     if t.is_floating_point():
-        return t if t.dtype.itemsize >= 4 else t.float()
+        return lifted(t)
     if t.is_complex() or t.dtype == torch.bool:
         raise ValueError(f"t must hold real numbers, got {t.dtype}")
     return t.to(torch.float32 if t.device.type in WITHOUT_FLOAT64 else torch.float64)
@@ -84,11 +84,16 @@ def floating(name: str, x: Any) -> Tensor:
     return x
 
 
+def lifted(x: Tensor) -> Tensor:
+    """x in float32 if it is of half precision, else x itself."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def wide(name: str, x: Any) -> Tensor:
-    """x in float32 if it is of half precision, else x itself; raise ValueError as `floating`, and for one number."""
+    """`lifted`; raise ValueError as `floating`, and for one number."""
     if floating(name, x).ndim == 0:
         raise ValueError(f"{name} must be a batch (B, *D), got the single number {float(x):g}")
-    return x if floating(name, x).dtype.itemsize >= 4 else x.float()
+    return lifted(x)
 
 
 def rounded(y: Tensor, x: Tensor) -> Tensor:
@@ -171,11 +176,6 @@ def as_table(name: str, values: Any, least: int = 1) -> Tensor:
             f"{name} must be a non-empty 1-D table of at least {least} numbers, got shape {tuple(out.shape)}"
         )
     return out
-
-
-def lifted(x: Tensor) -> Tensor:
-    """x in float32 or better."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def dims(name: str, shape: Any, least: int = 1) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ the same training, and so is one spread over several processes, each of which ta
 
 import copy
 import math
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -39,7 +38,7 @@ from .files import alone
 from .loss import LogNormal, Times, Weight, dsm
 from .model import ScoreModel
 from .nn import Network, drop_labels
-from .noise import iid
+from .noise import iid, seeded
 from .progress import bar, stoppable, unbroken
 from .reference import Reference, misfit
 from .shapes import count, number
@@ -117,7 +116,7 @@ class _Loss(nn.Module):
 
 def generator(seed: int, step: int) -> torch.Generator:
     """The randomness of one step."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+    return torch.Generator().manual_seed(_start(seed, step))
 
 
 class _Batches:
@@ -175,7 +174,8 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.lr * self.settings.lr_factor(self.step + 1)
             self.optimizer.zero_grad()
-            with _drawing(self.settings.seed, self.step + 1, self.share), torch.enable_grad():
+            own = _start(self.settings.seed, self.step + 1, self.share.rank, 2)
+            with seeded(own, self.share.device), torch.enable_grad():
                 loss: Tensor = self.loss(*batch)
                 loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
@@ -308,22 +308,9 @@ def train(
     return run.average
 
 
-@contextmanager
-def _drawing(seed: int, step: int, share: _Share) -> Iterator[None]:
-    """Inside, the global generators of torch, NumPy and Python start from (seed, step) and the process's rank; outside
-    they are as before.
-    """
-    start = int(np.random.SeedSequence([seed, step, share.rank, 2]).generate_state(1)[0])
-    before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[share.device] if share.device.type == "cuda" else []):
-        torch.manual_seed(start)
-        np.random.seed(start)
-        random.seed(start)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+def _start(*numbers: int) -> int:
+    """A seed that depends on these whole numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _around(data: Dataset) -> Reference | None:

@@ -36,14 +36,8 @@ def run(o: Namespace) -> None:
     score.nfe = 0
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
     kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "label", "no_denoise")}
-    of: dict[str, Any] = {
-        "command": "sample",
-        "model": found.digest,
-        "process": repr(p.sde),
-        "eta": p.eta,
-        "solver": solver,
-    }
-    with opened(o.out, code_of(o), **of, **kept) as folder:
+    kept |= {"model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
+    with opened(o.out, code_of(o), command="sample", **kept) as folder:
         if folder.read(DONE) is not None:
             print(f"{o.out / DONE} is complete already")
             return

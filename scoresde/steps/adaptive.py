@@ -25,10 +25,10 @@ from torch import Tensor
 from ..brownian import Bridge, Draws
 from ..noise import Noise
 from ..ode import Control, Embedded, Trial
-from ..process import Reverse
+from ..process import Reverse, needs_noise
 from ..shapes import choose, count, like, number
 from .euler import FARTHEST, Flow
-from .step import Run, Step, needs_noise
+from .step import Run, Step
 
 
 class Adaptive(Step):

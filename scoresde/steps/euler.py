@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..ode import Embedded, Field, Heun, OneStep
-from ..process import Reverse
+from ..process import Reverse, needs_noise
 from ..shapes import number
-from .step import Affine, ByInterval, Prepared, Run, Step, needs_noise
+from .step import Affine, ByInterval, Prepared, Run, Step
 
 FARTHEST = 1.5
 """The longest step in lambda that is chosen by an estimate of its error. The flow of N(0, c^2 I) has S = sqrt(c^2 +

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..process import Reverse
+from ..process import Reverse, needs_noise
 from ..shapes import SCALE, count, like, number, wide
-from .step import Step, needs_noise
+from .step import Step
 
 
 class StepSize(ABC):

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..noise import Noise, iid, per_sample
 from ..process import Reverse, require_reverse
-from ..process import needs_noise as needs_noise
 from ..reference import warn_of_misfit
 from ..shapes import dims, intervals, lifted, state, times
 
