@@ -171,9 +171,10 @@ def _check_split(share: float, seed: int) -> None:
 def split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """The indices of 0..n-1 to train on and to hold out, round(share n) of them, by a fixed random order.
 
-    Raises ValueError unless 0 <= share < 1 and 0 <= seed < 2^32.
+    Raises ValueError unless n is a whole number from 0, 0 <= share < 1 and 0 <= seed < 2^32.
     """
     _check_split(share, seed)
+    count("n", n, least=0, most=10**9)
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n))  # its stream never changes
     held = round(share * n)
     return order[held:], order[:held]

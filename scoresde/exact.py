@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .process import LinearSDE
-from .shapes import as_time, count, like, state
+from .process import LinearSDE, require_linear
+from .shapes import count, floating, inside, like, reals, state
 
 
 class Law(ABC):
@@ -61,15 +61,16 @@ class Law(ABC):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x_0) in nats: (B, *D) -> (B,). -inf or nan for a law without a density."""
-        one = torch.ones(1, 1, dtype=torch.float64, device=x.device)
-        return self._log_prob(self._rows(x), one, 0 * one).to(x.dtype)
+        rows = self._rows(x)
+        one = rows.new_ones(1, 1)
+        return self._log_prob(rows, one, 0 * one).to(x.dtype)
 
     def diffuse(self, sde: LinearSDE) -> "Diffused":
         """The law of x_t under `sde`, whose value is a score: `sde.reverse(law.diffuse(sde))`."""
         return Diffused(self, sde)
 
     def _rows(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != self.shape:
+        if floating("x", x).ndim == 0 or x.shape[1:] != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         return x.flatten(1).to(torch.float64)
 
@@ -81,13 +82,16 @@ class Diffused:
     law: Law
     sde: LinearSDE
 
+    def __post_init__(self) -> None:
+        require_linear("sde", self.sde)
+
     @property
     def moments(self) -> tuple[Tensor, Tensor]:
         """The mean and the standard deviation of each dimension of x_0, (*D) in float64."""
         return self.law.moments
 
-    def _at(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        t = as_time(t).to(torch.float64)
+    def _at(self, x: Tensor, t: Tensor | float, beyond: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        t = inside(t, self.sde.T, beyond=beyond).to(torch.float64)
         rows = self.law._rows(x)
         if t.ndim:
             alpha, var = (torch.as_tensor(like(c, rows)) for c in (self.sde.alpha(t), self.sde.var(t)))
@@ -96,8 +100,8 @@ class Diffused:
         return rows, alpha, var
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """grad log p_t(x): (B, *D) -> (B, *D)."""
-        return self.law._score(*self._at(x, t)).view(x.shape).to(x.dtype)
+        """grad log p_t(x), also beyond T: (B, *D) -> (B, *D)."""
+        return self.law._score(*self._at(x, t, beyond=True)).view(x.shape).to(x.dtype)
 
     def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor:
         """log p_t(x) in nats: (B, *D) -> (B,)."""
@@ -109,7 +113,7 @@ class Diffused:
 
     def posterior(self, x: Tensor, t: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
         """One draw of x_0 | x_t = x for each row: (B, *D) -> (B, *D)."""
-        return self.law._posterior(*self._at(x, t), generator).view(x.shape).to(x.dtype)
+        return self.law._posterior(*self._at(state("x", x), t), generator).view(x.shape).to(x.dtype)
 
     def sample(self, n: int, t: Tensor | float, generator: torch.Generator | None = None) -> Tensor:
         """n draws of x_t, (n, *D) in float64."""
@@ -138,7 +142,7 @@ class GaussianMixture(Law):
         factors: Tensor | None = None,
         floor: Tensor | None = None,
     ) -> None:
-        w, m, v = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, variances))
+        w, m, v = reals("weights", weights, 1), reals("means", means, 1), reals("variances", variances, 1)
         K = len(w)
         if w.ndim != 1 or m.ndim < 2 or len(m) != K or len(v) != K:
             raise ValueError(
@@ -160,7 +164,7 @@ class GaussianMixture(Law):
                 raise ValueError(f"variances must have shape ({K},) or ({K}, {self.d}), got {tuple(v.shape)}")
             self.diagonal, self.factors, self.extra = v.view(K, -1), m.new_zeros(K, self.d, 0), m.new_zeros(K, 0)
         else:
-            U, low = (torch.as_tensor(a, dtype=torch.float64) for a in (factors, floor))
+            U, low = reals("factors", factors), reals("floor", floor)
             positive = low.shape == (K,) and bool(((low > 0) & low.isfinite()).all())
             if v.ndim != 2 or U.shape != (K, self.d, v.shape[1]) or not positive:
                 raise ValueError(
@@ -174,7 +178,7 @@ class GaussianMixture(Law):
     @classmethod
     def from_covariances(cls, weights: Tensor, means: Tensor, covariances: Tensor) -> "GaussianMixture":
         """From full covariance matrices (K, d, d), by their eigenvalues."""
-        C = torch.as_tensor(covariances, dtype=torch.float64)
+        C = reals("covariances", covariances)
         if C.ndim != 3 or C.shape[1] != C.shape[2] or not torch.allclose(C, C.mT, rtol=1e-6, atol=0):
             raise ValueError(
                 f"covariances must be symmetric matrices (K, d, d), got shape {tuple(C.shape)} and one that is not"
@@ -192,7 +196,7 @@ class GaussianMixture(Law):
 
     def marginal(self, sde: LinearSDE, t: Tensor | float) -> "GaussianMixture":
         """The law of x_t under `sde`, itself a mixture: of N(alpha m_k, alpha^2 C_k + sigma^2 I). t is ()."""
-        if (t := as_time(t)).ndim:
+        if (t := inside(t, require_linear("sde", sde).T)).ndim:
             raise ValueError(f"t must be one time, shape (), got {tuple(t.shape)}")
         alpha, var = float(sde.alpha(t)), float(sde.var(t))
         moved = object.__new__(GaussianMixture)
@@ -215,7 +219,8 @@ class GaussianMixture(Law):
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """p(component k | x_0 = x): (B, *D) -> (B, K) in float64. Their mean over samples tells the mode weights."""
-        rows, one = self._rows(x), torch.ones(1, 1, dtype=torch.float64, device=x.device)
+        rows = self._rows(x)
+        one = rows.new_ones(1, 1)
         return self._parts(rows, one, 0 * one)[0].softmax(1)
 
     def kl_from(self, mean: Tensor, covariance: Tensor) -> float:
@@ -224,6 +229,12 @@ class GaussianMixture(Law):
         """
         if len(self.weights) > 1:
             raise ValueError(f"a divergence in closed form needs one component, not {len(self.weights)}")
+        mean, covariance = reals("mean", mean), reals("covariance", covariance)
+        if (mean.shape, covariance.shape) != ((self.d,), (self.d, self.d)):
+            raise ValueError(
+                f"mean must be ({self.d},) and covariance ({self.d}, {self.d}), "
+                f"got {tuple(mean.shape)} and {tuple(covariance.shape)}"
+            )
         U, low = self.factors[0], self.diagonal[0].expand(self.d)
         own = torch.diag(low) + U @ torch.diag(self.extra[0] - low[: self.extra.shape[1]]) @ U.T
         root, delta = torch.linalg.cholesky(own), (mean - self.means[0])[:, None]
@@ -274,8 +285,9 @@ class Gaussian(GaussianMixture):
     """N(mean, covariance): mean (*D), covariance (), (d,) diagonal, or (d, d)."""
 
     def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
-        mean = torch.as_tensor(mean, dtype=torch.float64)
-        C = torch.as_tensor(covariance, dtype=torch.float64)
+        mean, C = reals("mean", mean, 1), reals("covariance", covariance)
+        if C.shape not in ((), (mean.numel(),), (mean.numel(),) * 2):
+            raise ValueError(f"covariance must be (), (d,) or (d, d) for d = {mean.numel()}, got {tuple(C.shape)}")
         one = torch.ones(1, dtype=torch.float64)
         if C.ndim == 2:
             full = GaussianMixture.from_covariances(one, mean[None], C[None])
@@ -285,9 +297,20 @@ class Gaussian(GaussianMixture):
 
     @classmethod
     def fit(cls, x: Tensor) -> "Gaussian":
-        """The Gaussian of largest likelihood for x (n, *D), its covariance in full."""
+        """The Gaussian of largest likelihood for x (n, *D), its covariance in full. Raises ValueError for samples that
+        do not vary in every direction.
+        """
         rows = state("x", x).flatten(1).to(torch.float64)
-        return cls(x.to(torch.float64).mean(0), torch.cov(rows.T, correction=0))
+        try:
+            return cls(x.to(torch.float64).mean(0), torch.cov(rows.T, correction=0))
+        except ValueError as error:
+            raise ValueError(f"x must vary in every direction: {error}") from error
+
+
+def _require_noisy(var: Tensor) -> None:
+    """Raise ValueError, on the CPU, where sigma = 0: the score of points is singular there."""
+    if var.is_cpu and not var.all():
+        raise ValueError("t must be a time with sigma > 0, where the score of points is not singular")
 
 
 class Empirical(Law):
@@ -325,6 +348,7 @@ class Empirical(Law):
         return torch.stack(parts).logsumexp(0) - math.log(self.n) - d / 2 * (2 * math.pi * var[:, 0]).log()
 
     def _denoise(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
+        _require_noisy(var)
         top = x.new_full((len(x), 1), -math.inf)
         total, mean = x.new_zeros(len(x), 1), torch.zeros_like(x)
         for part in self._chunks(len(x)):
@@ -339,6 +363,7 @@ class Empirical(Law):
         return (alpha * self._denoise(x, alpha, var) - x) / var
 
     def _posterior(self, x: Tensor, alpha: Tensor, var: Tensor, generator: torch.Generator | None) -> Tensor:
+        _require_noisy(var)
         # the largest logit plus Gumbel noise is a draw from the softmax, chunk by chunk
         best, pick = x.new_full((len(x),), -math.inf), torch.empty_like(x)
         for part in self._chunks(len(x)):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .process import LinearSDE
+from .process import LinearSDE, require_linear
 from .reference import Reference
-from .shapes import as_time, count, number, shown, times
+from .shapes import as_time, count, number, reals, times
 
 MOST = 10_000_000
 """Steps of a grid: more are a gigabyte of coefficients and months of network calls."""
@@ -23,8 +23,7 @@ MOST = 10_000_000
 
 def _range(sde: LinearSDE, n: int, end: float | None) -> tuple[Tensor, Tensor]:
     count("n", n, most=MOST)
-    if not isinstance(sde, LinearSDE):
-        raise ValueError(f"sde must be a LinearSDE such as VP(), got {shown(sde)}")
+    require_linear("sde", sde)
     return as_time(sde.T), as_time(number("end", sde.t_min if end is None else end, least=0, below=sde.T))
 
 
@@ -88,14 +87,14 @@ def equal(sde: LinearSDE, n: int, lam: Tensor, density: Tensor, end: float | Non
     lam: (K,) increasing values of log(alpha/sigma); density: (K,) positive numbers there, linear between them and
     constant beyond. Raises ValueError if they are not as stated.
     """
-    T, end_ = _range(sde, n, end)
+    (T, end_), lam, density = _range(sde, n, end), reals("lam", lam, 1), reals("density", density, 1)
     ok = lam.ndim == 1 and lam.shape == density.shape and len(lam) > 1 and (lam.diff() > 0).all()
     if not (ok and (density > 0).all() and lam.isfinite().all() and density.isfinite().all()):
         raise ValueError("lam must be an increasing table and density one of as many positive numbers")
     low, high = float(sde.log_snr(T)), _finite(sde, end_)
-    inside = lam[(lam > low) & (lam < high)].to("cpu", torch.float64).numpy()
+    inside = lam[(lam > low) & (lam < high)].cpu().numpy()
     at = np.concatenate([[low], inside, [high]])
-    height = np.interp(at, lam.cpu().double().numpy(), (density / density.max()).cpu().double().numpy())
+    height = np.interp(at, lam.cpu().numpy(), (density / density.max()).cpu().numpy())
     total = np.concatenate([[0.0], np.cumsum((height[1:] + height[:-1]) / 2 * np.diff(at))])
     wanted = np.linspace(0, total[-1], n + 1)
     i = np.searchsorted(total[1:-1], wanted, side="right")
@@ -127,7 +126,7 @@ def equal_curvature(sde: LinearSDE, n: int, ts: Tensor, states: Tensor, end: flo
 
 def _curve(sde: LinearSDE, ts: Tensor, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """lambda at ts, and the size of the k-th derivative of the states by it."""
-    ts = times("ts", ts, sde.T)
+    ts, states = times("ts", ts, require_linear("sde", sde).T), reals("states", states)
     if len(ts) < 3 or states.ndim < 2 or len(states) != len(ts):
         raise ValueError(f"states must be (K, B, *D) at K = {len(ts)} >= 3 times, got {tuple(states.shape)}")
     _finite(sde, ts[-1])

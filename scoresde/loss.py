@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from .model import Parametrisation, ScoreModel
-from .noise import Noise, iid
-from .process import LinearSDE, Score
-from .shapes import answer, as_time, count, number, place, recordable, recording, wide
+from .noise import Noise, drawn, iid
+from .process import LinearSDE, Score, require_linear
+from .shapes import answer, as_time, count, function, number, place, recordable, recording, shown, wide
 
 
 class Weight(ABC):
@@ -103,6 +103,7 @@ class Times(ABC):
 
         Stratified: one in each n-th of the law, in random order; each follows the law.
         """
+        require_linear("sde", sde)
         u = torch.rand(count("n", n), generator=generator, dtype=torch.float64, device="cpu")
         if stratified:
             u = (torch.randperm(n, generator=generator, device="cpu") + u) / n
@@ -207,14 +208,15 @@ def dsm(
     Computed in float32 for x_0 of half precision. Raises ValueError if t does not have shape (B,) or, on the CPU, lies
     outside [0, T], and for x_0 of whole numbers.
     """
-    x_0, t, weight = wide("x_0", x_0), as_time(t), Output(model.predicts) if weight is None else weight
+    if not (callable(getattr(model, "eps", None)) and isinstance(getattr(model, "sde", None), LinearSDE)):
+        raise ValueError(f"model must be a ScoreModel, got {shown(model)}")
+    x_0, t, weight = wide("x_0", x_0, dims=2), as_time(t), Output(model.predicts) if weight is None else weight
     if t.shape != (len(x_0),):
         raise ValueError(f"t must have shape ({len(x_0)},), one time for each sample, got {tuple(t.shape)}")
-    if not callable(weight):
-        raise ValueError(f"weight must be a Weight such as Simple(), got {weight!r}")
+    function("weight", weight, "a Weight such as Simple()")
     x_t, z = model.sde.perturb(x_0, t, noise)
     error = (model.eps(x_t, t, **cond) - z).square().flatten(1).sum(1)
-    return weight(model.sde, t).to(error) * error
+    return answer("weight", weight(model.sde, t), t).to(error) * error
 
 
 def ssm(score: Score, x_t: Tensor, t: Tensor, noise: Noise = iid()) -> Tensor:
@@ -224,8 +226,8 @@ def ssm(score: Score, x_t: Tensor, t: Tensor, noise: Noise = iid()) -> Tensor:
     score of p_t. x_t is (B, *D), t () or (B,). Computed in float32 for x_t of half precision.
     """
     with recording():
-        x_t, t = recordable(wide("x_t", x_t)).detach().requires_grad_(), recordable(as_time(t))
-        v = noise(x_t, t, t)
-        s = answer("score", score(x_t.clone(), t), x_t)
+        x_t, t = recordable(wide("x_t", x_t, dims=2)).detach().requires_grad_(), recordable(as_time(t))
+        v = drawn(noise, x_t, t, t)
+        s = answer("score", function("score", score, "a callable (x, t) -> (B, *D)")(x_t.clone(), t), x_t)
         (grad,) = torch.autograd.grad((s * v).sum(), x_t, create_graph=True)
     return (grad * v).flatten(1).sum(1) + s.square().flatten(1).sum(1) / 2

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .process import LinearSDE, Score, needs_noise, require_score_of
+from .process import LinearSDE, Score, needs_noise, require_linear, require_score_of
 from .reference import Reference
-from .shapes import answer, as_time, count, inside, like, number, recordable, recording, wide
+from .shapes import answer, count, function, inside, like, number, recordable, recording, wide
 
 Scalings = tuple[Tensor | float, Tensor | float, Tensor | float]
 
@@ -178,7 +178,7 @@ class ScoreModel(nn.Module):
         """(a, b, c_in), y, and what the network is called with: c_in y and the clock, in its dtype. Where sigma = 0, a
         and b are 0, and the network is asked at T.
         """
-        x, t = wide("x", x), inside(t, self.sde.T)
+        x, t = wide("x", x, dims=2), inside(t, self.sde.T)
         like(t, x)  # t of another shape raises here, where some parametrisations would broadcast it
         if self.around:
             self.around.checked(x.shape[1:])
@@ -204,7 +204,7 @@ class ScoreModel(nn.Module):
 
     def _sigma(self, t: Tensor | float) -> Tensor:
         """sigma_t where a score is asked for. Raises ValueError, on the CPU, where it is 0."""
-        t = as_time(t)
+        t = inside(t, self.sde.T)
         sigma = self.sde.sigma(t)
         if sigma.is_cpu and not sigma.all():
             needs_noise(self, t)
@@ -276,10 +276,10 @@ def clamped(score: Score, sde: LinearSDE, low: float = -1.0, high: float = 1.0) 
     singular.
     """
     number("high", high, above=number("low", low))
-    p = sde.reverse(score)
+    p = require_linear("sde", sde).reverse(score)
 
     def cut(x: Tensor, t: Tensor) -> Tensor:
-        w, t = wide("x", x), as_time(t)
+        w, t = wide("x", x), inside(t, sde.T)
         if t.is_cpu:
             needs_noise(p, t)
         return ((like(sde.alpha(t), w) * p.denoise(w, t).clamp(low, high) - w) / like(sde.var(t), w)).to(x.dtype)
@@ -296,6 +296,8 @@ def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:
     Raises ValueError for the score of another process than the source, and where the target is noisier than the source
     ever is, or (times on the CPU) less noisy than it is at t=0: the network was never asked there.
     """
+    function("score", score, "a callable (x, t) -> (B, *D)")
+    require_linear("source", source), require_linear("target", target)
     require_score_of(score, source)
     if source == target:
         return score
@@ -316,7 +318,7 @@ def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:
             )
         u = source.time(lam)
         c = like(source.alpha(u) / target.alpha(t), w)
-        return (c * score(c * w, u)).to(x.dtype)
+        return (c * answer("score", score(c * w, u), w)).to(x.dtype)
 
     return moved
 

@@ -8,19 +8,29 @@ depends on: one generator (`iid`), the seed of each sample alone (`per_sample`),
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .shapes import count, floating, shown
+from .shapes import answer, count, floating, function, shown, wide
 
 
 class Noise(Protocol):
     """z ~ N(0, I) like x, for the interval from time t to time s."""
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor, /) -> Tensor: ...
+
+
+def require_noise(noise: Any) -> Noise:
+    """Return noise; raise ValueError unless it can be asked."""
+    return function("noise", noise, "a callable (x, t, s) -> z, such as iid()")
+
+
+def drawn(noise: Noise, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """noise(x, t, s). Raises ValueError for what is no noise, and for draws in another shape than that of x."""
+    return answer("noise", require_noise(noise)(x, t, s), x)
 
 
 class iid:
@@ -69,10 +79,11 @@ class per_sample:
 
     def rows(self, a: int, b: int) -> "per_sample":
         """Fresh streams for seeds[a:b]."""
+        count("a", a, least=-len(self.seeds)), count("b", b, least=-len(self.seeds))
         return per_sample(self.seeds[a:b])
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        if len(floating("x", x)) != len(self.seeds):
+        if len(wide("x", x)) != len(self.seeds):
             raise ValueError(f"per_sample has {len(self.seeds)} seeds, but the state has {len(x)} rows")
         if self.row is None:
             self.row = x.shape[1:], x.dtype

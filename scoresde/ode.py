@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .shapes import choose, count, like, number
+from .shapes import answer, as_time, choose, count, function, like, number, wide
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Reach = Callable[[Tensor, Tensor], Tensor]
@@ -28,6 +28,16 @@ class OneStep(Protocol):
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor: ...
 
 
+def _posed(f: Field, y: Tensor, t: Tensor | float, s: Tensor | float, dims: int = 1) -> tuple[Field, Tensor, Tensor]:
+    """f, whose answers must have the shape of y, and the times t and s as tensors. Raises ValueError naming what is no
+    part of such an equation.
+    """
+    function("f", f, "a callable (t, y) -> dy/dt"), wide("y", y, dims)
+    t, s = as_time(t), as_time(s, "s")
+    like(t, y), like(s, y)
+    return lambda u, v: answer("f", f(u, v), v), t, s
+
+
 @dataclass(frozen=True)
 class Euler:
     """y_s = y + h f(t, y), h = s - t. Order 1, one call."""
@@ -35,7 +45,8 @@ class Euler:
     order: ClassVar[int] = 1
 
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return y + (s - t) * f(t, y)
+        f, t, s = _posed(f, y, t, s)
+        return y + like(s - t, y) * f(t, y)
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,8 @@ class Heun:
     ends: ClassVar[bool] = True
 
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        h, k = s - t, f(t, y)
+        f, t, s = _posed(f, y, t, s)
+        h, k = like(s - t, y), f(t, y)
         return y + h / 2 * (k + f(s, y + h * k))
 
 
@@ -58,7 +70,8 @@ class RK4:
     ends: ClassVar[bool] = True
 
     def __call__(self, f: Field, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        h, m = s - t, (s + t) / 2
+        f, t, s = _posed(f, y, t, s)
+        h, m = like(s - t, y), (s + t) / 2
         k1 = f(t, y)
         k2 = f(m, y + h / 2 * k1)
         k3 = f(m, y + h / 2 * k2)
@@ -244,6 +257,7 @@ class Embedded:
 
     def solve(self, f: Field, y: Tensor, t: Tensor, s: Tensor, reach: Reach = lambda now, h: h) -> tuple[Tensor, Tally]:
         """y at s, with the steps that it took. reach: from (B,) times and steps to steps that are not too long."""
+        f, t, s = _posed(f, y, t, s, dims=2)
         now, end = (u.to(y.device, torch.float64).expand(len(y)) for u in (t, s))
         trial = _Solution(self, f, y, f(now, y).to(y), reach)
         tally = self.control(trial, now, end)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .noise import Noise, iid
-from .shapes import as_time, count, lifted, number, state
+from .noise import Noise, drawn, iid
+from .shapes import as_time, count, lifted, number, reals, state, wide
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Quantized:
         float32 or better.
         """
         t, x = as_time(0.0), lifted(self.check(x))
-        u = torch.special.ndtr(noise(x, t, t))
+        u = torch.special.ndtr(drawn(noise, x, t, t))
         return x + self.width * (u - 0.5)
 
     def log_bin(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -59,7 +59,12 @@ class Quantized:
         log(Phi(b) - Phi(a)) is taken from log Phi on the side where it is small, so far tails keep their digits.
         std has the shape of x, or (); it is computed in float64.
         """
-        x, mean, std = (a.to(torch.float64) for a in (self.check(x), mean, std))
+        x, mean, std = self.check(x).to(torch.float64), reals("mean", mean), reals("std", std)
+        if not (std > 0).all():
+            raise ValueError(f"std must be above 0, got {float(std.min()):g}")
+        for name, value in (("mean", mean), ("std", std)):
+            if value.ndim and value.shape != x.shape:
+                raise ValueError(f"{name} must have shape () or {tuple(x.shape)}, got {tuple(value.shape)}")
         top, bottom = x > self.high - self.width / 2, x < self.low + self.width / 2
         b = torch.where(top, math.inf, (x + self.width / 2 - mean) / std)
         a = torch.where(bottom, -math.inf, (x - self.width / 2 - mean) / std)
@@ -72,4 +77,4 @@ class Quantized:
 
         Its mean over uniform dequantisation bounds the bits/dim of the discrete data from above.
         """
-        return -log_p / (count("d", d) * math.log(2)) - math.log2(self.width)
+        return -wide("log_p", log_p) / (count("d", d) * math.log(2)) - math.log2(self.width)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from .exact import Gaussian, GaussianMixture
-from .process import LinearSDE
-from .shapes import number, state
+from .process import LinearSDE, require_linear
+from .shapes import dims, number, state
 
 POINTS, MASSES = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(24))
 
@@ -108,8 +108,9 @@ class Reference:
         """The law of x_T for samples of that shape, N(alpha_T m, (alpha_T^2 c^2 + sigma_T^2) I): of all priors of this
         form the nearest to p_T.
         """
-        mean = torch.as_tensor(self.checked(shape).mean, dtype=torch.float64).expand(tuple(shape))
-        return Gaussian(mean, self.std**2).marginal(sde, sde.T)
+        shape, T = dims("shape", shape), require_linear("sde", sde).T
+        mean = torch.as_tensor(self.checked(shape).mean, dtype=torch.float64).expand(shape)
+        return Gaussian(mean, self.std**2).marginal(sde, T)
 
     def log_S(self, lam: Tensor) -> Tensor:
         """log S, S in units of c where c is infinite."""

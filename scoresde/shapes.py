@@ -47,32 +47,33 @@ def place(t: Tensor, device: torch.device | str) -> Tensor:
     return t.to(device, torch.float32 if narrow else t.dtype)
 
 
-def as_time(t: Tensor | float) -> Tensor:
+def as_time(t: Tensor | float, name: str = "t") -> Tensor:
     """t as a tensor of float32 or better: a Python number becomes 0-dim float64 on the CPU, whole numbers float64, half
-    precision float32. Raises ValueError for what is no real number.
+    precision float32. Raises ValueError, naming it, for what is no real number.
     """
     if not isinstance(t, Tensor):
         try:
             t = torch.from_numpy(np.asarray(t))
         except TypeError as error:
-            raise ValueError(f"t must be a number or a tensor of numbers, got {t!r}") from error
+            raise ValueError(f"{name} must be a number or a tensor of numbers, got {shown(t)}") from error
         t = t.double() if t.is_floating_point() else t
     if t.is_floating_point():
         return lifted(t)
     if t.is_complex() or t.dtype == torch.bool:
-        raise ValueError(f"t must hold real numbers, got {t.dtype}")
+        raise ValueError(f"{name} must hold real numbers, got {t.dtype}")
     return t.to(torch.float32 if t.device.type in WITHOUT_FLOAT64 else torch.float64)
 
 
-def inside(t: Tensor | float, T: float) -> Tensor:
-    """as_time(t); raise ValueError unless it lies inside [0, T], to rounding. What lies on another device than the CPU
-    is not looked at, since that would wait for the device.
+def inside(t: Tensor | float, T: float, name: str = "t", beyond: bool = False) -> Tensor:
+    """as_time(t); raise ValueError unless it lies inside [0, T], to rounding, or `beyond` that in [0, infinity). What
+    lies on another device than the CPU is not looked at, since that would wait for the device.
     """
-    t = as_time(t)
+    t = as_time(t, name)
     if t.is_cpu and t.numel():
         low, high = (t.item(), t.item()) if t.ndim == 0 else (u.item() for u in t.detach().aminmax())
-        if not (low >= -1e-6 * T and high <= T * (1 + 1e-6)):  # nor is nan
-            raise ValueError(f"t must lie in [0, T] = [0, {T:g}], got {t.tolist()}")
+        if not (low >= -1e-6 * T and high <= (math.inf if beyond else T * (1 + 1e-6)) and high < math.inf):  # nor nan
+            span = "[0, infinity)" if beyond else f"[0, T] = [0, {T:g}]"
+            raise ValueError(f"{name} must lie in {span}, got {shown(t.tolist())}")
     return t
 
 
@@ -89,10 +90,10 @@ def lifted(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def wide(name: str, x: Any) -> Tensor:
-    """`lifted`; raise ValueError as `floating`, and for one number."""
-    if floating(name, x).ndim == 0:
-        raise ValueError(f"{name} must be a batch (B, *D), got the single number {float(x):g}")
+def wide(name: str, x: Any, dims: int = 1) -> Tensor:
+    """`lifted`; raise ValueError as `floating`, or for fewer `dims`."""
+    if floating(name, x).ndim < dims:
+        raise ValueError(f"{name} must be a batch (B, *D), got shape {tuple(x.shape)}")
     return lifted(x)
 
 
@@ -131,6 +132,13 @@ def shown(value: Any) -> str:
     return said if len(said) <= 100 else said[:97] + "..."
 
 
+def function(name: str, f: Any, such: str) -> Any:
+    """Return f; raise ValueError naming it unless it can be called. A class would only be built."""
+    if isinstance(f, type) or not callable(f):
+        raise ValueError(f"{name} must be {such}, got {shown(f)}")
+    return f
+
+
 def number(
     name: str,
     value: Any,
@@ -165,12 +173,22 @@ SCALE = 1e15
 """Deviations lie between its inverse and it: the squares are then numbers of float32."""
 
 
+def reals(name: str, values: Any, least: int = 0, device: str | None = None) -> Tensor:
+    """values in float64; raise ValueError naming them unless they are real numbers in at least `least` dimensions."""
+    try:
+        out = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else torch.float64, device=device)
+    except (TypeError, RuntimeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} must be a table of real numbers, got {shown(values)}") from error
+    if out.is_complex() or out.ndim < least:
+        raise ValueError(
+            f"{name} must be real numbers in at least {least} dimensions, got {out.dtype} of shape {tuple(out.shape)}"
+        )
+    return out.to(torch.float64)
+
+
 def as_table(name: str, values: Any, least: int = 1) -> Tensor:
     """values as a table (N,) in float64 on the CPU; raise ValueError unless they are at least `least` numbers."""
-    try:
-        out = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{name} must be a 1-D table of numbers, got {values!r:.100}") from error
+    out = reals(name, values, device="cpu").detach()
     if out.ndim != 1 or len(out) < least:
         raise ValueError(
             f"{name} must be a non-empty 1-D table of at least {least} numbers, got shape {tuple(out.shape)}"

@@ -617,3 +617,32 @@ def test_marginal_draws(name):
     x, second = x.flatten(1), torch.einsum("k,kij->ij", w, C + m[:, :, None] * m[:, None])
     within(x, a * (w @ m))
     within(torch.einsum("ni,nj->nij", x, x).flatten(1), (a**2 * second + v * eye).flatten())
+
+
+def test_points_have_no_score_at_sigma_0():
+    """0/0 there: refused, and near it the denoiser is the nearest point."""
+    points = randn(5, 2)
+    p = exact.Empirical(points).diffuse(VP())
+    for f in (p, p.denoise, p.posterior):
+        with pytest.raises(ValueError, match="^t must be a time with sigma > 0"):
+            f(points, 0.0)
+        with pytest.raises(ValueError, match=r"^t must lie in \[0, "):
+            f(points, math.nan)
+    close(p.denoise(points + 1e-4, 1e-6), points)
+
+
+@pytest.mark.parametrize("bad", [None, "x", {}, 1j, object()], ids=lambda v: type(v).__name__)
+def test_tables_that_are_none_are_named(bad):
+    """By the argument that they are."""
+    one, two = torch.ones(2), torch.zeros(2, 3)
+    for name, make in (
+        ("weights", lambda: exact.GaussianMixture(bad, two, one)),
+        ("means", lambda: exact.GaussianMixture(one, bad, one)),
+        ("variances", lambda: exact.GaussianMixture(one, two, bad)),
+        ("covariances", lambda: exact.GaussianMixture.from_covariances(one, two, bad)),
+        ("mean", lambda: exact.Gaussian(bad, 1.0)),
+        ("covariance", lambda: exact.Gaussian(two[0], bad)),
+        ("mean", lambda: exact.Gaussian(two[0], 1.0).kl_from(bad, torch.eye(3))),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            make()

@@ -383,3 +383,30 @@ def test_control_names_what_goes_wrong():
     assert int(sum(run(Walk([2.0, 2.0, 0.06]), steps))[2]) == steps
     with pytest.raises(RuntimeError, match=rf"^max_steps = {steps - 1} do not suffice to t = 10: sample 2 is at t = 9"):
         run(Walk([2.0, 2.0, 0.06]), steps - 1)
+
+
+@pytest.mark.parametrize("method", [ode.Euler(), ode.Heun(), ode.RK4(), ode.Dopri5()], ids=repr)
+def test_each_row_has_its_own_times(method):
+    """Times (B,) carry row i from t_i to s_i, as alone, also where B is not the number of columns."""
+    t, s = time([0.1, 0.2, 0.4]), time([0.5, 0.9, 0.3])
+    y = solution(time(0.0))
+    together = method(field, y, t, s)
+    for i in range(3):
+        alone = method(field, y[i : i + 1], t[i], s[i])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("method", [ode.Euler(), ode.Heun(), ode.RK4(), ode.Tsit5()], ids=repr)
+def test_what_is_no_equation_is_refused(method):
+    """By name: no function, no state, no times, or a rate that would broadcast."""
+    y, t, s = solution(time(0.0)), time(0.1), time(0.2)
+    for said, values in (
+        ("f must be a callable", (None, y, t, s)),
+        ("f must return the shape of x", (lambda t, y: y[:1], y, t, s)),
+        ("y must be a tensor", (field, 1, t, s)),
+        ("t must be a number", (field, y, None, s)),
+        ("s must be a number", (field, y, t, "x")),
+        ("t must have shape", (field, y, time([0.1, 0.2]), s)),
+    ):
+        with pytest.raises(ValueError, match=f"^{said}"):
+            method(*values)

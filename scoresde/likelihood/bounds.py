@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ..loss import Times, UniformLogSNR
-from ..noise import Noise, iid
+from ..noise import Noise, drawn, iid, require_noise
 from ..process import Chain, LinearSDE, Reverse, Score, require_reverse
 from ..quantize import Quantized
 from ..shapes import as_time, count, like
 from ..steps import Ancestral, Posterior
-from .samples import MANY, drawn, entry, finite
+from .samples import MANY, entry, finite
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -104,7 +104,7 @@ def elbo(
     for name, value, kind in (("chain", chain, Chain), ("kernel", kernel, Posterior)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
-    drawn(noise)
+    require_noise(noise)
     x_0, N, p = entry(x, quantized), len(chain), chain.sde.reverse(score)
     kernel.check(p, chain.t[1:], chain.t[:-1])
     columns = []
@@ -144,7 +144,7 @@ def continuous_elbo(
     if not isinstance(times, Times):
         raise ValueError(f"times must be a law of times such as UniformLogSNR(), got {times!r}")
     sde, columns = require_reverse(p).sde, []
-    drawn(noise)
+    require_noise(noise)
     x_0 = entry(x, quantized)
     for k in range(count("terms", terms, most=MANY)):
         t = times.quantile(sde, (k + _uniform(x_0, noise)) / terms)
@@ -159,7 +159,7 @@ def continuous_elbo(
 def _uniform(x: Tensor, noise: Noise) -> Tensor:
     """One number in (0, 1) for each sample, from its own stream, (B,) in float64."""
     t = as_time(0.0)
-    return torch.special.ndtr(noise(x, t, t).flatten(1)[:, 0].double())
+    return torch.special.ndtr(drawn(noise, x, t, t).flatten(1)[:, 0].double())
 
 
 def _between(chain: Chain, p: Reverse, x_0: Tensor, i: Tensor, kernel: Posterior, noise: Noise) -> Tensor:

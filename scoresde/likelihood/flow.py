@@ -22,15 +22,15 @@ from torch.utils.checkpoint import checkpoint
 
 from ..exact import GaussianMixture
 from ..model import Counted
-from ..noise import Noise, iid
+from ..noise import Noise, iid, require_noise
 from ..ode import Dopri5, Embedded
-from ..process import LinearSDE, Reverse, require_reverse
+from ..process import LinearSDE, Reverse, require_linear, require_reverse
 from ..quantize import Quantized
 from ..reference import UNIT, Reference, known
-from ..shapes import as_time, like, number, state
+from ..shapes import as_time, inside, like, number, shown, state
 from .dequantize import Dequantization, Uniform
 from .quadrature import Adams, Integrator, Node, integrate
-from .samples import drawn, entry, finite
+from .samples import entry, finite
 from .trace import Exact, Hutchinson, Probes, Trace
 
 FEW = 16  # dimensions up to which accuracy costs little
@@ -239,7 +239,7 @@ def log_prob(
     and gradients are asked for outside of inference mode; `SampleError`, a RuntimeError naming the sample and the time,
     if the score or the result is not finite.
     """
-    require_reverse(p), drawn(noise)
+    require_reverse(p), require_noise(noise)
     if not isinstance(how, Quadrature):
         raise ValueError(f"how must be a Quadrature, such as Quadrature(Adams(40)), got {how!r}")
     if how.gradients and torch.is_inference_mode_enabled():
@@ -360,7 +360,9 @@ def prior_mismatch(sde: LinearSDE, x: Tensor, t: Tensor, prior: GaussianMixture 
     With x_T = y + v^(1/2) z, C = Y^T Y/n + v I for the centred rows Y of y. Where n < d its eigenvalues are v and those
     of Y Y^T/n + v I, so that the price is n^2 d: no matrix is d x d.
     """
-    state("x", x), number("t", float(as_time(t)), least=0, most=sde.T)
+    state("x", x), require_linear("sde", sde)
+    if inside(t, sde.T).ndim:
+        raise ValueError(f"t must be one time, shape (), got {shown(t)}")
     if prior is not None and (not isinstance(prior, GaussianMixture) or prior.shape != x.shape[1:]):
         raise ValueError(f"prior must be a law of shape {tuple(x.shape[1:])}, got {getattr(prior, 'shape', prior)!r}")
     if len(x) < 2 or (prior is not None and len(prior.weights) > 1):

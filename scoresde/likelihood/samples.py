@@ -1,11 +1,8 @@
-"""What every likelihood asks of its samples and its noise, and the name of a sample that fails."""
-
-from typing import Any
+"""What every likelihood asks of its samples, and the name of a sample that fails."""
 
 import torch
 from torch import Tensor
 
-from ..noise import Noise
 from ..ode import SampleError
 from ..quantize import Quantized
 from ..shapes import lifted, state
@@ -21,13 +18,6 @@ def entry(x: Tensor, quantized: Quantized | None = None) -> Tensor:
         raise ValueError(f"quantized must be a grid such as Quantized(256, -1, 1), got {quantized!r}")
     x = lifted(state("x", x) if quantized is None else quantized.check(x))
     return x.clone() if x.is_inference() else x
-
-
-def drawn(noise: Any) -> Noise:
-    """Return noise; raise ValueError unless it can be asked."""
-    if not callable(noise):
-        raise ValueError(f"noise must be a callable (x, t, s) -> z, such as iid(), got {noise!r}")
-    return noise
 
 
 def finite(what: str, t: Tensor, *values: Tensor, rows: Tensor | None = None) -> Tensor:

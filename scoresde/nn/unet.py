@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..shapes import count, dims, number
+from ..shapes import count, dims, number, shown
 from .embed import DEEPEST, Embedding, Network, affordable, zeroed
 
 
@@ -86,10 +86,12 @@ class UNet(Network):
         classes: int = 0,
         fourier: Sequence[float] = (),
     ) -> None:
+        if not isinstance(fourier, (list, tuple)):
+            raise ValueError(f"fourier must be a sequence of frequencies, got {shown(fourier)}")
         super().__init__(
             shape=list(dims("shape", shape)),
             width=width,
-            multipliers=list(multipliers),
+            multipliers=list(dims("multipliers", multipliers)),
             blocks=blocks,
             attention=attention,
             classes=classes,
@@ -100,7 +102,7 @@ class UNet(Network):
         if not multipliers:
             raise ValueError("multipliers must name at least one level, got none")
         count("width", width), count("blocks", blocks, most=DEEPEST), count("attention", attention, least=0)
-        widths = [width * count("multipliers", m) for m in multipliers]
+        widths = [width * m for m in multipliers]
         affordable(36 * blocks * sum(w * w for w in widths) + 4 * width * count("classes", classes, least=0))
         self.classes, self.blocks, dim = classes, blocks, 4 * width
         self.embed = Embedding(dim, classes)

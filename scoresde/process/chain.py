@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..shapes import SCALE, as_table, as_time, count, like, number, place, times, wide
+from ..shapes import SCALE, as_table, as_time, count, like, number, place, shown, times, wide
 from .sde import LinearSDE
 
 LONGEST = 10_000_000
@@ -112,7 +112,7 @@ class TabulatedVE(LinearSDE):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """log sigma = -lambda, then the inverse of a piecewise linear function."""
-        target = -as_time(log_snr)
+        target = -as_time(log_snr, "log_snr")
         knots, n = place(self.log_sigmas, target.device), len(self.sigmas) - 1
         i = (torch.searchsorted(knots, target.to(knots), right=True) - 1).clamp(0, n - 1)
         return (i + (target - knots[i]) / (knots[i + 1] - knots[i])) / n
@@ -197,9 +197,9 @@ class Chain:
 
     def _level(self, i: Tensor | int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(a_i, v_i, alpha_{i-1}, sigma_{i-1}^2, sigma_i^2)."""
-        i = torch.as_tensor(i, device="cpu")
-        if i.is_floating_point() or i.dtype == torch.bool or (i < 1).any() or (i > len(self)).any():
-            raise ValueError(f"i must be whole numbers from 1 to {len(self)}, got {i.tolist()}")
+        i = i.cpu() if isinstance(i, Tensor) else torch.tensor(count("i", i))
+        if i.is_floating_point() or i.is_complex() or i.dtype == torch.bool or (i < 1).any() or (i > len(self)).any():
+            raise ValueError(f"i must be whole numbers from 1 to {len(self)}, got {shown(i.tolist())}")
         alpha = torch.cat([self.t.new_ones(1), self.sde.alpha(self.t)])
         var = torch.cat([self.t.new_zeros(1), self.sde.var(self.t)])
         return self.a[i - 1], self.v[i - 1], alpha[i - 1], var[i - 1], var[i]
@@ -219,5 +219,7 @@ class Chain:
         v_i sigma_{i-1}^2/sigma_i^2 (Ho et al. 2020, eq. 6 and 7).
         """
         (a, v, alpha, below, var), w, w_0 = self._level(i), wide("x_i", x_i), wide("x_0", x_0)
+        if w.shape != w_0.shape:
+            raise ValueError(f"x_i must have the shape of x_0, {tuple(w_0.shape)}, got {tuple(w.shape)}")
         mean = like(alpha * v / var, w_0) * w_0 + like(a * below / var, w) * w
         return mean.to(x_i.dtype), v * below / var

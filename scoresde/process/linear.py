@@ -54,7 +54,7 @@ class VP(LinearSDE):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The root of B(t) = log(1 + exp(-2 lambda))."""
-        return self._when(F.softplus(-2 * as_time(log_snr)))
+        return self._when(F.softplus(-2 * as_time(log_snr, "log_snr")))
 
     def _when(self, B: Tensor) -> Tensor:
         """The inverse of B, in the form of the quadratic's root that does not cancel."""
@@ -76,7 +76,7 @@ class SubVP(VP):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """sigma/alpha = 2 sinh(B/2)."""
-        return self._when(2 * torch.asinh((-as_time(log_snr)).exp() / 2))
+        return self._when(2 * torch.asinh((-as_time(log_snr, "log_snr")).exp() / 2))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class VE(LinearSDE):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """(-lambda - log sigma_min) / log(sigma_max/sigma_min)."""
-        return (-as_time(log_snr) - math.log(self.sigma_min)) / self._rate
+        return (-as_time(log_snr, "log_snr") - math.log(self.sigma_min)) / self._rate
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Cosine(LinearSDE):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """From cos u = alpha cos u_0 and sin^2 u = sin^2 u_0 + sigma^2 cos^2 u_0."""
-        lam, u_0 = as_time(log_snr), self._u(0.0)[1]
+        lam, u_0 = as_time(log_snr, "log_snr"), self._u(0.0)[1]
         cos = math.cos(u_0) * torch.sigmoid(2 * lam).sqrt()
         sin = (math.sin(u_0) ** 2 + math.cos(u_0) ** 2 * torch.sigmoid(-2 * lam)).sqrt()
         return (torch.atan2(sin, cos) - u_0) * (2 / math.pi) * (1 + self.s)
@@ -200,7 +200,7 @@ class RectifiedFlow(LinearSDE):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """t = 1/(1 + exp(lambda)), the inverse of `log_snr`."""
-        return torch.sigmoid(-as_time(log_snr))
+        return torch.sigmoid(-as_time(log_snr, "log_snr"))
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class EDM(LinearSDE):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """t = exp(-lambda), the inverse of `log_snr`."""
-        return (-as_time(log_snr)).exp()
+        return (-as_time(log_snr, "log_snr")).exp()
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,7 +299,7 @@ class Tabulated(LinearSDE):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """log alpha = -log(1 + exp(-2 lambda))/2, then the inverse of a piecewise linear function."""
-        target = F.softplus(-2 * as_time(log_snr)) / 2
+        target = F.softplus(-2 * as_time(log_snr, "log_snr")) / 2
         falls = -place(self.knots, target.device)
         i = (torch.searchsorted(falls, target.to(falls), right=True) - 1).clamp(0, len(self.betas) - 1)
         return (i + (target - falls[i]) / (falls[i + 1] - falls[i])) / len(self.betas)

@@ -25,8 +25,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..noise import Noise, iid
-from ..shapes import answer, as_time, dims, inside, like, number, recordable, recording, rounded, wide
+from ..noise import Noise, drawn, iid
+from ..shapes import (
+    answer,
+    as_time,
+    dims,
+    floating,
+    function,
+    inside,
+    like,
+    number,
+    recordable,
+    recording,
+    rounded,
+    shown,
+    wide,
+)
 from .simulate import simulate
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -99,16 +113,20 @@ class LinearSDE(SDE):
         """sigma_t^2, the variance of x_t | x_0, in the shape of t."""
 
     def alpha(self, t: Tensor | float) -> Tensor:
-        """alpha_t, what is left of x_0 in x_t."""
-        return self.log_alpha(as_time(t)).exp()
+        """alpha_t, what is left of x_0 in x_t. Like sigma and log_snr it goes on beyond T, as far as its formula does;
+        all three raise ValueError for times on the CPU that are negative, infinite or nan.
+        """
+        return self.log_alpha(inside(t, self.T, beyond=True)).exp()
 
     def sigma(self, t: Tensor | float) -> Tensor:
         """sigma_t, the deviation of x_t | x_0."""
-        return self.var(as_time(t)).sqrt()
+        return self.var(inside(t, self.T, beyond=True)).sqrt()
 
     def log_snr(self, t: Tensor | float) -> Tensor:
-        """lambda_t = log(alpha_t / sigma_t), strictly decreasing: half the logarithm of the signal-to-noise ratio."""
-        t = as_time(t)
+        """lambda_t = log(alpha_t / sigma_t), strictly decreasing: half the logarithm of the signal-to-noise ratio.
+        It is infinite where sigma = 0.
+        """
+        t = inside(t, self.T, beyond=True)
         return self.log_alpha(t) - self.var(t).log() / 2
 
     def f(self, t: Tensor) -> Tensor:
@@ -123,30 +141,37 @@ class LinearSDE(SDE):
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The forward drift f(t) x, (B, *D)."""
         w = wide("x", x)
-        return rounded(like(self.f(as_time(t)), w) * w, x)
+        return rounded(like(self.f(inside(t, self.T)), w) * w, x)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The diffusion coefficient g(t), in the shape of t."""
-        return self.g2(as_time(t)).sqrt()
+        return self.g2(inside(t, self.T)).sqrt()
 
     def perturb(self, x_0: Tensor, t: Tensor | float, noise: Noise = iid()) -> tuple[Tensor, Tensor]:
         """(x_t, z) with x_t = alpha_t x_0 + sigma_t z. Raises ValueError for an x_0 of whole numbers, and for times on
         the CPU outside [0, T].
         """
         t, w = inside(t, self.T), wide("x_0", x_0)
-        z = noise(w, t, t)
+        z = drawn(noise, w, t, t)
         x_t = like(self.alpha(t), w) * w + like(self.sigma(t), w) * z
         return rounded(x_t, x_0), rounded(z, x_0)
 
     def transition(self, t: Tensor | float, s: Tensor | float) -> tuple[Tensor, Tensor]:
-        """(a, v) with x_t | x_s ~ N(a x_s, v I) for s < t: a = alpha_t/alpha_s, v = sigma_t^2 - a^2 sigma_s^2."""
-        t, s = as_time(t), as_time(s)
+        """(a, v) with x_t | x_s ~ N(a x_s, v I) for s <= t: a = alpha_t/alpha_s, v = sigma_t^2 - a^2 sigma_s^2. Raises
+        ValueError for times of different shapes and, on the CPU, outside [0, T] or with s > t.
+        """
+        t, s = inside(t, self.T), inside(s, self.T, "s")
+        if t.ndim and s.ndim and t.shape != s.shape:
+            raise ValueError(f"t and s must have one shape, got {tuple(t.shape)} and {tuple(s.shape)}")
+        if t.is_cpu and s.is_cpu and (t < s).any():
+            raise ValueError(f"s must not be later than t, got s = {shown(s.tolist())} and t = {shown(t.tolist())}")
         a = (self.log_alpha(t) - self.log_alpha(s)).exp()
-        return a, -self.var(t) * torch.expm1(2 * (self.log_snr(t) - self.log_snr(s)))
+        fall = (self.log_snr(t) - self.log_snr(s)).nan_to_num(0.0, neginf=-math.inf)  # 0 also from sigma = 0 to itself
+        return a, -self.var(t) * torch.expm1(2 * fall)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The t in [0, T] with lambda_t = log_snr: by bisection here, in closed form in those of `linear`."""
-        log_snr = as_time(log_snr)
+        log_snr = as_time(log_snr, "log_snr")
         low, high = torch.zeros_like(log_snr), torch.full_like(log_snr, self.T)
         for _ in range(80):
             mid = (low + high) / 2
@@ -163,11 +188,11 @@ class LinearSDE(SDE):
     ) -> Tensor:
         """x_T ~ N(0, sigma_T^2 I), the law that p_T is replaced by when sampling."""
         x, T = torch.empty(dims("shape", shape, least=0), dtype=dtype, device=device), as_time(self.T)
-        return rounded(self.sigma(T) * noise(wide("dtype", x), T, T), x)
+        return rounded(self.sigma(T) * drawn(noise, wide("shape", floating("dtype", x)), T, T), x)
 
     def log_prior(self, x: Tensor) -> Tensor:
         """log N(x; 0, sigma_T^2 I) in nats: (B, *D) -> (B,), in float32 for half precision."""
-        x, v = wide("x", x), self.var(as_time(self.T))
+        x, v = wide("x", x, dims=2), self.var(as_time(self.T))
         return -0.5 * (x.square() / v + (2 * math.pi * v).log()).flatten(1).sum(1)
 
 
@@ -194,8 +219,7 @@ class Reverse(SDE):
         number("eta", self.eta, least=0, most=1e3)
         if not isinstance(self.sde, SDE):
             raise ValueError(f"sde must be an SDE, got {type(self.sde).__name__}")
-        if not callable(self.score):
-            raise ValueError(f"score must be a callable (x, t) -> (B, *D), got {type(self.score).__name__}")
+        function("score", self.score, "a callable (x, t) -> (B, *D)")
         require_score_of(self.score, self.sde)
 
     @property
@@ -247,6 +271,13 @@ def require_score_of(score: Score, sde: SDE) -> None:
     comparable = type(own) is not type(sde) or type(own).__eq__ is not object.__eq__
     if isinstance(own, SDE) and comparable and own != sde:
         raise ValueError(f"score is that of {own!r}, not of {sde!r}: `transport` reads it on another process")
+
+
+def require_linear(name: str, sde: Any) -> LinearSDE:
+    """Return sde; raise ValueError naming it unless it is a `LinearSDE`."""
+    if not isinstance(sde, LinearSDE):
+        raise ValueError(f"{name} must be a LinearSDE such as VP(), got {shown(sde)}")
+    return sde
 
 
 def needs_noise(p: Any, ts: Tensor) -> None:

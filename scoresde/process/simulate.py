@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..brownian import Brownian
-from ..shapes import count, state, wide
+from ..shapes import count, reals, shown, state, wide
 
 STRATONOVICH = {"heun", "midpoint", "euler_heun", "log_ode", "reversible_heun", "adjoint_reversible_heun"}
 
@@ -54,11 +54,13 @@ def simulate(sde: Coefficients, x: Tensor, ts: Tensor, steps: int, seed: int, op
     """Integrate dx = drift(x, t) dt + diffusion(t) dw from x at ts[0]; see `SDE.simulate`."""
     import torchsde  # here, since nothing else needs it
 
-    dtype, x, ts = x.dtype, wide("x", state("x", x)), ts.detach().to("cpu", torch.float64)
+    dtype, x, ts = state("x", x).dtype, wide("x", x), reals("ts", ts).detach().cpu()
     count("steps", steps)
     count("seed", seed, least=0, most=math.inf)
     if ts.ndim != 1 or len(ts) < 2 or not ((ts.diff() > 0).all() or (ts.diff() < 0).all()):
-        raise ValueError(f"ts must be at least 2 strictly increasing or strictly decreasing times, got {ts.tolist()}")
+        raise ValueError(
+            f"ts must be at least 2 strictly increasing or strictly decreasing times, got {shown(ts.tolist())}"
+        )
     sign = 1.0 if ts[-1] > ts[0] else -1.0
     u = sign * (ts - ts[0])
     options = dict(options)

@@ -9,12 +9,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..process import LinearSDE, Reverse
 from ..reference import DATA, NOISE, Reference
-from ..shapes import number
+from ..shapes import number, shown
 from .euler import Churn, needs_flow
 from .exponential import Exponential, Interval, Stage, stages_of
 
@@ -170,8 +171,8 @@ def EDMHeun(churn: float = 0.0, low: float = 0.0, high: float = 1e300, noise: fl
 
 def DPMSolver(order: int = 2) -> SingleStep:
     """DPM-Solver-2 or -3 (Lu et al. 2022a, Algorithms 1 and 2): eps, with `order` network calls a step."""
-    if order not in (2, 3):
-        raise ValueError(f"order must be 2 or 3, got {order!r}")
+    if isinstance(order, np.ndarray | Tensor) or order not in (2, 3):
+        raise ValueError(f"order must be 2 or 3, got {shown(order)}")
     return SingleStep(Line(0.5, centred=True) if order == 2 else THIRD, NOISE)
 
 
@@ -184,6 +185,6 @@ def RES(order: int = 2) -> SingleStep:
     """The single-step Refined Exponential Solver of order 2 or 3 (Zhang et al. 2023): E[x_0 | x_t], with `order`
     network calls a step and coefficients that meet the order conditions of stiff problems.
     """
-    if order not in (2, 3):
-        raise ValueError(f"order must be 2 or 3, got {order!r}")
+    if isinstance(order, np.ndarray | Tensor) or order not in (2, 3):
+        raise ValueError(f"order must be 2 or 3, got {shown(order)}")
     return SingleStep(Line(0.5) if order == 2 else Refined())

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..noise import Noise, iid, per_sample
+from ..noise import Noise, iid, per_sample, require_noise
 from ..process import Reverse, require_reverse
 from ..reference import warn_of_misfit
 from ..shapes import dims, intervals, lifted, state, times
@@ -131,7 +131,7 @@ def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = i
     step moves, or a step cannot do what is asked; RuntimeError after the last state, whose other rows are good, naming
     the first sample that is not finite and the time where it first was not.
     """
-    require_reverse(p)
+    require_reverse(p), require_noise(noise)
     x, ts = state("x", x), times("ts", ts, p.T)
     warn_of_misfit(p.sde, p.score, ts)
     return _watched(run(p, x, ts, started(p, ts, steps), noise), _visited(ts, steps))

@@ -746,3 +746,51 @@ def test_derivatives_in_inference_mode():
     want = OU().f(t), OU().g2(t)
     with torch.inference_mode():
         assert all(map(torch.equal, (OU().f(t.clone()), OU().g2(t.clone())), want))
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
+def test_times_outside_are_refused(sde):
+    """What the formulas say there is of no process; rounding is let through. The marginals alone go on beyond T."""
+    for t in (-0.1, 1.1 * sde.T, math.nan, time([0.5 * sde.T, math.nan])):
+        for f in (sde.diffusion, lambda t: sde.drift(torch.zeros(2, 2), t)):
+            with pytest.raises(ValueError, match=r"^t must lie in \[0, T\]"):
+                f(t)
+        with pytest.raises(ValueError, match=r"^s must lie in \[0, T\]"):
+            sde.transition(sde.T, t)
+    for t in (-0.1, math.inf, math.nan, time([0.5 * sde.T, math.nan])):
+        for f in (sde.alpha, sde.sigma, sde.log_snr):
+            with pytest.raises(ValueError, match=r"^t must lie in \[0, infinity\)"):
+                f(t)
+    close(sde.alpha(sde.T * (1 + 1e-9)), sde.alpha(sde.T), rtol=1e-4)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
+def test_transition_from_a_time_to_itself(sde):
+    """x_t given x_t is x_t: also where sigma = 0, and log_snr is infinite on both sides."""
+    for t in (0.0, sde.T / 2, time([0.0, sde.T])):
+        a, v = sde.transition(t, t)
+        assert (a == 1).all() and (v == 0).all()
+    with pytest.raises(ValueError, match="^s must not be later than t"):
+        sde.transition(sde.T / 3, sde.T / 2)
+    with pytest.raises(ValueError, match="^t and s must have one shape"):
+        sde.transition(time([0.5, 0.6]), time([0.1]))
+
+
+@pytest.mark.parametrize("noise", [None, 0.5, torch.zeros(3, 2), VP])
+def test_what_is_no_noise_is_refused(noise):
+    """A class would be built with the state as its parameter."""
+    p = VP().reverse(lambda x, t: -x)
+    for call in (
+        lambda: VP().perturb(torch.zeros(3, 2), 0.5, noise),
+        lambda: VP().prior((3, 2), noise),
+        lambda: sample(p, torch.zeros(3, 2), time([1.0, 0.5]), Ancestral(), noise=noise),
+    ):
+        with pytest.raises(ValueError, match="^noise must be a callable"):
+            call()
+
+
+@pytest.mark.parametrize("z", [torch.zeros(2), torch.zeros(1, 2), None, torch.zeros(3, 2).long()])
+def test_draws_that_would_broadcast_are_refused(z):
+    """One draw for all samples would correlate them."""
+    with pytest.raises(ValueError, match="^noise must return"):
+        VP().perturb(torch.zeros(3, 2), 0.5, lambda *_: z)
