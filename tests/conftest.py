@@ -1,8 +1,10 @@
-"""Every law is checked with one thread: sums then have one order, and shared cores do not slow each other down.
+"""Every law is checked with one thread, in the processes that it starts too: sums then have one order, and shared cores
+do not slow each other down.
 
 `pytest --device cuda` checks the laws that take a device on it.
 """
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 hypothesis.settings.register_profile("laws", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("laws")
 

@@ -300,10 +300,11 @@ def test_the_law_improves_with_the_tolerance():
     score = law.diffuse(sde)
     true, off = score.log_prob(score.sample(N, 0.0, g), 0.0), []
     x_T = score.sample(N, sde.T, g)
-    for step in (GottaGoFast(0.5, 0.1), GottaGoFast(0.2, 0.05), GottaGoFast()):
+    for step in (GottaGoFast(1.0, 0.2), GottaGoFast(0.5, 0.1), GottaGoFast()):
         got = score.log_prob(sample(sde.reverse(score), x_T, time(1.0, 0.0), step, noise=iid(g)), 0.0)
         off.append(abs(float(got.mean() - true.mean())))
-    assert off[0] > 4 * off[1] > 16 * off[2] and off[2] < 4.5 * float((got.var() + true.var()) / N) ** 0.5
+    error = float((got.var() + true.var()) / N) ** 0.5
+    assert off[0] > 3 * off[1] > 18 * error and off[2] < 4.5 * error
 
 
 def test_a_given_path_is_refused():
