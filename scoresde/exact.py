@@ -261,19 +261,24 @@ class GaussianMixture(Law):
         delta = x - x_t
         base = alpha**2 * self.diagonal[k] + var
         high = alpha**2 * self.extra[k] + var
-        U = self.factors[k]
-        along = torch.einsum("bdr,bd->br", U, delta)
-        gain_along = self.extra[k] / high - self.diagonal[k][:, :1] / base[:, :1]
-        return x_0 + alpha * (self.diagonal[k] / base * delta + torch.einsum("bdr,br->bd", U, gain_along * along))
+        gain = self.extra[k] / high - self.diagonal[k][:, :1] / base[:, :1]
+        return x_0 + alpha * (self.diagonal[k] / base * delta + self._along(k, gain, delta))
 
     def _randn(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(self.means.device)
 
     def _component(self, k: Tensor, generator: torch.Generator | None) -> Tensor:
         z = self._randn((len(k), self.d), generator)
-        x, U = self.diagonal[k].sqrt() * z, self.factors[k]
-        along = torch.einsum("bdr,bd->br", U, z) * (self.extra[k].sqrt() - self.diagonal[k][:, :1].sqrt())
-        return self.means[k] + x + torch.einsum("bdr,br->bd", U, along)
+        gain = self.extra[k].sqrt() - self.diagonal[k][:, :1].sqrt()
+        return self.means[k] + self.diagonal[k].sqrt() * z + self._along(k, gain, z)
+
+    def _along(self, k: Tensor, gain: Tensor, v: Tensor) -> Tensor:
+        """U_k diag(gain) U_k^T v of each row, by component: the factors of all rows would not fit in memory."""
+        out = torch.zeros_like(v)
+        for c in k.unique().tolist() if gain.shape[1] else ():
+            rows, U = k == c, self.factors[c]
+            out[rows] = (v[rows] @ U * gain[rows]) @ U.T
+        return out
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws of x_0, (n, *D) in float64."""

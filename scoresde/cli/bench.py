@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
 from itertools import product
 from time import monotonic
 from typing import Any
@@ -16,7 +17,7 @@ from ..data import Dataset, Digits
 from ..process import LinearSDE
 from ..progress import bar
 from ..shapes import count
-from .common import as_array, as_bytes, code_of, data_of, model_of, place
+from .common import as_array, as_bytes, code_of, data_of, measured, model_of, place
 from .folder import Folder, Journal, opened
 from .parts import read, read_steps
 
@@ -49,13 +50,13 @@ def measure(
     with opened(o.out, code_of(o), **kept) as folder:
         rows = folder.rows("results.jsonl", "problem", "process", "solver", "spacing", "budget")
         for problem, (process, sde) in every:
-            subject = _subject(o, problem, sde, device, found, of and of[1])
-            floors[f"{problem}-{process}"] = subject.floors()
+            here = cache(partial(_subject, o, problem, sde, device, found, of and of[1]))
             todo = [(s, k) for s, k in cells if (problem, process, s.name, s.grid, k) not in rows]
+            floors[f"{problem}-{process}"] = lab.floors(measured(folder, f"{problem}-{process}", here))
             if not todo:
                 continue
-            journal = Journal(subject.score, folder)
-            subject = replace(subject, score=journal)
+            journal = Journal(here().score, folder)
+            subject = replace(here(), score=journal)
             truth = _truth(subject, folder, f"{problem}-{process}", o, journal)
             for solver, calls in bar(todo, desc=f"{problem}, {process}", unit="run"):
                 journal.start(folder.of, problem, process, solver.name, solver.grid, calls)

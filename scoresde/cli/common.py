@@ -4,6 +4,7 @@ import importlib
 import io
 import os
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch.distributed as dist
 from ..checkpoint import Checkpoint, load, recorded_net, recorded_shape
 from ..data import Dataset, Source
 from ..files import digest
+from ..lab import Row, Subject
 from ..shapes import count
+from .folder import Folder
 from .parts import own_module, read_data, read_net
 
 
@@ -72,6 +75,21 @@ def code_of(o: Namespace) -> dict[str, str]:
     ]
     files = {name: importlib.import_module(name).__file__ for name in map(own_module, texts) if name}
     return {name: digest(Path(file).read_bytes()) for name, file in sorted(files.items()) if file}
+
+
+def measured(folder: Folder, name: str, subject: Callable[[], Subject]) -> list[Row]:
+    """Each measure of each set of real samples of a subject, kept under its name. It is made if some are missing."""
+    rows = folder.rows("real.jsonl", "subject", "set")
+
+    def found() -> list[Row]:
+        return [row for row in rows.values() if row["subject"] == name]
+
+    if not (known := found()) or len(known) < known[0]["sets"]:
+        made = subject()
+        for k, x in enumerate(made.fresh):
+            if (name, k) not in rows:
+                rows.add({"subject": name, "set": k, "sets": len(made.fresh), **made.measured(x)})
+    return [{k: v for k, v in row.items() if k not in ("subject", "set", "sets")} for row in found()]
 
 
 def join_processes() -> int:

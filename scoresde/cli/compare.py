@@ -14,7 +14,7 @@ from ..progress import bar
 from ..shapes import count, number
 from ..steps import METHODS, Method
 from ..steps.catalogue import annealed_langevin, predictor_corrector
-from .common import as_array, as_bytes, code_of, data_of, model_of, one_subject, place
+from .common import as_array, as_bytes, code_of, data_of, measured, model_of, one_subject, place
 from .folder import Folder, Journal, opened
 from .parts import read, read_steps
 
@@ -53,8 +53,9 @@ def run(o: Namespace) -> None:
             raise RuntimeError("no sampler could be run")
         least = [row for row in ran if row["budget"] == ran[0]["budget"]]
         samples = [(row["method"], torch.from_numpy(as_array(folder.read(row["samples"]) or b""))) for row in least]
+        real, lines = measured(folder, "compared", lambda: subject), _paths(o, subject, folder, journal)
         made = {**origin(device), "seconds": round(monotonic() - began)}
-        compare_page(subject, table, _paths(o, subject, folder, journal), samples, made, o.out)
+        compare_page(subject, table, lines, samples, real, made, o.out)
     print(f"{monotonic() - began:.0f} s; open {o.out / 'report.html'}")
 
 

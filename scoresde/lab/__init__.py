@@ -8,11 +8,12 @@ from .orders import Limit, PathErrors, Slope, path_errors, paths, resolved, slop
 from .problems import DigitClasses, Lattice, Modes, Problem
 from .provenance import origin
 from .solvers import COMPARED, PROCESSES, SPACINGS, Solver, adaptive, bench, compare, diffusions, flows, on_grid, tuned
-from .subjects import Row, Subject, exact_subject, memorised_subject, trained_subject
+from .subjects import Row, Subject, exact_subject, floors, memorised_subject, trained_subject
 
 __all__ = [
     "COMPARED", "PROCESSES", "SPACINGS", "Classifier", "DigitClasses", "Lattice", "Limit", "Modes", "PathErrors",
     "Problem", "Row", "Slope", "Solver", "Subject", "Target", "adaptive", "bench", "compare", "diffusions",
-    "energy_distance", "exact_subject", "flows", "frechet", "memorised_subject", "nearest", "on_grid", "origin",
-    "path_errors", "paths", "resolved", "sliced_wasserstein", "slope", "trained_subject", "tuned", "weights_error",
+    "energy_distance", "exact_subject", "floors", "flows", "frechet", "memorised_subject", "nearest", "on_grid",
+    "origin", "path_errors", "paths", "resolved", "sliced_wasserstein", "slope", "trained_subject", "tuned",
+    "weights_error",
 ]  # fmt: skip

@@ -147,16 +147,17 @@ def compare_page(
     rows: Sequence[Row],
     paths: Sequence[Row],
     samples: Sequence[tuple[str, Tensor]],
+    real: Sequence[Row],
     made: Row,
     out: Path,
 ) -> None:
-    """report.md and report.html into out: every measure by sampler and budget, samples of the smallest budget, and the
-    orders of convergence; what was not run, and why.
+    """report.md and report.html into out: every measure by sampler and budget, and of sets of real samples; samples of
+    the smallest budget, and the orders of convergence; what was not run, and why.
     """
     r, ran = Report(f"Samplers of {subject.sde!r}, compared"), [row for row in rows if "skipped" not in row]
     r.text(_introduction(subject))
     r.text(_counted(rows))
-    diagrams = _measures(r, subject, rows)
+    diagrams = _measures(r, rows, real)
     curves(diagrams, out / "distances.png")
     r.picture("distances.png", f"Distance against the network calls made; dotted: real samples.{_off(diagrams)}")
     points = subject.shape == (2,)
@@ -177,19 +178,19 @@ def compare_page(
     _end(r, [said, _skipped(rows, "method")], made, out)
 
 
-def _measures(r: Report, subject: Subject, rows: Sequence[Row]) -> list[Diagram]:
+def _measures(r: Report, rows: Sequence[Row], real: Sequence[Row]) -> list[Diagram]:
     """A table for each measure, and its picture."""
     budgets, names = sorted({row["budget"] for row in rows}), list(dict.fromkeys(row["method"] for row in rows))
     of, diagrams = {(row["method"], row["budget"]): row for row in rows if "skipped" not in row}, []
     told = {(row["method"], row["budget"]): NOT_RUN for row in rows}
-    for key, measure in subject.measures.items():
-        floor = [measure(x) for x in subject.fresh]
+    for key in real[0]:
+        floor = [row[key] for row in real]
         told |= {at: f"{row[key]:.3g}{_fewer(row)}" for at, row in of.items()}
         body = [[name, *(told.get((name, k), "") for k in budgets)] for name in names]
         spread = f" +- {np.std(floor, ddof=1):.2g}" if len(floor) > 1 else ""
-        real = ["real samples", f"{np.mean(floor):.3g}{spread}", *[""] * (len(budgets) - 1)]
+        last = ["real samples", f"{np.mean(floor):.3g}{spread}", *[""] * (len(budgets) - 1)]
         r.heading(TITLES[key])
-        r.table(["sampler", *(f"{k} calls" for k in budgets)], [*body, real])
+        r.table(["sampler", *(f"{k} calls" for k in budgets)], [*body, last])
         here = {name: [of[name, k] for k in budgets if (name, k) in of] for name in names}
         lines = [Curve(n, [row["nfe"] for row in here[n]], [abs(row[key]) for row in here[n]]) for n in names]
         diagrams.append(Diagram(TITLES[key], "network calls", lines, float(np.mean(np.abs(floor)))))

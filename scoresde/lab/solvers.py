@@ -205,13 +205,9 @@ def _benched(subject: Subject, solver: Solver, calls: int, x_T: Tensor, truth: T
     score, began = Watched(subject.score), perf_counter()
     x, said = solver.solve(subject, score, x_T, calls)
     seconds = perf_counter() - began - said.get("seconds_to_fit", 0.0)
-    found = {"nfe": score.nfe, **(_weak(subject, x) if truth is None else _strong(subject, x, truth))}
+    found = {"nfe": score.nfe, **(subject.measured(x) if truth is None else _strong(subject, x, truth))}
     spent = {"seconds": seconds, "overhead_us": 1e6 * (seconds - score.seconds) / max(1, score.nfe)}
     return {**found, **spent, "eta": solver.eta, **said, "subject": subject.name, "sde": repr(subject.sde)}
-
-
-def _weak(subject: Subject, x: Tensor) -> Row:
-    return {k: measure(x.cpu()) for k, measure in subject.measures.items()}
 
 
 def _strong(subject: Subject, x: Tensor, truth: Tensor) -> Row:
@@ -253,7 +249,7 @@ def _compared(subject: Subject, method: Method, budget: int, spacing: str, seed:
         calls.append(score.nfe)
     seconds, x = perf_counter() - began, torch.cat(parts).cpu()
     nfe = max(b - a for a, b in zip(calls, calls[1:], strict=False))
-    found = {"nfe": nfe, "nfe_to_fit": fitted.nfe, **_weak(subject, x), "seconds": seconds}
+    found = {"nfe": nfe, "nfe_to_fit": fitted.nfe, **subject.measured(x), "seconds": seconds}
     of = {"subject": subject.name, "sde": repr(subject.sde), "eta": method.eta, "grid": said}
     how = {"steps": recipe_of(steps, subject), "denoise": subject.denoise, "seed": seed, "n": subject.n}
     return {**found, **of, **how}, x

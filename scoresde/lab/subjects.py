@@ -1,6 +1,6 @@
 """What is measured: a score of an SDE, where its flow leads to, and what its samples should be."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,10 +63,18 @@ class Subject:
         ts = torch.tensor([self.sde.T, self.sde.t_min], dtype=torch.float64)
         return sample(self.sde.reverse(self.score, 0.0), x_T, ts, Flow(Dopri5(self.tol, self.tol)))
 
-    def floors(self) -> dict[str, float]:
-        """The mean size of each measure over the sets of real samples."""
-        said = {k: [abs(measure(x.cpu())) for x in self.fresh] for k, measure in self.measures.items()}
-        return {k: sum(values) / len(values) for k, values in said.items()}
+    def measured(self, x: Tensor) -> dict[str, float]:
+        """Each measure of samples."""
+        return {k: measure(x.cpu()) for k, measure in self.measures.items()}
+
+    def real(self) -> list[Row]:
+        """Each measure of each set of real samples."""
+        return [self.measured(x) for x in self.fresh]
+
+
+def floors(real: Sequence[Row]) -> dict[str, float]:
+    """The mean size of each measure over sets of real samples."""
+    return {k: sum(abs(row[k]) for row in real) / len(real) for k in real[0]}
 
 
 def exact_subject(

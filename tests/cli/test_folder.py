@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +17,11 @@ from made import one_line
 from scoresde import VE, VP, ScoreModel
 from scoresde.checkpoint import Checkpoint, load, save
 from scoresde.cli import main
+from scoresde.cli.common import measured
 from scoresde.cli.folder import JOURNAL, LEDGER, Folder, Journal, opened
 from scoresde.data import Array, Images
 from scoresde.files import alone
-from scoresde.lab import Target
+from scoresde.lab import Modes, Target, exact_subject
 from scoresde.nn import MLP
 
 TRAIN = ("--steps", "5", "--batch", "8", "--net", "MLP(width=8, depth=1)")
@@ -332,6 +335,30 @@ def test_work_that_was_cut_off_goes_on(folder, stop, damage):
     assert len(made) == 20 - recalled and (recalled == stop or damage != "none")
     assert np.isnan(journal.done({"seconds": 1.0})["seconds"]) == (recalled > 0)
     assert not file.exists()
+
+
+@pytest.mark.parametrize("cut", [0, 3, 8])
+def test_sets_of_real_samples_are_measured_once(folder, cut):
+    """After `cut` of the 8 sets a run is cut off; the next one measures the others, and one after that none at all: it
+    does not even ask for the subject.
+    """
+    subject, asked = exact_subject("x", Modes().law(), VP(), 20), []
+
+    def measure(x):
+        if len(asked) == cut and cut < 8:
+            asked.append("cut off")
+            raise KeyboardInterrupt
+        asked.append(next(k for k, y in enumerate(subject.fresh) if y is x))
+        return subject.measures["energy_distance"](x)
+
+    here = replace(subject, measures={"energy_distance": measure})
+    for k in range(2 if cut < 8 else 1):
+        with pytest.raises(KeyboardInterrupt) if cut < 8 and not k else nullcontext():
+            found = measured(folder, "here", lambda: here)
+    assert [k for k in asked if k != "cut off"] == list(range(8))
+    assert measured(folder, "here", lambda: pytest.fail("the subject was asked for")) == found
+    assert found == [{"energy_distance": subject.measures["energy_distance"](x)} for x in subject.fresh]
+    assert measured(folder, "another", lambda: subject) == subject.real()
 
 
 def test_answers_to_other_work(folder):
