@@ -328,25 +328,28 @@ class _Path:
         return node
 
     def _node(self, at: Place, y: Tensor, z: Tensor) -> Node:
+        """The divergence is that of eps, whose size is 1 at every noise level, as a network in half precision needs."""
         of, sde = self.coordinates, self.p.sde
-        x, d, var, alpha = of.x(y, at), y[0].numel(), sde.var(at.t), like(at.alpha, y)
-        score, trace, variance = self.probes.measure(self.p.ask, x, at.t, z)
+        x, d, sigma, alpha = of.x(y, at), y[0].numel(), sde.sigma(at.t), like(at.alpha, y)
+        s = like(sigma, y)
+        eps, trace, variance = self.probes.measure(lambda x, t: -s * self.p.ask(x, t), x, at.t, z)
         if self.first is None:
-            self.first = score.detach(), trace.detach().mean(1)
+            self.first = eps.detach(), trace.detach().mean(1)
         many = at.t.ndim > 0
-        scale = (var * at.rate).to(y)[..., None] if many else var * at.rate
+        scale = (-sigma * at.rate).to(y)[..., None] if many else -sigma * at.rate
         constant = (d * (1 - of.std**2 / at.S**2) * at.rate).to(y)
         return Node(
-            of.drift(y, at, (x + like(var, y) * score) / alpha),
+            of.drift(y, at, (x - s * eps) / alpha),
             scale * trace + (constant[:, None] if many else constant),
-            (var * at.rate).to(y) ** 2 * variance,
-            (alpha * like(at.S, y) * score).detach(),
+            (sigma * at.rate).to(y) ** 2 * variance,
+            (-alpha * like(at.S / sigma, y) * eps).detach(),
         )
 
     def end_bias(self, x: Tensor, t: Tensor) -> Tensor:
         """int_0^t d log p/dt dt with the score and its trace at t, by the Fokker-Planck equation of the forward SDE."""
         assert self.first is not None
-        score, trace = self.first
+        sigma = self.p.sde.sigma(t)
+        score, trace = (-a / sigma for a in self.first)
         L, V = self.p.sde.log_alpha(t), self.p.sde.var(t) / self.p.sde.alpha(t) ** 2
         inner, square = ((a * score).flatten(1).sum(1) for a in (x, score))
         return -x[0].numel() * L - L * inner + V / 2 * (trace + square)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from scoresde import VP, Ancestral, Chain, Quadrature, Quantized, ScoreModel, elbo, exact, grid, log_prob, per_sample
+from scoresde import VE, VP, Ancestral, Chain, Quadrature, Quantized, ScoreModel, elbo, exact, grid, log_prob, per_sample
 from scoresde.likelihood import (
     Adams,
     Decoded,
@@ -74,6 +74,28 @@ def test_half_precision_is_within_the_budget():
     found = log_prob(SDE.reverse(law.diffuse(SDE)), x)
     told = found.budget["solver"] + found.budget["end"]
     assert abs(float((found.log_p.double() - law.log_prob(x.double())).mean())) / 2 < 2 * told + 1e-6
+
+
+def test_a_network_in_half_precision():
+    """Where noise is small the score is large, and so is its Jacobian: of a network in float16, eps = 100 x in float32,
+    neither may overflow there.
+    """
+
+    class Steep(torch.nn.Linear):
+        def forward(self, x, c):
+            return super().forward(x)
+
+    def value(dtype):
+        net = Steep(2, 2, bias=False)
+        torch.nn.init.eye_(net.weight)
+        net.weight.data *= 100
+        sde = VE(5e-4, 0.02)
+        x = 0.01 * torch.tensor([[1.0, 0.5], [-0.3, 0.2]])
+        return log_prob(sde.reverse(ScoreModel(net.to(dtype), sde)), x, how=Quadrature(Adams(200)))
+
+    half, whole = value(torch.float16), value(torch.float32)
+    assert half.log_p.isfinite().all() and half.end_bias.isfinite().all()
+    torch.testing.assert_close(half.log_p, whole.log_p, rtol=2e-3, atol=0)
 
 
 @every
