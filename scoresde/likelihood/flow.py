@@ -29,7 +29,7 @@ from ..quantize import Quantized
 from ..reference import UNIT, Reference, known
 from ..shapes import as_time, inside, like, number, shown, state
 from .dequantize import Dequantization, Uniform
-from .quadrature import Adams, Integrator, Node, integrate
+from .quadrature import Adams, Integrator, Node, Refined, integrate
 from .samples import entry, finite
 from .trace import Exact, Hutchinson, Probes, Trace
 
@@ -172,6 +172,8 @@ class Likelihood:
         total = math.sqrt(sum(v * v for v in known))
         digits = max(0, min(12, 1 - math.floor(math.log10(total)))) if total > 0 else 6
         rows = ", ".join(f"{k} {v:.1g}" for k, v in budget.items())
+        if budget["solver"] > max(budget["probes"], budget["samples"]):  # nan if they are not known
+            rows += " (the solver's dominates: ask for a smaller tol, or more steps)"
         return (
             f"{self.mean:.{digits}f} {unit} over {len(self.log_p)} samples ({self.says}); errors: {rows}; "
             f"{self.nfe} network calls, {self.products} vector-Jacobian products"
@@ -186,7 +188,7 @@ class Quadrature:
     """
 
     method: Integrator | Embedded | None = None
-    """`Dopri5(1e-6, 1e-6)` up to 16 dimensions and `Adams()` above, unless given."""
+    """`Dopri5(1e-6, 1e-6)` up to 16 dimensions and `Refined()` above, unless given."""
     trace: Trace | None = None
     """`Exact()` up to 16 dimensions and two fresh Rademacher probes a node above, unless given."""
     t: float | None = None
@@ -199,7 +201,7 @@ class Quadrature:
 
     def __post_init__(self) -> None:
         for name, kind, such in (
-            ("method", Integrator | Embedded | None, "Adams()"),
+            ("method", Integrator | Embedded | None, "Refined()"),
             ("trace", Trace | None, "Exact()"),
             ("prior", GaussianMixture | None, "Reference.fit(data).prior(sde, shape)"),
         ):
@@ -212,7 +214,7 @@ class Quadrature:
 
     def of(self, d: int) -> tuple[Integrator | Embedded, Trace]:
         """The solver and the divergence for d dimensions."""
-        method = self.method or (Dopri5(1e-6, 1e-6) if d <= FEW else Adams())
+        method = self.method or (Dopri5(1e-6, 1e-6) if d <= FEW else Refined())
         return method, self.trace or (Exact() if d <= FEW else Hutchinson())
 
 
@@ -341,7 +343,7 @@ class _Path:
         return Node(
             of.drift(y, at, (x - s * eps) / alpha),
             scale * trace + (constant[:, None] if many else constant),
-            (sigma * at.rate).to(y) ** 2 * variance,
+            (sigma * at.rate).to(y) ** 2 * variance * (not self.probes.trace.kept),
             (-alpha * like(at.S / sigma, y) * eps).detach(),
         )
 

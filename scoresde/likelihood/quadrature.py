@@ -2,7 +2,10 @@
 
 An integrator solves dy/dt = rate beside dQ/dt = q. f is called as `f(t, y, rows)`, where rows (b,) says which samples y
 holds, and answers with a `Node`. Fixed numbers of calls: `Adams`, `RungeKutta`; steps for each sample: the embedded
-pairs of `ode`, whose samples leave the batch when they have arrived.
+pairs of `ode`, whose samples leave the batch when they have arrived; the first, and then the second for the samples
+that need it: `Refined`.
+
+Where q is an estimate, so is what an error of Q is told from: it counts as far as it exceeds its standard error.
 """
 
 from abc import ABC, abstractmethod
@@ -14,14 +17,14 @@ import torch
 from torch import Tensor
 
 from ..ode import BASHFORTH, Dopri5, Embedded, Pair, Trial, stages, weighted
-from ..shapes import count, like
+from ..shapes import count, like, number
 from .samples import MANY
 
 
 class Node(NamedTuple):
     """What is known at (t, y): dy/dt = rate, and beside it quantities Q with dQ/dt = q, in m channels, whose mean over
-    channels is known with the variance `var` at a node. gradient: that of the final report, G(y(s)) + Q, by y at t; it
-    turns errors of y into errors of the report.
+    channels has an error of the variance `var`, independent of that at other nodes. gradient: that of the final report,
+    G(y(s)) + Q, by y at t; it turns errors of y into errors of the report.
 
     rate and gradient: (b, *D); q: (b, m); var: (b,).
     """
@@ -60,9 +63,18 @@ def integrate(method: Integrator | Embedded, f: Observed, y: Tensor, t: Tensor, 
     if isinstance(method, Integrator):
         return method.integrate(f, y, t, s)
     now, end = (u.to(y.device, torch.float64).expand(len(y)) for u in (t, s))
-    path = _Observing(method, f, y, now)
+    path = _Observing(method, f, y, now, end)
     method.control(path, now, end, leave=True)
     return Solution(path.y, path.Q, path.var, path.wrong, path.nodes)
+
+
+LONGEST = 1 / 12
+"""Of the whole, a step of a pair: where two solutions cross, they tell no error of a longer one."""
+
+
+def _beyond(off: Tensor, var: Tensor) -> Tensor:
+    """|off|, less its standard error, but not below 0."""
+    return (off.abs() - var.nan_to_num(0.0).sqrt()).clamp_min(0)
 
 
 class _Change(NamedTuple):
@@ -90,19 +102,23 @@ def _step(pair: Pair, f: Callable[[Tensor, Tensor], Node], y: Tensor, first: Nod
     Q = like(h, first.q) * weighted(b, [node.q for node in nodes])
     var = w**2 * weighted([v**2 for v in b], [node.var for node in nodes])
     lost = w * weighted(e, [node.q.detach().mean(1) for node in nodes])
-    wrong = (nodes[-1].gradient * off).flatten(1).sum(1).abs() + lost.abs()
+    lost = _beyond(lost, w**2 * weighted([v**2 for v in e], [node.var for node in nodes]))
+    wrong = (nodes[-1].gradient * off).flatten(1).sum(1).abs() + lost
     return _Change(new, Q, var, wrong, nodes[-1], off)
 
 
 class _Observing(Trial):
     """y on its way with all that is observed; samples that have arrived are not asked for."""
 
-    def __init__(self, method: Embedded, f: Observed, y: Tensor, now: Tensor) -> None:
-        self.method, self.f, self.nodes = method, f, 1
+    def __init__(self, method: Embedded, f: Observed, y: Tensor, now: Tensor, end: Tensor) -> None:
+        self.method, self.f, self.nodes, self.longest = method, f, 1, LONGEST * (end - now).abs().max()
         self.everyone = torch.arange(len(y), device=y.device)
         self.y, self.node = y.clone(), Node(*(v.clone() for v in f(now.clone(), y, self.everyone)))
         self.Q, self.var = torch.zeros_like(self.node.q), torch.zeros_like(self.node.var)
         self.wrong = torch.zeros_like(self.var)
+
+    def reach(self, now: Tensor, h: Tensor) -> Tensor:
+        return h.clamp(-self.longest, self.longest)
 
     def attempt(self, now: Tensor, to: Tensor, h: Tensor, rows: Tensor) -> Tensor:
         y, first, here = self.y[rows], Node(*(v[rows] for v in self.node)), self.everyone[rows]
@@ -178,6 +194,7 @@ class Adams(Integrator):
         y_0, first, past = y, [node.rate], [node.rate]
         Q, half = fine[0] * node.q, coarse[0] * node.q.detach()
         var, wrong = fine[0] ** 2 * node.var, torch.zeros_like(node.var)
+        noise = (fine[0] - coarse[0]) ** 2 * node.var
         for j in range(1, self.n + 1):
             ahead = y + h * weighted(BASHFORTH[len(past) - 1], past)
             node = f(t + j * h, ahead, rows)
@@ -190,9 +207,53 @@ class Adams(Integrator):
             y, past = better, rates[: self.order]
             wrong = wrong + (node.gradient * lost).flatten(1).sum(1).abs()
             Q, var = Q + fine[j] * node.q, var + fine[j] ** 2 * node.var
-            half = half if j % 2 else half + coarse[j // 2] * node.q.detach()
-        error = wrong + (h * (Q.detach() - half)).mean(1).abs() / 4
+            c = 0.0 if j % 2 else coarse[j // 2]
+            half, noise = half + c * node.q.detach(), noise + (fine[j] - c) ** 2 * node.var
+        error = wrong + _beyond((h * (Q.detach() - half)).mean(1), h**2 * noise) / 4
         return Solution(y, h * Q, h**2 * var, error, self.n + 1)
+
+
+SAFETY = 3.0
+"""What the error of a second attempt is told as, in units of what the pair says."""
+
+
+@dataclass(frozen=True)
+class Refined(Integrator):
+    """Adams' steps for all samples, and Dormand and Prince's pair for those that they do not suffice for.
+
+    Few steps do where the rate is smooth, and there their estimate of the error is several times too large. Where it is
+    rough, as that of a network that was trained for a thousand fixed times, it may be several times too small: a sample
+    is not done before its estimate is small, and the second attempt chooses its own steps. It begins anew. Corrections
+    to a path that is there, by its gradient times its defect, would use all calls twice, but hold only where the score
+    is the gradient of the log-density of its own flow, which that of a network is not.
+    """
+
+    tol: float = 0.005
+    """The error of the report, a dimension, above which a sample is refined."""
+    first: Adams = Adams()
+    """For all samples."""
+    then: Embedded | None = None
+    """For those that are refined, unless given the pair with a tolerance of 6 % of `tol`."""
+
+    def __post_init__(self) -> None:
+        number("tol", self.tol, above=0)
+        if not isinstance(self.first, Adams):
+            raise ValueError(f"first must be a value such as Adams(), got {self.first!r}")
+        if not isinstance(self.then, Embedded | None):
+            raise ValueError(f"then must be a value such as Dopri5(1e-4, 1e-4), got {self.then!r}")
+
+    def integrate(self, f: Observed, y: Tensor, t: Tensor, s: Tensor) -> Solution:
+        """From y at t to s."""
+        found = self.first.integrate(f, y, t, s)
+        spared = found.var.nan_to_num(0.0).sqrt() / 4  # what probes alone may seem to be, twice in a hundred samples
+        left = (found.error - spared > self.tol * y[0].numel()).nonzero()[:, 0]
+        if not len(left):
+            return found
+        then = self.then or Dopri5(0.06 * self.tol, 0.06 * self.tol)
+        again = integrate(then, lambda t, y, rows: f(t, y, left[rows]), y[left], t, s)
+        again = again._replace(error=SAFETY * again.error)
+        y, Q, var, error = (a.index_copy(0, left, b) for a, b in zip(found[:4], again[:4], strict=True))
+        return Solution(y, Q, var, error, found.nodes + again.nodes)
 
 
 def _gregory(n: int) -> Tensor:

@@ -36,6 +36,7 @@ from scoresde.likelihood import (
     Hutchinson,
     HutchPP,
     Likelihood,
+    Refined,
     RungeKutta,
     TruncatedNormal,
     Uniform,
@@ -328,8 +329,47 @@ def test_mixtures_within_the_budget(sde, shape):
         assert float(budget.mean()) < 0.05 * found.d
 
 
+class Wavy:
+    """The exact score, and beside it a wave in the noise level."""
+
+    def __init__(self, score, sde, size, rate):
+        self.score, self.sde, self.size, self.rate = score, sde, size, rate
+
+    def __call__(self, x, t):
+        lam, sigma = (
+            c.view(-1, *[1] * (x.ndim - 1)) if c.ndim else c for c in (self.sde.log_snr(t), self.sde.sigma(t))
+        )
+        return self.score(x, t) + self.size * (self.rate * lam + 2 * x / (sigma**2 + 0.1).sqrt()).sin() / sigma
+
+
+@pytest.mark.parametrize("rate", [2.0, 10.0])
+def test_rough_scores_within_the_budget(rate):
+    """Where a score changes faster with the noise level than 20 steps can follow, Adams' error is far above what it
+    says, for all samples to the same side or not; by default all are refined, and the error is within what is said.
+    """
+    sde, law = VP(), mixture(20)
+    x, trace = at_end(law, sde, 24), Exact()
+    p, around = sde.reverse(Wavy(law.diffuse(sde), sde, 0.05, rate), 0.0), Reference(float(x.mean()), float(x.std()))
+    value = lambda method: log_prob(p, x, around=around, how=Quadrature(method, trace))  # noqa: E731
+    truth, few, found = value(Dopri5(1e-7, 1e-7)).log_p, value(Adams()), value(None)
+    share = lambda found: float(((found.log_p - truth).abs() <= found.solver_error).double().mean())  # noqa: E731
+    assert share(few) < 0.6 and (few.solver_error > 0.005 * 20).all()
+    assert share(found) >= 0.95 and ((found.log_p - truth).abs() <= 2 * found.solver_error).all()
+    assert float((found.log_p - truth).square().mean()) < float((few.log_p - truth).square().mean()) / 100
+    assert found.nfe > 3 * few.nfe
+
+
+def test_an_error_that_dominates_is_said():
+    """Where the solver's error is the largest of those that more work would lessen, it says so."""
+    sde, law = VP(), mixture(20)
+    x = at_end(law, sde, 24)
+    p = sde.reverse(Wavy(law.diffuse(sde), sde, 0.3, 10.0), 0.0)
+    said = [str(log_prob(p, x, how=Quadrature(method, Exact()))) for method in (Adams(12), Dopri5(1e-5, 1e-5))]
+    assert ["dominates" in text for text in said] == [True, False]
+
+
 def test_choice_of_defaults():
-    """Exact and adaptive up to 16 dimensions; two fresh probes at each of Adams' 21 nodes above."""
+    """Exact and adaptive up to 16 dimensions; two fresh probes at each of Adams' 21 nodes above, where they suffice."""
     for d in (16, 17):
         law = exact.Gaussian(torch.zeros(d), 0.4)
         score = Counted(law.diffuse(VP()))
@@ -497,7 +537,7 @@ def test_eta_does_not_matter():
 
 
 TRACES = [Exact(), Hutchinson(2), Hutchinson(2, fresh=False), Hutchinson(1, gaussian=True), Hadamard(4), HutchPP(2)]
-METHODS = [Dopri5(1e-3, 1e-3), Adams(12), Tsit5(1e-3, 1e-3), RungeKutta(2)]
+METHODS = [Dopri5(1e-3, 1e-3), Refined(1e-3, Adams(12)), Tsit5(1e-3, 1e-3), RungeKutta(2), Adams(12)]
 
 
 def chunked(run, n, *cuts):

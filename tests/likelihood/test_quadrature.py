@@ -1,14 +1,15 @@
 """Integrators carry what they observe along, and know how wrong they are."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from made import stiff, stiff_start, tableau
 
 from scoresde import Counted, ode
-from scoresde.likelihood import Adams, RungeKutta
-from scoresde.likelihood.quadrature import Node, integrate
+from scoresde.likelihood import Adams, Refined, RungeKutta
+from scoresde.likelihood.quadrature import SAFETY, Node, integrate
 
 F64 = torch.float64
 SPAN = {"forward": (-1.0, 2.0), "backward": (2.0, -1.0)}
@@ -25,7 +26,7 @@ def solution(t, c=(0.7, 1.3, 4.0)):
     return torch.stack([1 / (t**2 + torch.tensor(c, dtype=F64)), 1 / (t**2 + 2 * torch.tensor(c, dtype=F64))], 1)
 
 
-def observed(t, y, rows, end):
+def observed(t, y, rows, end, var=0.0):
     """dy/dt = -2 t y^2, with Q = int div dt and the same weighted by (t, 1); the report is sum y(s) + Q.
 
     From y at t, y(s) = y/(1 + (s^2 - t^2) y) and int -4 t y dt = -2 log(1 + (s^2 - t^2) y), whose derivatives by y are
@@ -36,7 +37,10 @@ def observed(t, y, rows, end):
     rest = end**2 - t_**2
     below = 1 + rest * y
     gradient = (1 / below**2 - 2 * rest / below).detach()
-    return Node(-2 * t_ * y**2, torch.stack([div - 1, div + 1], 1), torch.ones_like(div), gradient)
+    return Node(-2 * t_ * y**2, torch.stack([div - 1, div + 1], 1), torch.full_like(div, var), gradient)
+
+
+noisy = partial(observed, var=1.0)
 
 
 def report(y, t, s):
@@ -140,7 +144,7 @@ def test_variance_of_independent_nodes():
     For Gregory's rule at n = 20 that is within 3 % of the least possible, h^2 n; all nodes are weighted.
     """
     for method in (Adams(20), RungeKutta(3)):
-        whole, calls = solve(method, solution(time(-1.0)), time(-1.0), time(2.0))
+        whole, calls = solve(method, solution(time(-1.0)), time(-1.0), time(2.0), noisy)
         weights = []
         for j in range(len(calls)):
             k = iter(range(len(calls)))
@@ -163,7 +167,7 @@ def test_variance_of_adaptive_nodes(method):
 
     def f(t, y, rows, end):
         seen.append(float(t[0]))
-        return observed(t, y, rows, end)
+        return noisy(t, y, rows, end)
 
     found, _ = solve(method(1e-11, 1e-11), solution(time(-1.0))[:1], time(-1.0), time(2.0), f)
     steps = [((first - c * last) / (1 - c), last) for first, last in zip(seen[1::6], seen[6::6])]
@@ -278,9 +282,100 @@ def test_gradients_through_integrators(method):
     assert not found.error.requires_grad
 
 
+def wavy(t, y, rows, end):
+    """The same, on which row 1 alone has a wave that 20 steps do not follow."""
+    node = observed(t, y, rows, end)
+    wave = 0.5 * torch.sin(15 * (t.view(-1, 1) if t.ndim else t)) * (rows == 1)[:, None]
+    return node._replace(rate=node.rate + wave)
+
+
+@both_ways
+def test_refined_where_it_is_needed(way):
+    """Rows whose error suffices are those of Adams' steps, which are all that is asked; the others are those of the
+    pair alone, from where they began, with a larger error; all calls are counted.
+    """
+    t, s = map(time, SPAN[way])
+    y, method, names = solution(t), Refined(0.05, Adams(20), ode.Tsit5(1e-4, 1e-4)), ("y", "Q", "var", "error")
+    few, _ = solve(Adams(20), y, t, s, wavy)
+    assert (few.error > 2 * 0.05).tolist() == [False, True, False]
+    found, calls = solve(method, y, t, s, wavy)
+    alone, asked = solve(method.then, y[1:2], t, s, lambda t, y, rows, end: wavy(t, y, rows + 1, end))
+    for name in names:
+        a, b, c = (getattr(part, name) for part in (few, alone, found))
+        assert torch.equal(c[[0, 2]], a[[0, 2]])
+        assert torch.equal(c[1:2], b * SAFETY if name == "error" else b)
+    assert [rows.tolist() for rows in calls] == [[0, 1, 2]] * 21 + [[1]] * len(asked)
+    smooth, calls = solve(method, y, t, s)
+    assert len(calls) == 21 and all(
+        torch.equal(getattr(smooth, k), getattr(solve(Adams(20), y, t, s)[0], k)) for k in names
+    )
+
+
+def test_refined_to_a_tolerance():
+    """Where no row is good enough for Adams, errors are those of the pair at 6 % of the tolerance, and below it."""
+    t, s = map(time, SPAN["forward"])
+    y, before = solution(t), math.inf
+    for tol in (1e-2, 1e-4, 1e-6):
+        found, _ = solve(Refined(tol), y, t, s, wavy)
+        exactly, _ = solve(ode.Dopri5(1e-11, 1e-11), y, t, s, wavy)
+        off = (found.y.sum(1) + found.Q.mean(1) - exactly.y.sum(1) - exactly.Q.mean(1)).abs()
+        assert (off <= found.error).all() and float(off.max()) < min(2 * tol, before / 2)
+        before = float(off.max())
+
+
+def test_the_longest_step():
+    """Whatever is tolerated, no step of a pair is longer than a twelfth of the whole."""
+    seen = []
+
+    def f(t, y, rows, end):
+        seen.append(float(t[0]))
+        return observed(t, y, rows, end)
+
+    solve(ode.Dopri5(1e9, 1e9), solution(time(-1.0))[:1], time(-1.0), time(2.0), f)
+    ends = torch.tensor(seen[6::6])
+    assert ends.diff().max() < 3 / 12 * (1 + 1e-6) and len(ends) < 18
+
+
+@pytest.mark.parametrize("size", [0.0, 0.5, 2.0])
+def test_noise_is_no_error(size):
+    """Of estimates q with an error of known variance, independent from node to node, the change of Q on half the nodes
+    tells an error as far as it is larger than its own standard error: on average 0.083 of that, over 4, beyond what is
+    told without noise; not 0.8.
+    """
+    t, s, g = time(-1.0), time(2.0), torch.Generator().manual_seed(0)
+    y = solution(t)[:1].expand(4000, 2)
+
+    def f(t, y, rows, end):
+        node = observed(t, y, rows, end, size**2)
+        return node._replace(q=node.q + size * torch.randn(len(y), 1, generator=g, dtype=F64))
+
+    quiet, found = solve(Adams(20), y[:1], t, s)[0], solve(Adams(20), y, t, s, f)[0]
+    noise = float(found.var[0]) ** 0.5  # the weights of the change are nearly those of Q, with other signs
+    assert float(found.error.mean() - quiet.error) < 0.25 * 2 * 0.083 * 1.3 * noise + 1e-12
+
+
+def test_noise_refines_nothing():
+    """Where the error suffices but for noise, 4 samples in a hundred are refined: those beyond two standard errors."""
+    t, s, g = time(-1.0), time(2.0), torch.Generator().manual_seed(0)
+    y, asked = solution(t)[:1].expand(4000, 2), []
+
+    def f(t, y, rows, end):
+        asked.append(len(rows))
+        node = observed(t, y, rows, end, 0.25)
+        return node._replace(q=node.q + 0.5 * torch.randn(len(y), 1, generator=g, dtype=F64))
+
+    tol = 1.05 * float(solve(Adams(20), y[:1], t, s)[0].error) / 2
+    solve(Refined(tol, then=ode.Dopri5(1e-3, 1e-3)), y, t, s, f)
+    assert 0.02 < asked[21] / 4000 < 0.06
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
+        (lambda: Refined(0.0), "tol must be"),
+        (lambda: Refined(math.nan), "tol must be"),
+        (lambda: Refined(0.1, RungeKutta(3)), "first must be a value such as Adams"),
+        (lambda: Refined(0.1, then=Adams()), "then must be a value such as Dopri5"),
         (lambda: Adams(13), "n must be even"),
         (lambda: Adams(10), "n must"),
         (lambda: Adams(20, 4), "order must be 1, 2 or 3"),

@@ -6,7 +6,20 @@ import pickle
 import pytest
 import torch
 
-from scoresde import VE, VP, Ancestral, Chain, Quadrature, Quantized, ScoreModel, elbo, exact, grid, log_prob, per_sample
+from scoresde import (
+    VE,
+    VP,
+    Ancestral,
+    Chain,
+    Quadrature,
+    Quantized,
+    ScoreModel,
+    elbo,
+    exact,
+    grid,
+    log_prob,
+    per_sample,
+)
 from scoresde.likelihood import (
     Adams,
     Decoded,
