@@ -230,6 +230,17 @@ def test_steps_may_grow(tmp_path):
     assert load(tmp_path).notes["settings"]["steps"] == 60
 
 
+@pytest.fixture
+def heard():
+    """Signals as a shell leaves them: under `nohup` and in the background some are ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_signals_save(tmp_path, name):
     """Asked to end, by a cluster, a closed terminal or the keyboard, a training saves first, also if it is asked once
