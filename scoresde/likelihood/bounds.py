@@ -61,6 +61,15 @@ class Bound:
         """The standard error of the mean of `nats` over samples; it holds what the draws of t and noise add."""
         return float(self.nats.std()) / math.sqrt(len(self.nats))
 
+    def __str__(self) -> str:
+        per = self.d * (math.log(2) if self.quantized else 1.0)
+        spread = f" +- {self.error() / per:.1g}" if len(self.nats) > 1 else ""
+        return (
+            f"{float(self.nats.mean()) / per:.4f}{spread} {'bits' if self.quantized else 'nats'}/dim over "
+            f"{len(self.nats)} samples (upper bound of -log p{' of the discrete data' if self.quantized else ''}, "
+            f"{self.steps.shape[1]} times a sample); {self.nfe} network calls"
+        )
+
 
 def _gaussian_kl(sde: LinearSDE, x_0: Tensor, t: Tensor) -> Tensor:
     """KL(q(x_t | x_0) || N(0, sigma_T^2 I)), (B,)."""

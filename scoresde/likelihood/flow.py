@@ -108,7 +108,7 @@ class Likelihood:
     estimate (B,) of the size of the solver's error. end_bias: (B,), log p_t - log p_0 at x to first order in sigma^2
     and log alpha, what stopping at t instead of 0 adds. prior_mismatch: KL(p_T || prior) in nats for the moments of
     these samples; nan for one sample, or a prior of several components. nfe: network calls; products: vector-Jacobian
-    products. discrete: how discrete data became continuous; None for continuous data.
+    products. discrete: how discrete data became continuous; None for continuous data. how: by what it was integrated.
     """
 
     log_p: Tensor
@@ -121,6 +121,7 @@ class Likelihood:
     nfe: int
     products: int
     discrete: Dequantization | None = None
+    how: "Quadrature | None" = None
 
     @property
     def values(self) -> Tensor:
@@ -167,16 +168,36 @@ class Likelihood:
         return f"upper bound for the discrete data, {type(self.discrete).__name__} at t = {self.t:g}{draws}"
 
     def __str__(self) -> str:
-        budget, unit = self.budget, "bits/dim" if self.discrete else "nats/dim"
-        known = [v for v in budget.values() if math.isfinite(v)]
-        total = math.sqrt(sum(v * v for v in known))
-        digits = max(0, min(12, 1 - math.floor(math.log10(total)))) if total > 0 else 6
+        budget = self.budget
         rows = ", ".join(f"{k} {v:.1g}" for k, v in budget.items())
         if budget["solver"] > max(budget["probes"], budget["samples"]):  # nan if they are not known
             rows += " (the solver's dominates: ask for a smaller tol, or more steps)"
         return (
-            f"{self.mean:.{digits}f} {unit} over {len(self.log_p)} samples ({self.says}); errors: {rows}; "
+            f"{self._mean} over {len(self.log_p)} samples ({self.says}); errors: {rows}; "
             f"{self.nfe} network calls, {self.products} vector-Jacobian products"
+        )
+
+    @property
+    def _mean(self) -> str:
+        """The mean and its unit, with no more digits than the budget supports."""
+        total = math.sqrt(sum(v * v for v in self.budget.values() if math.isfinite(v)))
+        digits = max(0, min(12, 1 - math.floor(math.log10(total)))) if total > 0 else 6
+        return f"{self.mean:.{digits}f} {'bits/dim' if self.discrete else 'nats/dim'}"
+
+    def statement(self) -> str:
+        """What a paper needs to say beside the number: of which density it is, under which prior, found by what, over
+        how many samples, and how wrong it may be.
+        """
+        errors, how = {k: f"{v:.1g}" for k, v in self.budget.items()}, self.how or Quadrature()
+        law = "N(0, sigma_T^2 I)" if how.prior is None else "a Gaussian fitted to data"
+        if how.prior is not None and len(how.prior.weights) > 1:
+            law = f"a mixture of {len(how.prior.weights)} Gaussians"
+        return (
+            f"{self._mean}, the mean over {len(self.log_p)} samples with a standard error of {errors['samples']}, is "
+            f"the {self.says}, of the probability flow with the prior {law}. The flow was solved by {how.method!r} in "
+            f"{self.nfe} network calls, its divergence found by {how.trace!r}. Errors of the mean: {errors['probes']} "
+            f"(standard) from the divergence, some {errors['solver']} from the solver; it differs by {errors['end']} "
+            f"from that of the density at t = 0, and by {errors['prior']} from that under the law of x_T."
         )
 
 
@@ -285,6 +306,7 @@ class _Flow:
                 f"t must be a time with sigma > 0, since the score is singular at sigma = 0, got {self.t:g}"
             )
         self.method, self.trace = how.of(x[0].numel())
+        self.how = replace(how, method=self.method, trace=self.trace, t=float(self.t))
         self.coordinates, self.prior, self.T = Coordinates.of(p, around, x), how.prior, as_time(sde.T)
 
     def __call__(self, q: Reverse, x: Tensor, discrete: Dequantization | None, noise: Noise) -> Likelihood:
@@ -311,6 +333,7 @@ class _Flow:
             0,
             end.nodes * self.trace.products(d),
             discrete,
+            self.how,
         )
 
 

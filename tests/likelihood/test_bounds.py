@@ -28,7 +28,7 @@ from scoresde import (
     loss,
     per_sample,
 )
-from scoresde.likelihood import continuous_elbo
+from scoresde.likelihood import Bound, continuous_elbo
 from scoresde.process.chain import linear_betas
 from scoresde.steps import AnalyticDPM
 
@@ -232,6 +232,16 @@ def test_discrete_bound_holds_for_quantised_data():
 
 
 # bookkeeping
+
+
+def test_a_bound_is_one_line():
+    """Its mean and standard error in the unit of the data, of how many samples, terms and calls."""
+    parts = torch.tensor([1.0, 3.0]), torch.tensor([[0.5, 0.5], [1.0, 1.0]]), torch.tensor([2.0, 1.0])
+    assert str(Bound(*parts, 4, 2)) == (
+        "2.5000 +- 0.5 nats/dim over 2 samples (upper bound of -log p, 2 times a sample); 4 network calls"
+    )
+    said = str(Bound(*(part[:1] for part in parts), 4, 2, Quantized(17, -1.0, 1.0)))
+    assert said.startswith("2.8854 bits/dim over 1 samples (upper bound of -log p of the discrete data, 2 times")
 
 
 def test_calls_are_counted():

@@ -970,6 +970,32 @@ def test_no_more_digits_than_the_budget_supports(mean, error, which, d):
     assert 10.0**-digits >= error / 100 * (1 - 1e-9) or digits in (0, 12)
 
 
+@pytest.mark.parametrize("quantized", [None, Quantized(17, -1.0, 1.0)])
+def test_statement(quantized):
+    """Two sentences with all that the number hangs on, as it was: whatever was chosen or left to the defaults."""
+    sde, law = VP(), exact.Gaussian(torch.zeros(20), 0.3)
+    x = (law.sample(5, generator()).clamp(-1, 1) * 8).round() / 8 if quantized else law.sample(5, generator())
+    for how, said in (
+        (
+            Quadrature(),
+            ("N(0, sigma_T^2 I)", "Refined(tol=0.005", "Hutchinson(m=2, fresh=True, gaussian=False)", "t = 0.001"),
+        ),
+        (
+            Quadrature(Adams(14), Exact(), 0.01, law.marginal(sde, sde.T)),
+            ("a Gaussian fitted to data", "Adams(n=14, order=3)", "Exact(chunk=64)", "t = 0.01"),
+        ),
+        (Quadrature(prior=mixture(20).marginal(sde, sde.T)), ("a mixture of 2 Gaussians",)),
+    ):
+        found = log_prob(flow(law, sde), x, quantized, how=how, noise=iid(generator()))
+        text = found.statement()
+        assert "\n" not in text and str(found).split(" over ")[0] in text and found.says in text
+        for part in (*said, "over 5 samples", f"{found.nfe} network calls"):
+            assert part in text, part
+        for value in (v for k, v in found.budget.items()):
+            assert f"{value:.1g}" in text
+    assert ("bits/dim" in text) == (quantized is not None)
+
+
 def test_digits_of_one_sample():
     """What is not known, such as the spread of one sample, is passed over."""
     assert str(told([-1.23456789], solver=3e-3)).startswith("0.4115 nats/dim over 1 samples")
