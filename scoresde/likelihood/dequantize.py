@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Noise
-from ..process import Reverse
+from ..process import LinearSDE, Reverse
 from ..quantize import Quantized
 from ..shapes import count
 from .samples import MANY
@@ -40,10 +40,26 @@ class Dequantization(ABC):
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """(x_t, log w), (B, *D) and (B,), at the time t where the flow ends."""
 
+    def doubt(self, sde: LinearSDE, t: Tensor) -> str:
+        """What is to be said where the flow ends at t; nothing if that is no reason to doubt."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Uniform(Dequantization):
-    """x + h (u - 1/2), u uniform: log w = d log h (Theis et al. 2016). The density at t is taken for that at 0."""
+    """x + h (u - 1/2), u uniform: log w = d log h (Theis et al. 2016). The density at t is taken for that at 0, which
+    is warned of where its noise sigma/alpha is more than a third of h.
+    """
+
+    def doubt(self, sde: LinearSDE, t: Tensor) -> str:
+        """Of noise that a grey level does not cover."""
+        r, h = float((-sde.log_snr(t)).exp()), self.quantized.width
+        if r <= h / 3:
+            return ""
+        return (
+            f"the density at t = {float(t):g} is that of data with noise of sigma/alpha = {r:.3g}, which is not small "
+            f"beside a grey level of {h:.3g}: end the flow earlier, Quadrature(t=), or take TruncatedNormal or Decoded"
+        )
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         d = x[0].numel()

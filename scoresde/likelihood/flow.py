@@ -278,8 +278,9 @@ def log_prob(
                 "draws must be 1 unless the trace is Exact(), since errors of an estimate would bias the mean inside "
                 f"the logarithm, got {discrete.draws}"
             )
-        if far := flow.coordinates.far(x, flow.t):
-            warnings.warn(far, stacklevel=2)
+        for said in (flow.coordinates.far(x, flow.t), discrete.doubt(p.sde, flow.t) if discrete else ""):
+            if said:
+                warnings.warn(said, stacklevel=2)
         q = Reverse(p.sde, score, 0.0)
         parts = [flow(q, x, discrete, noise) for _ in range(discrete.draws if discrete else 1)]
         log_p = torch.stack([part.log_p for part in parts]).logsumexp(0) - math.log(len(parts))

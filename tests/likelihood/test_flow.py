@@ -996,6 +996,21 @@ def test_statement(quantized):
     assert ("bits/dim" in text) == (quantized is not None)
 
 
+@pytest.mark.parametrize("dequantization", [Uniform, TruncatedNormal, Decoded], ids=lambda cls: cls.__name__)
+def test_noise_beside_a_grey_level(dequantization):
+    """Uniform dequantisation takes the density at t for that at 0, and warns, with both numbers, where the noise there
+    is more than a third of a grey level; those that know the noise do not.
+    """
+    sde, law, x = VE(0.01, 20.0), mixture(3), torch.full((2, 3), -1.0, dtype=F64)
+    for levels, h in ((201, 0.01), (67, 2 / 66), (51, 0.04)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            log_prob(flow(law, sde), x, dequantization(Quantized(levels, -1.0, 1.0)), how=Quadrature(Adams(12)))
+        said = [str(w.message) for w in caught if "grey level" in str(w.message)]
+        assert len(said) == (dequantization is Uniform and h < 0.03)
+        assert not said or ("sigma/alpha = 0.01, " in said[0] and f"grey level of {h:.3g}:" in said[0])
+
+
 def test_digits_of_one_sample():
     """What is not known, such as the spread of one sample, is passed over."""
     assert str(told([-1.23456789], solver=3e-3)).startswith("0.4115 nats/dim over 1 samples")
