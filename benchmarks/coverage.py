@@ -1,0 +1,194 @@
+"""How often a likelihood's stated solver error holds, over networks of all kinds, most of which were not made for it.
+
+    python benchmarks/coverage.py [--images 16] [--only NAMES ...] [--models runs/bench-likelihood]
+
+Every sample is measured as `log_prob` does by default, but with two probes that are kept for the whole path, and again
+with these probes at a tight tolerance: what is left between the two is the solver's own error. "within": the share of
+samples whose error is at most the stated one, and at most twice that. Errors are in bits/dim for images, in nats/dim
+for laws. Networks on the digits are trained first, if they are not there. Two published networks and real images are
+looked for in ../shared/data, and left out where they are absent.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from foreign import GREY, SHARED, images, published
+from harness import save, table
+from likelihood import network, noise
+from torch import Tensor, nn
+
+from scoresde import EDM, VE, VP, Karras, Reference, ScoreModel, Settings, load, log_prob, train
+from scoresde.data import Digits
+from scoresde.lab import DigitClasses, Modes
+from scoresde.likelihood import Adams, Exact, Hutchinson, Integrator, Quadrature
+from scoresde.nn import UNet
+from scoresde.noise import seeded
+from scoresde.ode import Dopri5, Embedded
+from scoresde.process import LinearSDE, Score
+
+
+@dataclass
+class Subject:
+    """A score, samples x at t_min of its process, and how many nats its unit has in a dimension."""
+
+    score: Score
+    sde: LinearSDE
+    x: Tensor
+    around: Reference | None
+    nats: float = math.log(2)
+
+
+def digits(n: int, kind: str, models: Path) -> Subject:
+    """A U-Net on the bundled digits: trained, for a few steps, not at all, in bfloat16, or told a whole step index."""
+    data = Digits().load()
+    assert data.quantized is not None
+    around = Reference.fit(data.train).overall
+    if kind in ("few", "random"):
+        with seeded(0):
+            model = ScoreModel(UNet(data.shape), VP(), Karras(around))
+            if kind == "few":
+                train(model, data, Settings(steps=30, batch=32))
+            else:
+                for p in model.parameters():
+                    nn.init.normal_(p, std=0.1)
+    else:
+        model = network("MLP" if kind == "MLP" else "U-Net", models, "cpu")
+    model.eval().requires_grad_(False)
+    x, score = data.quantized.dequantize(data.held_out[:n], noise(0)), model
+    if kind == "bfloat16":
+        model.net.to(torch.bfloat16)
+    if kind == "stepped":
+        score = lambda x, t: model(x, ((t * 1000).ceil() / 1000).clamp(1e-3, 1.0))  # noqa: E731
+    return Subject(score, model.sde, x, around)
+
+
+def mnist(n: int) -> Subject:
+    """The network of benchmarks/weights, whose numbers are of float16, computed in float32."""
+    found = load(Path(__file__).parent / "weights" / "mnist").model.float().eval().requires_grad_(False)
+    return Subject(found, found.sde, GREY.dequantize(images("mnist", n), noise(0)), found.around)
+
+
+def foreign(n: int, name: str) -> Subject:
+    """A published network."""
+    model = published(name)
+    return Subject(model, model.sde, GREY.dequantize(images(name, n), noise(0)), None)
+
+
+def rough(n: int, law: object, sde: LinearSDE, size: float, rate: float) -> Subject:
+    """An exact score and a known wave beside it, in x and in the noise level."""
+    exact = law.law()  # type: ignore[attr-defined]
+    score, x = exact.diffuse(sde), exact.marginal(sde, sde.t_min).sample(n, torch.Generator().manual_seed(0))
+
+    def wavy(x: Tensor, t: Tensor) -> Tensor:
+        lam, sigma = sde.log_snr(t), sde.sigma(t)
+        lam, sigma = (v.view(-1, *[1] * (x.ndim - 1)) if v.ndim else v for v in (lam, sigma))
+        wave = (rate * lam + 2 * x / (sigma**2 + sde.alpha(torch.tensor(0.5)) ** 2).sqrt()).sin()
+        return score(x, t) + size * wave / sigma
+
+    return Subject(wavy, sde, x, Reference.fit(exact.sample(1000, torch.Generator().manual_seed(1))), 1.0)
+
+
+SUBJECTS: dict[str, Callable[[int, Path], Subject]] = {
+    "published, MNIST": lambda n, m: foreign(n, "mnist"),
+    "published, Fashion-MNIST": lambda n, m: foreign(n, "fashion"),
+    "digits, U-Net": lambda n, m: digits(n, "U-Net", m),
+    "digits, MLP": lambda n, m: digits(n, "MLP", m),
+    "digits, U-Net of 30 steps": lambda n, m: digits(n, "few", m),
+    "digits, random U-Net": lambda n, m: digits(n, "random", m),
+    "digits, U-Net in bfloat16": lambda n, m: digits(n, "bfloat16", m),
+    "digits, U-Net told a step index": lambda n, m: digits(n, "stepped", m),
+    "MNIST, U-Net": lambda n, m: mnist(min(n, 4)),
+    "law, VP": lambda n, m: rough(n, DigitClasses(), VP(), 0.0, 0.0),
+    "law, EDM": lambda n, m: rough(n, DigitClasses(), EDM(T=80.0), 0.0, 0.0),
+    "law with a slow wave, VP": lambda n, m: rough(n, DigitClasses(), VP(), 0.05, 2.0),
+    "law with a wave, VP": lambda n, m: rough(n, DigitClasses(), VP(), 0.05, 10.0),
+    "law with a fast wave, VE": lambda n, m: rough(n, DigitClasses(), VE(0.01, 50.0), 0.02, 40.0),
+    "plane with a wave, VP": lambda n, m: rough(n, Modes(), VP(), 0.05, 10.0),
+}
+
+
+class Asked:
+    """A score, and how many samples it was asked for."""
+
+    def __init__(self, score: Score) -> None:
+        self.score, self.samples = score, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.samples += len(x)
+        return self.score(x, t)
+
+
+def measured(s: Subject, method: Integrator | Embedded | None) -> tuple[Tensor, Tensor, float]:
+    """log p of each sample and what is said of its error, a dimension in the subject's unit; network calls a sample."""
+    d, score = s.x[0].numel(), Asked(s.score)
+    how = Quadrature(method, Exact() if d <= 16 else Hutchinson(2, fresh=False))
+    found = log_prob(s.sde.reverse(score), s.x, around=s.around, how=how, noise=noise(1))
+    return found.log_p / (d * s.nats), found.solver_error / (d * s.nats), score.samples / len(s.x)
+
+
+def row(name: str, error: Tensor, stated: Tensor, calls: float, few: Tensor) -> dict[str, Any]:
+    """What is told of a subject."""
+    return {
+        "scores": name,
+        "samples": len(error),
+        "calls a sample": round(calls, 1),
+        "mean error": round(float(error.mean()), 5),
+        "RMS error": round(float(error.square().mean().sqrt()), 5),
+        "stated": round(float(stated.mean()), 5),
+        "within": round(float((error.abs() <= stated).double().mean()), 3),
+        "within twice": round(float((error.abs() <= 2 * stated).double().mean()), 3),
+        "largest ratio": round(float((error.abs() / stated).max()), 2),
+        "RMS error of Adams()": round(float(few.square().mean().sqrt()), 5),
+    }
+
+
+def picture(points: dict[str, tuple[Tensor, Tensor]], file: Path) -> None:
+    """True against stated errors, a point a sample."""
+    figure, axes = plt.subplots(figsize=(7, 6))
+    for k, (name, (error, stated)) in enumerate(points.items()):
+        axes.loglog(
+            stated, error.abs().clamp_min(1e-6), "ov^sDPX*<"[k % 9], color=f"C{k % 10}", ms=4, label=name, alpha=0.7
+        )
+    ends = torch.tensor([1e-5, 1.0])
+    axes.loglog(ends, ends, "k-", lw=0.8, label="as stated")
+    axes.loglog(ends, 2 * ends, "k:", lw=0.8, label="twice that")
+    axes.set(xlabel="stated error", ylabel="error", xlim=(1e-5, 0.3), ylim=(1e-6, 0.3))
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.savefig(file, dpi=130, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--only", nargs="+", choices=SUBJECTS)
+    parser.add_argument("--models", type=Path, default=Path("runs/bench-likelihood"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, points = [], {}
+    for name in options.only or SUBJECTS:
+        if "MNIST" in name and not SHARED.is_dir():
+            print(f"{name}: left out, as there is no {SHARED}")
+            continue
+        subject = SUBJECTS[name](options.images, options.models)
+        tol = 1e-8 if subject.x.dtype == torch.float64 else 1e-5  # as far as the numbers of the score reach
+        truth, _, _ = measured(subject, Dopri5(tol, tol))
+        found, stated, calls = measured(subject, None)
+        few, _, _ = measured(subject, Adams())
+        points[name] = found - truth, stated
+        rows.append(row(name, found - truth, stated, calls, few - truth))
+        print(rows[-1], flush=True)
+    error, stated = (torch.cat([point[k] for point in points.values()]) for k in (0, 1))
+    rows.append(row("all", error, stated, math.nan, error) | {"calls a sample": None, "RMS error of Adams()": None})
+    file = save("coverage", "cpu", ("scoresde", "torch"), rows)
+    picture(points, file.with_suffix(".png"))
+    print(table(rows), f"\nwritten to {file}")
+
+
+if __name__ == "__main__":
+    main()
