@@ -184,7 +184,7 @@ def main() -> None:
         rows.append(row(name, found - truth, stated, calls, few - truth))
         print(rows[-1], flush=True)
     error, stated = (torch.cat([point[k] for point in points.values()]) for k in (0, 1))
-    rows.append(row("all", error, stated, math.nan, error) | {"calls a sample": None, "RMS error of Adams()": None})
+    rows.append(row("all", error, stated, math.nan, error) | {"calls a sample": "", "RMS error of Adams()": ""})
     file = save("coverage", "cpu", ("scoresde", "torch"), rows)
     picture(points, file.with_suffix(".png"))
     print(table(rows), f"\nwritten to {file}")

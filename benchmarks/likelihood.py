@@ -97,7 +97,9 @@ def differentiated(model: ScoreModel, x: Tensor, seed: int, t: float) -> Result:
         return drift.detach(), (g * probe).flatten(1).sum(1)
 
     ts = torch.tensor([t, model.sde.T], device=x.device)
-    y, log_p = odeint(f, (x, x.new_zeros(len(x))), ts, rtol=TOLERANCE, atol=TOLERANCE, method="dopri5")
+    options = {"step_t": ts[1:]}  # no step beyond T, where the score is not defined
+    start = x, x.new_zeros(len(x))
+    y, log_p = odeint(f, start, ts, rtol=TOLERANCE, atol=TOLERANCE, method="dopri5", options=options)
     return Result(model.sde.log_prior(y[-1]) + log_p[-1], score.nfe, score.nfe)
 
 

@@ -5,6 +5,7 @@ do not slow each other down.
 """
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +14,7 @@ import torch
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in processes that a shell put behind
 hypothesis.settings.register_profile("laws", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("laws")
 

@@ -3,11 +3,11 @@
 from .bounds import Bound, continuous_elbo, elbo
 from .dequantize import Decoded, Dequantization, TruncatedNormal, Uniform
 from .flow import Likelihood, Quadrature, decode, encode, log_prob, prior_mismatch
-from .quadrature import Adams, Integrator, Refined, RungeKutta
+from .quadrature import Adams, AsNeeded, Integrator, RungeKutta
 from .trace import Exact, Hadamard, Hutchinson, HutchPP, Trace
 
 __all__ = [
-    "Adams", "Bound", "Decoded", "Dequantization", "Exact", "Hadamard", "HutchPP", "Hutchinson", "Integrator",
-    "Likelihood", "Quadrature", "Refined", "RungeKutta", "Trace", "TruncatedNormal", "Uniform", "continuous_elbo",
-    "decode", "elbo", "encode", "log_prob", "prior_mismatch",
+    "Adams", "AsNeeded", "Bound", "Decoded", "Dequantization", "Exact", "Hadamard", "HutchPP", "Hutchinson",
+    "Integrator", "Likelihood", "Quadrature", "RungeKutta", "Trace", "TruncatedNormal", "Uniform",
+    "continuous_elbo", "decode", "elbo", "encode", "log_prob", "prior_mismatch",
 ]  # fmt: skip

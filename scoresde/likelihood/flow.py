@@ -29,7 +29,7 @@ from ..quantize import Quantized
 from ..reference import UNIT, Reference, known
 from ..shapes import as_time, inside, like, number, shown, state
 from .dequantize import Dequantization, Uniform
-from .quadrature import Adams, Integrator, Node, Refined, integrate
+from .quadrature import Adams, AsNeeded, Integrator, Node, integrate
 from .samples import entry, finite
 from .trace import Exact, Hutchinson, Probes, Trace
 
@@ -209,7 +209,7 @@ class Quadrature:
     """
 
     method: Integrator | Embedded | None = None
-    """`Dopri5(1e-6, 1e-6)` up to 16 dimensions and `Refined()` above, unless given."""
+    """`Dopri5(1e-6, 1e-6)` up to 16 dimensions and `AsNeeded()` above, unless given."""
     trace: Trace | None = None
     """`Exact()` up to 16 dimensions and two fresh Rademacher probes a node above, unless given."""
     t: float | None = None
@@ -222,7 +222,7 @@ class Quadrature:
 
     def __post_init__(self) -> None:
         for name, kind, such in (
-            ("method", Integrator | Embedded | None, "Refined()"),
+            ("method", Integrator | Embedded | None, "AsNeeded()"),
             ("trace", Trace | None, "Exact()"),
             ("prior", GaussianMixture | None, "Reference.fit(data).prior(sde, shape)"),
         ):
@@ -235,7 +235,7 @@ class Quadrature:
 
     def of(self, d: int) -> tuple[Integrator | Embedded, Trace]:
         """The solver and the divergence for d dimensions."""
-        method = self.method or (Dopri5(1e-6, 1e-6) if d <= FEW else Refined())
+        method = self.method or (Dopri5(1e-6, 1e-6) if d <= FEW else AsNeeded())
         return method, self.trace or (Exact() if d <= FEW else Hutchinson())
 
 
@@ -364,10 +364,12 @@ class _Path:
         many = at.t.ndim > 0
         scale = (-sigma * at.rate).to(y)[..., None] if many else -sigma * at.rate
         constant = (d * (1 - of.std**2 / at.S**2) * at.rate).to(y)
+        kind = self.probes.trace  # whose errors at different nodes are one, or cancel, or are independent
+        apart = 0.0 if kind.steady else math.nan if kind.kept else 1.0
         return Node(
             of.drift(y, at, (x - s * eps) / alpha),
             scale * trace + (constant[:, None] if many else constant),
-            (sigma * at.rate).to(y) ** 2 * variance * (not self.probes.trace.kept),
+            (sigma * at.rate).to(y) ** 2 * variance * apart,
             (-alpha * like(at.S / sigma, y) * eps).detach(),
         )
 

@@ -3,7 +3,7 @@
 An integrator solves dy/dt = rate beside dQ/dt = q. f is called as `f(t, y, rows)`, where rows (b,) says which samples y
 holds, and answers with a `Node`. Fixed numbers of calls: `Adams`, `RungeKutta`; steps for each sample: the embedded
 pairs of `ode`, whose samples leave the batch when they have arrived; the first, and then the second for the samples
-that need it: `Refined`.
+that need it: `AsNeeded`.
 
 Where q is an estimate, so is what an error of Q is told from: it counts as far as it exceeds its standard error.
 """
@@ -65,16 +65,18 @@ def integrate(method: Integrator | Embedded, f: Observed, y: Tensor, t: Tensor, 
     now, end = (u.to(y.device, torch.float64).expand(len(y)) for u in (t, s))
     path = _Observing(method, f, y, now, end)
     method.control(path, now, end, leave=True)
-    return Solution(path.y, path.Q, path.var, path.wrong, path.nodes)
+    return Solution(path.y, path.Q, path.var, SAFETY * path.wrong, path.nodes)
 
 
+SAFETY = 3.0
+"""The error of a pair that chooses its steps in units of what it says, which is too small where steps are long."""
 LONGEST = 1 / 12
 """Of the whole, a step of a pair: where two solutions cross, they tell no error of a longer one."""
 
 
 def _beyond(off: Tensor, var: Tensor) -> Tensor:
-    """|off|, less its standard error, but not below 0."""
-    return (off.abs() - var.nan_to_num(0.0).sqrt()).clamp_min(0)
+    """|off|, less its standard error, but not below 0; 0 where that is not known."""
+    return (off.abs() - var.sqrt()).clamp_min(0).nan_to_num(0.0, posinf=torch.inf)
 
 
 class _Change(NamedTuple):
@@ -213,12 +215,8 @@ class Adams(Integrator):
         return Solution(y, h * Q, h**2 * var, error, self.n + 1)
 
 
-SAFETY = 3.0
-"""What the error of a second attempt is told as, in units of what the pair says."""
-
-
 @dataclass(frozen=True)
-class Refined(Integrator):
+class AsNeeded(Integrator):
     """Adams' steps for all samples, and Dormand and Prince's pair for those that they do not suffice for.
 
     Few steps do where the rate is smooth, and there their estimate of the error is several times too large. Where it is
@@ -251,7 +249,6 @@ class Refined(Integrator):
             return found
         then = self.then or Dopri5(0.06 * self.tol, 0.06 * self.tol)
         again = integrate(then, lambda t, y, rows: f(t, y, left[rows]), y[left], t, s)
-        again = again._replace(error=SAFETY * again.error)
         y, Q, var, error = (a.index_copy(0, left, b) for a, b in zip(found[:4], again[:4], strict=True))
         return Solution(y, Q, var, error, found.nodes + again.nodes)
 

@@ -26,6 +26,8 @@ class Trace(ABC):
     kept: bool = False
     """Whether channels are estimates for the whole path, so that their spread at its end tells the error; else the
     errors of different nodes are independent."""
+    steady: bool = False
+    """Whether probes are the same at all nodes, so that an estimate changes along the path as smoothly as the trace."""
 
     @abstractmethod
     def products(self, d: int) -> int:
@@ -149,7 +151,8 @@ class Hutchinson(Trace):
 
     fresh: new ones at every node, so that their errors average over the path (Grathwohl et al. 2019 keep one, which
     adaptive solvers need if they control the error of the log-density; those here do not). With `per_sample` noise a
-    sample's probes are its own. The error of a single fresh probe cannot be told, and is nan.
+    sample's probes are its own. The error of a single fresh probe cannot be told, and is nan; nor can then that part of
+    the solver's error that is the divergence's.
     """
 
     m: int = 2
@@ -165,6 +168,11 @@ class Hutchinson(Trace):
     @property
     def kept(self) -> bool:  # type: ignore[override]
         """Whether the probes stay."""
+        return not self.fresh
+
+    @property
+    def steady(self) -> bool:  # type: ignore[override]
+        """The same."""
         return not self.fresh
 
     def products(self, d: int) -> int:

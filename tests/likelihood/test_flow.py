@@ -30,13 +30,13 @@ from scoresde import (
 from scoresde.lab.problems import DigitClasses, Modes
 from scoresde.likelihood import (
     Adams,
+    AsNeeded,
     Decoded,
     Exact,
     Hadamard,
     Hutchinson,
     HutchPP,
     Likelihood,
-    Refined,
     RungeKutta,
     TruncatedNormal,
     Uniform,
@@ -537,7 +537,7 @@ def test_eta_does_not_matter():
 
 
 TRACES = [Exact(), Hutchinson(2), Hutchinson(2, fresh=False), Hutchinson(1, gaussian=True), Hadamard(4), HutchPP(2)]
-METHODS = [Dopri5(1e-3, 1e-3), Refined(1e-3, Adams(12)), Tsit5(1e-3, 1e-3), RungeKutta(2), Adams(12)]
+METHODS = [Dopri5(1e-3, 1e-3), AsNeeded(1e-3, Adams(12)), Tsit5(1e-3, 1e-3), RungeKutta(2), Adams(12)]
 
 
 def chunked(run, n, *cuts):
@@ -978,7 +978,7 @@ def test_statement(quantized):
     for how, said in (
         (
             Quadrature(),
-            ("N(0, sigma_T^2 I)", "Refined(tol=0.005", "Hutchinson(m=2, fresh=True, gaussian=False)", "t = 0.001"),
+            ("N(0, sigma_T^2 I)", "AsNeeded(tol=0.005", "Hutchinson(m=2, fresh=True, gaussian=False)", "t = 0.001"),
         ),
         (
             Quadrature(Adams(14), Exact(), 0.01, law.marginal(sde, sde.T)),
