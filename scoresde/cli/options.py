@@ -94,7 +94,7 @@ def likelihood(parser: ArgumentParser) -> None:
     add("--sde", metavar="SDE", help="the process of a law (vp)")
     add("--split", choices=("held-out", "train"), default="held-out", help="which part of the data")
     add("--n", metavar="N", type=int, help="how many samples, from the first on (all, and 200 of a law)")
-    add("--method", metavar="M", help="Adams(40), RungeKutta(8), Dopri5(1e-6, 1e-6), ... (by dimension)")
+    add("--method", metavar="M", help="AsNeeded(0.005), Adams(40), Dopri5(1e-6, 1e-6), ... (by dimension)")
     add("--trace", metavar="T", help="Exact, Hutchinson(2), Hadamard(4), HutchPP(4) (by dimension)")
     kinds = ("uniform", "truncated-normal", "decoded")
     add("--dequantization", choices=kinds, default="uniform", help="how grey levels become continuous")
