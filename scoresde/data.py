@@ -331,10 +331,8 @@ class Array(Source):
         for name, value in (("key", self.key), ("labels", self.labels)):
             if not isinstance(value, str):
                 raise ValueError(f"{name} must be the name of an array, got {value!r}")
-        if self.levels is not None:
-            count(
-                "levels", self.levels, least=2, most=4096
-            )  # more, and float32 does not tell them apart to 1e-3 of a bin
+        if self.levels is not None:  # float32 does not tell more of them apart to 1e-3 of a bin
+            count("levels", self.levels, least=2, most=4096)
         if self.channels_last is not None:
             _flag("channels_last", self.channels_last)
         _check_split(self.held_out, self.seed)

@@ -1,13 +1,28 @@
 """What several tests are made of: steps of one's own, equations, and what a command says."""
 
+import importlib.util
 import math
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from scoresde import Step
 
 F64 = torch.float64
+
+
+@contextmanager
+def benchmark(name):
+    """A file of `benchmarks`, which is no part of the package, as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded  # dataclasses look their module up
+    spec.loader.exec_module(loaded)
+    yield loaded
+    del sys.modules[name]
 
 
 def one_line(capsys):

@@ -67,10 +67,6 @@ class Subject:
         """Each measure of samples."""
         return {k: measure(x.cpu()) for k, measure in self.measures.items()}
 
-    def real(self) -> list[Row]:
-        """Each measure of each set of real samples."""
-        return [self.measured(x) for x in self.fresh]
-
 
 def floors(real: Sequence[Row]) -> dict[str, float]:
     """The mean size of each measure over sets of real samples."""

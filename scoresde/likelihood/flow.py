@@ -1,20 +1,13 @@
 """log p(x) by the instantaneous change of variables along the probability flow, and how wrong it may be.
 
 With dx/dt = v(x, t): log p_{t_0}(x(t_0)) = log p_T(x(T)) + int_{t_0}^T div v dt (Chen et al. 2018; Song et al. 2021,
-eq. 39). The flow is solved where it is mild: in y = (x/alpha - m)/S with S^2 = c^2 + (sigma/alpha)^2, which does not
-move at all if the data are N(m, c^2 I), over u = log((1 + r/k)/(1 + r/K)), r = sigma/alpha: equal steps in u are equal
-in r below k, in log r between k and K, and in 1/r above. With lambda = log(alpha/sigma), E[x_0 | x] the
-denoiser and l = c^2/S^2,
-
-    dy/dlambda = (E[x_0 | x] - m - l (x/alpha - m))/S,    d log p_y/dlambda = -(sigma^2 tr grad score + d (1 - l)),
-
-so that the linear part of the drift and its divergence are exact, and only what a network adds is integrated.
+eq. 39). The flow is solved in `coordinates` where it is mild: the linear part of the drift and its divergence are
+exact, and only what a network adds is integrated.
 """
 
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,77 +19,15 @@ from ..noise import Noise, iid, require_noise
 from ..ode import Dopri5, Embedded
 from ..process import LinearSDE, Reverse, require_linear, require_reverse
 from ..quantize import Quantized
-from ..reference import UNIT, Reference, known
+from ..reference import Reference
 from ..shapes import as_time, inside, like, number, shown, state
+from .coordinates import Coordinates, Place
 from .dequantize import Dequantization, Uniform
 from .quadrature import Adams, AsNeeded, Integrator, Node, integrate
 from .samples import entry, finite
 from .trace import Exact, Hutchinson, Probes, Trace
 
 FEW = 16  # dimensions up to which accuracy costs little
-LOW, HIGH = 0.04, 3.0  # k and K in units of c
-FAR = 30.0  # deviations beyond which coordinates are not those of the data
-
-
-class Place(NamedTuple):
-    """What the coordinates are at some u, each () or (b,): the time, alpha, S and dlambda/du."""
-
-    t: Tensor
-    alpha: Tensor
-    S: Tensor
-    rate: Tensor
-
-
-class Coordinates:
-    """The coordinates y and u of the module, for the process `sde` and data like `around`, as states like x."""
-
-    def __init__(self, sde: LinearSDE, around: Reference, x: Tensor) -> None:
-        self.sde, self.std = sde, around.checked(x.shape[1:]).std
-        self.mean = around.mean.to(x) if isinstance(around.mean, Tensor) else around.mean
-
-    @classmethod
-    def of(cls, p: Reverse, around: Reference | None, x: Tensor) -> "Coordinates":
-        """Around what is said, or what the score was made for, or N(0, I)."""
-        return cls(p.sde, known(around, p.score, x.shape[1:]) or UNIT, x)
-
-    def u(self, t: Tensor) -> Tensor:
-        """log((1 + r/k)/(1 + r/K))."""
-        r = (-self.sde.log_snr(t)).exp() / self.std
-        return torch.log1p(r / LOW) - torch.log1p(r / HIGH)
-
-    def at(self, u: Tensor) -> Place:
-        """The place of u, computed once for all that is done there."""
-        r = torch.expm1(u) / (1 / LOW - u.exp() / HIGH)
-        t = self.sde.time(-(self.std * r).log())
-        rate = -(LOW + r) * (HIGH + r) / ((HIGH - LOW) * r)
-        return Place(t, self.sde.alpha(t), self.std * (1 + r**2).sqrt(), rate)
-
-    def y(self, x: Tensor, at: Place, t: Tensor) -> Tensor:
-        """From the state x at the time t () of a place."""
-        return (x / self.sde.alpha(t) - self.mean) / at.S
-
-    def x(self, y: Tensor, at: Place) -> Tensor:
-        """Back to the state."""
-        return like(at.alpha, y) * (self.mean + like(at.S, y) * y)
-
-    def drift(self, y: Tensor, at: Place, denoised: Tensor) -> Tensor:
-        """dy/du, from E[x_0 | x], (B, *D)."""
-        return like(at.rate / at.S, y) * (denoised - self.mean) - like(at.rate * self.std**2 / at.S**2, y) * y
-
-    def log_volume(self, at: Place) -> Tensor:
-        """log |dx/dy| of one dimension."""
-        return self.sde.log_alpha(at.t) + at.S.log()
-
-    def far(self, x: Tensor, t: Tensor) -> str:
-        """What is to be said of samples x at t that are not of the reference's size; nothing if they are."""
-        off = (x.detach() / self.sde.alpha(t) - self.mean) / self.std
-        size = float(off.flatten(1).square().mean(1).sqrt().max())
-        if size <= FAR and (size * FAR >= 1 or x.numel() < 4):  # three numbers may be small by chance
-            return ""
-        return (
-            f"the samples are up to {size:.3g} deviations of the Gaussian around from its mean, where the solver's "
-            "error is told too small: give around=Reference.fit(data)"
-        )
 
 
 @dataclass(frozen=True)
@@ -364,12 +295,10 @@ class _Path:
         many = at.t.ndim > 0
         scale = (-sigma * at.rate).to(y)[..., None] if many else -sigma * at.rate
         constant = (d * (1 - of.std**2 / at.S**2) * at.rate).to(y)
-        kind = self.probes.trace  # whose errors at different nodes are one, or cancel, or are independent
-        apart = 0.0 if kind.steady else math.nan if kind.kept else 1.0
         return Node(
             of.drift(y, at, (x - s * eps) / alpha),
             scale * trace + (constant[:, None] if many else constant),
-            (sigma * at.rate).to(y) ** 2 * variance * apart,
+            (sigma * at.rate).to(y) ** 2 * variance * self.probes.trace.apart,
             (-alpha * like(at.S / sigma, y) * eps).detach(),
         )
 

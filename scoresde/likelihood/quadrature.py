@@ -20,6 +20,11 @@ from ..ode import BASHFORTH, Dopri5, Embedded, Pair, Trial, stages, weighted
 from ..shapes import count, like, number
 from .samples import MANY
 
+SAFETY = 3.0
+"""The error of a pair that chooses its steps in units of what it says, which is too small where steps are long."""
+LONGEST = 1 / 12
+"""Of the whole, a step of a pair: where two solutions cross, they tell no error of a longer one."""
+
 
 class Node(NamedTuple):
     """What is known at (t, y): dy/dt = rate, and beside it quantities Q with dQ/dt = q, in m channels, whose mean over
@@ -66,12 +71,6 @@ def integrate(method: Integrator | Embedded, f: Observed, y: Tensor, t: Tensor, 
     path = _Observing(method, f, y, now, end)
     method.control(path, now, end, leave=True)
     return Solution(path.y, path.Q, path.var, SAFETY * path.wrong, path.nodes)
-
-
-SAFETY = 3.0
-"""The error of a pair that chooses its steps in units of what it says, which is too small where steps are long."""
-LONGEST = 1 / 12
-"""Of the whole, a step of a pair: where two solutions cross, they tell no error of a longer one."""
 
 
 def _beyond(off: Tensor, var: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ With E z z^T = I, z^T J z has the mean tr J (Hutchinson 1990). For Rademacher z 
 estimates in m channels and the variance (b,) of their mean.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -26,8 +27,9 @@ class Trace(ABC):
     kept: bool = False
     """Whether channels are estimates for the whole path, so that their spread at its end tells the error; else the
     errors of different nodes are independent."""
-    steady: bool = False
-    """Whether probes are the same at all nodes, so that an estimate changes along the path as smoothly as the trace."""
+    apart: float = 1.0
+    """The share of a node's variance that is independent of that at other nodes: 0 where probes are the same at all of
+    them, so that an estimate changes along the path as smoothly as the trace; nan where it is not known."""
 
     @abstractmethod
     def products(self, d: int) -> int:
@@ -171,9 +173,9 @@ class Hutchinson(Trace):
         return not self.fresh
 
     @property
-    def steady(self) -> bool:  # type: ignore[override]
-        """The same."""
-        return not self.fresh
+    def apart(self) -> float:  # type: ignore[override]
+        """All or nothing."""
+        return float(self.fresh)
 
     def products(self, d: int) -> int:
         """One vector-Jacobian product a probe."""
@@ -204,6 +206,7 @@ class Hadamard(Trace):
     m: int = 4
     """Probes a node."""
     kept = True
+    apart = math.nan  # errors of neighbouring nodes cancel in part
 
     def __post_init__(self) -> None:
         if count("m", self.m, least=2, most=MANY) % 2:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..shapes import SCALE, as_table, as_time, count, like, number, place, shown, times, wide
-from .sde import LinearSDE
+from .sde import LinearSDE, require_linear
 
 LONGEST = 10_000_000
 """Entries of a table at most, which are then less than a second's work."""
@@ -138,9 +138,7 @@ class Chain:
     v: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sde, LinearSDE):
-            raise ValueError(f"sde must be a LinearSDE, got {self.sde!r}")
-        ts = times("ts", self.ts, self.sde.T)
+        ts = times("ts", self.ts, require_linear("sde", self.sde).T)
         levels = ts[self.sde.var(ts) > 0].flip(0)
         if len(levels) < 2:
             raise ValueError(f"ts must give a chain of at least 2 steps, got {len(levels)}")

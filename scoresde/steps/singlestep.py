@@ -169,11 +169,16 @@ def EDMHeun(churn: float = 0.0, low: float = 0.0, high: float = 1e300, noise: fl
     return Churn(SingleStep(Line(1.0, centred=True), NOISE), churn, low, high, noise)
 
 
-def DPMSolver(order: int = 2) -> SingleStep:
-    """DPM-Solver-2 or -3 (Lu et al. 2022a, Algorithms 1 and 2): eps, with `order` network calls a step."""
+def _order(order: int) -> int:
+    """Return order; raise ValueError unless there is a method of that order."""
     if isinstance(order, np.ndarray | Tensor) or order not in (2, 3):
         raise ValueError(f"order must be 2 or 3, got {shown(order)}")
-    return SingleStep(Line(0.5, centred=True) if order == 2 else THIRD, NOISE)
+    return order
+
+
+def DPMSolver(order: int = 2) -> SingleStep:
+    """DPM-Solver-2 or -3 (Lu et al. 2022a, Algorithms 1 and 2): eps, with `order` network calls a step."""
+    return SingleStep(Line(0.5, centred=True) if _order(order) == 2 else THIRD, NOISE)
 
 
 def DPMSolverPP2S() -> SingleStep:
@@ -185,6 +190,4 @@ def RES(order: int = 2) -> SingleStep:
     """The single-step Refined Exponential Solver of order 2 or 3 (Zhang et al. 2023): E[x_0 | x_t], with `order`
     network calls a step and coefficients that meet the order conditions of stiff problems.
     """
-    if isinstance(order, np.ndarray | Tensor) or order not in (2, 3):
-        raise ValueError(f"order must be 2 or 3, got {shown(order)}")
-    return SingleStep(Line(0.5) if order == 2 else Refined())
+    return SingleStep(Line(0.5) if _order(order) == 2 else Refined())

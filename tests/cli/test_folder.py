@@ -358,7 +358,7 @@ def test_sets_of_real_samples_are_measured_once(folder, cut):
     assert [k for k in asked if k != "cut off"] == list(range(8))
     assert measured(folder, "here", lambda: pytest.fail("the subject was asked for")) == found
     assert found == [{"energy_distance": subject.measures["energy_distance"](x)} for x in subject.fresh]
-    assert measured(folder, "another", lambda: subject) == subject.real()
+    assert measured(folder, "another", lambda: subject) == [subject.measured(x) for x in subject.fresh]
 
 
 def test_answers_to_other_work(folder):

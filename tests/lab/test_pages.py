@@ -271,10 +271,14 @@ PATHS = [
 ]
 
 
+def real(subject):
+    return [subject.measured(x) for x in subject.fresh]
+
+
 def compared(out, subject=None, rows=None, **more):
     samples = [("DDIM", torch.zeros(2100, *(subject or subject_of()).shape))]
     subject = subject or subject_of(**more)
-    compare_page(subject, rows or compare_rows(), PATHS, samples, subject.real(), MADE, out)
+    compare_page(subject, rows or compare_rows(), PATHS, samples, real(subject), MADE, out)
     return sections(out)
 
 
@@ -350,7 +354,7 @@ def test_compare_without_some_rows(drawn, tmp_path):
 def test_compare_without_some_paths(drawn, tmp_path):
     """A discretisation that diverged has no slopes and no curve, and the text says why."""
     rows = [*PATHS, {"name": "wild", "steps": [16, 32], "skipped": "sample 3 is not finite"}]
-    compare_page(subject_of((5,)), compare_rows(), rows, [], subject_of((5,)).real(), MADE, tmp_path)
+    compare_page(subject_of((5,)), compare_rows(), rows, [], real(subject_of((5,))), MADE, tmp_path)
     found = sections(tmp_path)["On one Brownian path"]
     assert cells(found)[-1] == ["wild", "not run", "not run"]
     assert "Not run: wild: sample 3 is not finite (cells: 1)." in found
@@ -390,7 +394,7 @@ def test_pages_are_drawn(tmp_path):
     rows = [*compare_rows(), {"method": "wild", "budget": 6, "nfe": 6, **dict.fromkeys(MEASURES, math.nan)}]
     subject = subject_of((1, 3, 3), n=60)
     samples = [("DDIM", subject.fresh[1]), ("wild", 0 * subject.fresh[1])]
-    compare_page(subject, rows, PATHS, samples, subject.real(), MADE, out)
+    compare_page(subject, rows, PATHS, samples, real(subject), MADE, out)
     assert cells(sections(out)[TITLES["sliced_wasserstein"]])[3] == ["wild", "nan", ""]
     complete(out, ["distances.png", "samples.png", "paths.png"])
     wild = [{**row, "solver": "wild", "rms": math.inf} for row in bench_rows(diffusions=0)]

@@ -3,29 +3,23 @@
 Each law runs over all peers of one package, and is skipped, with the reason, where that package is not installed.
 """
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from made import benchmark
 
 from scoresde import VP, Ancestral, Counted, Flow, RectifiedFlow, SubVP, exact, iid, ode, sample
 from scoresde.lab.problems import Modes
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "peers.py"
 PACKAGES = ("diffusers", "k-diffusion", "azula", "torchdiffeq", "flow_matching", "torchsde")
 
 
 @pytest.fixture(scope="module")
 def module():
-    """The benchmark's file, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("peers", FILE)
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules["peers"] = loaded  # dataclasses look their module up
-    spec.loader.exec_module(loaded)
-    yield loaded
-    del sys.modules["peers"]
+    """The adapters."""
+    with benchmark("peers") as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="module")

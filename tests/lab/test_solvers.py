@@ -685,4 +685,4 @@ def test_processes_that_have_a_name(name):
     here = modes(MANY, sde=sde)
     (row,) = bench(here, [(solver, 40)], 1, MANY)
     assert row["sde"] == repr(sde) and row["nfe"] == 40
-    assert all(row[key] < 3 * floor for key, floor in floors(here.real()).items())
+    assert all(row[key] < 3 * floor for key, floor in floors([here.measured(x) for x in here.fresh]).items())

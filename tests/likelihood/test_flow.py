@@ -44,7 +44,7 @@ from scoresde.likelihood import (
     encode,
     prior_mismatch,
 )
-from scoresde.likelihood.flow import Coordinates
+from scoresde.likelihood.coordinates import Coordinates
 from scoresde.model import Karras, Velocity
 from scoresde.nn import MLP
 from scoresde.ode import Dopri5, Tsit5
@@ -432,7 +432,7 @@ def test_coordinates_do_not_matter(sde, name, monkeypatch):
     """Mean, scale and the two bends of the clock change no value beyond the solver's error."""
     law, (mean, std, *bends) = mixture(2, 2), AROUND[name]
     for bend, value in zip(("LOW", "HIGH"), bends):
-        monkeypatch.setattr(f"scoresde.likelihood.flow.{bend}", value)
+        monkeypatch.setattr(f"scoresde.likelihood.coordinates.{bend}", value)
     x, prior = at_end(law, sde, 5), law.marginal(sde, sde.T)
     want = law.diffuse(sde).log_prob(x, sde.t_min)
     run = lambda method: log_prob(  # noqa: E731

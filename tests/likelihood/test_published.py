@@ -1,28 +1,19 @@
 """Networks that others have trained, in ../shared/data of the repository: what is told of errors holds for them too."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from made import benchmark
 
 from scoresde import Quadrature, iid, log_prob
 from scoresde.likelihood import Adams, Hutchinson
 from scoresde.ode import Dopri5
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "foreign.py"
-
 
 @pytest.fixture(scope="module")
 def foreign(shared):
-    """The benchmark's file, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("foreign", FILE)
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules["foreign"] = loaded
-    spec.loader.exec_module(loaded)
-    yield loaded
-    del sys.modules["foreign"]
+    """Their networks, and the images that they are of."""
+    with benchmark("foreign") as loaded:
+        yield loaded
 
 
 @pytest.mark.slow
