@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from . import __name__ as package
-from .data import Source
+from .data import Source, class_names
 from .files import digest, write
 from .model import Clock, Parametrisation, ScoreModel
 from .nn import Network
@@ -31,7 +31,7 @@ from .quantize import Quantized
 from .reference import Reference
 from .values import SEAL, build, describe, identity, sealed, subclass, unsealed
 
-MANIFEST, JOURNAL, VERSION = "manifest.json", ".saving.json", 3
+MANIFEST, JOURNAL, VERSION = "manifest.json", ".saving.json", 4
 OURS = re.compile(r"(weights|state)-[0-9a-f]{12}\.safetensors")
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -40,7 +40,8 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 class Checkpoint:
     """A model, with what it models: the shape of a sample, the grid that data lie on (None if continuous), the source
     of the data (None if it was no `Source`; a record, which nothing reads the data of) and the Gaussian around them;
-    notes, JSON of your own; and, once loaded, a sha256 of all that the model is, which tells it from any other.
+    notes, JSON of your own; the names of labels 0, 1, ..., if they have any; and, once loaded, a sha256 of all that the
+    model is, which tells it from any other.
     """
 
     model: ScoreModel
@@ -49,6 +50,7 @@ class Checkpoint:
     source: Source | None = None
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     around: Reference | None = None
+    names: tuple[str, ...] = ()
     digest: str = ""
 
 
@@ -170,6 +172,7 @@ def _manifest_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "shape": list(checkpoint.shape),
         "quantized": describe(checkpoint.quantized),
         "source": describe(checkpoint.source),
+        "names": list(class_names(checkpoint.names)),
         "around": None if model.around else describe(checkpoint.around),
     }
 
@@ -245,18 +248,18 @@ def load(folder: str | Path, net: nn.Module | None = None, device: torch.device 
             build(base, manifest[key]) if manifest[key] else None
             for base, key in ((Quantized, "quantized"), (Source, "source"), (Reference, "around"))
         )
-        shape, notes = _shape(manifest["shape"]), manifest["notes"]
+        shape, notes, names = _shape(manifest["shape"]), manifest["notes"], class_names(manifest["names"])
     except KeyError as error:
         raise ValueError(f"{folder / MANIFEST} lacks {error}") from error
     except (ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{folder / MANIFEST} does not give a model: {error}") from error
     model = model.to(device).eval().requires_grad_(False)
-    return Checkpoint(model, shape, quantized, source, notes, model.around or around, _digest(manifest))
+    return Checkpoint(model, shape, quantized, source, notes, model.around or around, names, _digest(manifest))
 
 
 def _digest(manifest: dict[str, Any]) -> str:
     """Of the model, whatever is noted or kept beside it."""
-    said = {k: v for k, v in manifest.items() if k not in ("notes", "files", "source")}
+    said = {k: v for k, v in manifest.items() if k not in ("notes", "files", "source", "names")}
     return identity({**said, "weights": manifest["files"]["weights"][SEAL]})
 
 

@@ -29,11 +29,12 @@ from .values import identity
 @dataclass(frozen=True)
 class Dataset:
     """train (n, *D) and held_out (m, *D), n > 0, in float32 or float64; their labels (n,) and (m,), whole numbers from
-    0 on, which become int64, or None; the grid they lie on, or None for continuous data.
+    0 on, which become int64, or None; the grid they lie on, or None for continuous data; the names of labels 0, 1, ...,
+    none if they have none.
 
     Warns of the columns of a table (n, d) of continuous data that are constant, or that differ 1000 times in deviation.
     Raises ValueError, naming the field, for numbers of another type, not finite or not on the grid, for shapes that do
-    not fit together, and for labels that are not as stated or that only one part has.
+    not fit together, for labels that are not as stated or that only one part has, and for names that are not of them.
     """
 
     train: Tensor
@@ -41,6 +42,7 @@ class Dataset:
     train_labels: Tensor | None = None
     held_out_labels: Tensor | None = None
     quantized: Quantized | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.quantized, Quantized | None):
@@ -66,6 +68,10 @@ class Dataset:
         if (self.train_labels is None) != (self.held_out_labels is None):
             has, lacks = ("held_out", "train") if self.train_labels is None else ("train", "held_out")
             raise ValueError(f"{lacks}_labels must be given if {has}_labels are, got None")
+        object.__setattr__(self, "names", class_names(self.names))
+        if self.names and self.classes > len(self.names) or self.train_labels is None and self.names:
+            what = f"{self.classes} labels" if self.train_labels is not None else "no labels"
+            raise ValueError(f"names must be those of all labels, got {len(self.names)} for {what}")
         if self.train.ndim == 2 and len(self.train) > 1 and self.quantized is None:
             self._compare_columns()
 
@@ -135,6 +141,15 @@ def _check_grid(name: str, x: Tensor, quantized: Quantized) -> None:
         raise ValueError(f"{name} must lie on {quantized}: {error}") from error
 
 
+def class_names(names: Any) -> tuple[str, ...]:
+    """The names of labels 0, 1, .... Raises ValueError unless they are words that differ."""
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"names must be the names of labels 0, 1, ..., got {names!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"names must differ, got {Counter(names).most_common(1)[0][0]!r} twice")
+    return tuple(names)
+
+
 def _labels(name: str, y: Any, n: int) -> Tensor:
     whole = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if not whole or y.shape != (n,):
@@ -198,7 +213,8 @@ class Digits(Source):
         x = torch.tensor(raw.images, dtype=torch.float32, device="cpu")[:, None] / 8 - 1
         y = torch.tensor(raw.target, dtype=torch.long, device="cpu")
         train, held = split(len(x), 0.2, seed=0)
-        return Dataset(x[train], x[held], y[train], y[held], Quantized(17, -1.0, 1.0))
+        names = tuple(map(str, range(10)))
+        return Dataset(x[train], x[held], y[train], y[held], Quantized(17, -1.0, 1.0), names)
 
 
 @dataclass(frozen=True)
@@ -324,7 +340,8 @@ class Array(Source):
     seed: int = 0
     """The seed that chooses them."""
     labels: str = ""
-    """Which array of a .npz file holds the labels (n,), whole numbers from 0 on; empty for none."""
+    """Which array of a .npz file holds the labels (n,), whole numbers from 0 on, or the names of classes, which are
+    then numbered in the order of the alphabet; empty for none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", _path("path", self.path))
@@ -345,14 +362,15 @@ class Array(Source):
         a, y = self._read()
         if a.ndim < 2 or len(a) < 2 or a.size == 0 or a.dtype.kind not in "buif":
             raise ValueError(f"{self.path} must hold numbers of shape (n, *D) with n > 1, got {a.dtype} of {a.shape}")
-        if y is not None and (y.shape != (len(a),) or y.dtype.kind not in "iu"):
+        if y is not None and (y.shape != (len(a),) or y.dtype.kind not in "iuU"):
             what = f"got {y.dtype} of {y.shape}"
-            raise ValueError(f"labels of {self.path} must be whole numbers of shape ({len(a)},), {what}")
+            raise ValueError(f"labels of {self.path} must be whole numbers or names of shape ({len(a)},), {what}")
         _check_memory(str(self.path), (8 + 2 * a.dtype.itemsize) * a.size)  # stored, in float32, and that in two parts
         a = self._channels_first(a)
         if a.ndim == 3:
             a = a[:, None]
-        return _dataset(a, self.levels, self.held_out, self.seed, str(self.path), y)
+        labels = None if y is None else _numbered(y) if y.dtype.kind == "U" else (y, ())
+        return _dataset(a, self.levels, self.held_out, self.seed, str(self.path), labels)
 
     def _channels_first(self, a: np.ndarray) -> np.ndarray:
         shape, said, image = a.shape, self.channels_last, a.ndim >= 4
@@ -408,12 +426,16 @@ class Images(Source):
     seed: int = 0
     """The seed that chooses them."""
 
+    classes: bool = False
+    """Whether each folder in `folder` is a class of its name; they are numbered in the order of the alphabet."""
+
     SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", _path("folder", self.folder))
         count("size", self.size, least=0, most=2**16)
         _flag("grey", self.grey)
+        _flag("classes", self.classes)
         _check_split(self.held_out, self.seed)
 
     def load(self) -> Dataset:
@@ -421,7 +443,8 @@ class Images(Source):
 
         Raises ValueError, naming the file, for one that cannot be read, is transparent in places, has several pages or
         frames, more than 8 bits a channel or other colours than red, green and blue; for images of several sizes
-        without `size`, or of which some are stored in grey and others in colour without `grey`.
+        without `size`, or of which some are stored in grey and others in colour without `grey`; for an image beside the
+        folders of classes.
         """
         try:
             from PIL import Image, ImageOps
@@ -430,6 +453,7 @@ class Images(Source):
         files = self._files()
         if len(files) < 2:
             raise ValueError(f"folder must hold at least 2 images, got {str(self.folder)!r} with {len(files)}")
+        labels = self._classes(files) if self.classes else None
         arrays: list[np.ndarray] = []
         sizes: list[tuple[int, int]] = []
         stored: dict[bool, Path] = {}
@@ -460,7 +484,13 @@ class Images(Source):
             raise ValueError(f"grey must be True, or the images of one kind, but {both}")
         elif not self.grey and (a == a[:, :1]).all():
             warnings.warn(f"all images of {self.folder} are grey: grey=True gives them one channel", stacklevel=2)
-        return _dataset(a, 256, self.held_out, self.seed, str(self.folder))
+        return _dataset(a, 256, self.held_out, self.seed, str(self.folder), labels)
+
+    def _classes(self, files: list[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
+        inside = [file.relative_to(self.folder).parts for file in files]
+        if beside := [file for file, parts in zip(files, inside, strict=True) if len(parts) < 2]:
+            raise ValueError(f"classes must be False where images lie in no folder of a class, such as {beside[0]}")
+        return _numbered(np.array([parts[0] for parts in inside]))
 
     def _files(self) -> list[Path]:
         def refuse(error: OSError) -> None:
@@ -513,16 +543,28 @@ def _upright(file: Path) -> tuple[Any, bool]:
 
 
 def _dataset(
-    a: np.ndarray, levels: int | None, held_out: float, seed: int, name: str, y: np.ndarray | None = None
+    a: np.ndarray,
+    levels: int | None,
+    held_out: float,
+    seed: int,
+    name: str,
+    labels: tuple[np.ndarray, tuple[str, ...]] | None = None,
 ) -> Dataset:
+    """The samples in two parts, and their labels (n,) with the names that these have."""
     train, held = split(len(a), held_out, seed)
     if not len(train):
         raise ValueError(f"held_out must leave samples to train on, got {held_out:g} of {len(a)} samples")
     x, quantized = _continuous(a, levels, name) if a.dtype.kind == "f" else _discrete(a, levels, name)
-    if y is None:
+    if labels is None:
         return Dataset(x[train], x[held], quantized=quantized)
-    labels = torch.from_numpy(np.ascontiguousarray(y, dtype=np.int64))
-    return Dataset(x[train], x[held], labels[train], labels[held], quantized)
+    y = torch.from_numpy(np.ascontiguousarray(labels[0], dtype=np.int64))
+    return Dataset(x[train], x[held], y[train], y[held], quantized, labels[1])
+
+
+def _numbered(words: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Each word's place among those that there are, and these in order."""
+    names, places = np.unique(words, return_inverse=True)
+    return places, tuple(names.tolist())
 
 
 def _continuous(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, None]:

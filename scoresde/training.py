@@ -211,9 +211,9 @@ class _Run:
         if folder is not None and self.share.rank == 0:
             notes = {"step": self.step, "settings": describe(self.settings), "data": self.data.digest}
             around = self.average.around or _around(self.data)
-            made = Checkpoint(self.average, self.data.shape, self.data.quantized, source, notes, around)
+            about = self.data.shape, self.data.quantized, source, notes, around, self.data.names
             with unbroken():
-                save(folder, made, self._state())
+                save(folder, Checkpoint(self.average, *about), self._state())
 
     def _state(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside the average, flat."""

@@ -222,7 +222,7 @@ def test_save_and_load(tmp_path, kind):
     around = Reference.fit(torch.randn(9, *shape) + 0.4)
     model = ScoreModel(filled(make()), VE(0.02, 30.0), Karras(around), LogSNR(-0.25)).eval()
     notes = {"step": 3, "own": [1.5, None, "x"]}
-    saved = Checkpoint(model, shape, Quantized(17, -1.0, 1.0), Ring(seed=4), notes)
+    saved = Checkpoint(model, shape, Quantized(17, -1.0, 1.0), Ring(seed=4), notes, names=("ash", "oak"))
     state = {"a.b": torch.randn(3, 2).T, "n": torch.tensor(5)}
     save(tmp_path, saved, state)
     torch.manual_seed(1)
@@ -235,6 +235,7 @@ def test_save_and_load(tmp_path, kind):
     assert (found.model.sde, found.model.predicts, found.model.clock) == (model.sde, model.predicts, model.clock)
     assert found.model.around == around and found.model.around.mean.shape == shape
     assert (found.shape, found.quantized, found.source, found.notes) == (shape, saved.quantized, saved.source, notes)
+    assert found.names == saved.names
     assert not found.model.training and not any(p.requires_grad for p in found.model.parameters())
     read = load_state(tmp_path)
     assert read.keys() == state.keys() and all(torch.equal(read[k], state[k]) for k in state)
@@ -435,7 +436,7 @@ def edited(saved, folder, edit):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda m: m.update(version=1), "has version 1, this program reads version 3"),
+        (lambda m: m.update(version=1), "has version 1, this program reads version 4"),
         (lambda m: m.pop("version"), "has version None"),
         (lambda m: m.update(format="other"), "is not the manifest of a checkpoint"),
         (lambda m: m["sde"].update({"class": "Popen"}), "does not give a model: class must be a known LinearSDE"),
@@ -457,6 +458,9 @@ def edited(saved, folder, edit):
         (lambda m: m["sde"].pop("beta_min"), "does not give a model: VP lacks the field 'beta_min'"),
         (lambda m: m["source"].update({"class": "Toy"}), "does not give a model"),
         (lambda m: m.pop("clock"), "lacks 'clock'"),
+        (lambda m: m.pop("names"), "lacks 'names'"),
+        (lambda m: m.update(names=["a", "a"]), "does not give a model: names must differ"),
+        (lambda m: m.update(names="ab"), "does not give a model: names must be the names"),
         (lambda m: m["files"].pop("weights"), "names no weights file"),
         (lambda m: m.pop("files"), "names no weights file"),
     ],

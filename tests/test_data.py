@@ -592,14 +592,61 @@ def test_labels_of_an_array(tmp_path, dtype):
         Array(path, key="x", labels="z").load()
 
 
+def test_names_of_classes(tmp_path):
+    """Words as labels of an array, and folders of images, are classes with these names in the order of the alphabet,
+    whichever samples are held out; the images are those that they are without their classes.
+    """
+    words = np.array(["tree", "ash", "tree", "oak", "ash", "ash", "oak", "tree"])
+    path = stored(tmp_path, {"x": np.arange(16.0).reshape(8, 2), "y": words}, "a.npz")
+    found = Array(path, labels="y", held_out=0.25).load()
+    assert found.names == ("ash", "oak", "tree") and found.classes == 3
+    for x, y in ((found.train, found.train_labels), (found.held_out, found.held_out_labels)):
+        assert [found.names[k] for k in y] == words[(x[:, 0] / 2).long().numpy()].tolist()
+
+    folder = tmp_path / "images"
+    for grey, where in ((10, "owl/a"), (20, "owl"), (30, "cat"), (40, "cat/b"), (50, "cat")):
+        (folder / where).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (3, 3), grey).save(folder / where / f"{grey}.png")
+    found = Images(folder, classes=True, held_out=0.4, seed=1).load()
+    assert found.names == ("cat", "owl") and Images(folder).load().names == () == Ring(n=9).load().names
+    for x, y in ((found.train, found.train_labels), (found.held_out, found.held_out_labels)):
+        grey = ((x[:, 0, 0, 0] + 1) * 127.5).round()
+        assert torch.equal(y, (grey < 25).long())
+    assert torch.equal(found.train, Images(folder, held_out=0.4, seed=1).load().train)
+    assert Digits().load().names == tuple("0123456789")
+    Image.new("L", (3, 3), 1).save(folder / "beside.png")
+    with pytest.raises(ValueError, match="classes must be False where .*beside.png"):
+        Images(folder, classes=True).load()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a", "b"), "names must be those of all labels, got 2 for 3 labels"),
+        (("a", "b", "a"), "names must differ, got 'a' twice"),
+        (("a", "b", 3), "names must be the names of labels"),
+        ("abc", "names must be the names of labels"),
+        (("a", "b", ""), "names must be the names of labels"),
+    ],
+)
+def test_names_errors(names, said):
+    """Names are words, one for each label; there may be more names than labels that occur, but none without labels."""
+    with pytest.raises(ValueError, match=said):
+        Dataset(X, X[:2], Y, Y[:2], names=names)
+    assert Dataset(X, X[:2], Y, Y[:2], names=["a", "b", "c", "d"]).names == ("a", "b", "c", "d")
+    with pytest.raises(ValueError, match="names must be those of all labels, got 1 for no labels"):
+        Dataset(X, X[:2], names=("a",))
+
+
 @pytest.mark.parametrize(
     ("y", "said"),
     [
         (np.arange(5) - 1, "train_labels must count classes from 0 on|held_out_labels must count"),
-        (np.arange(5.0), "labels of .*must be whole numbers of shape \\(5,\\), got float64"),
-        (np.eye(5, dtype=int), "labels of .*must be whole numbers of shape \\(5,\\), got int64 of \\(5, 5\\)"),
-        (np.arange(4), "labels of .*must be whole numbers of shape \\(5,\\)"),
-        (np.array(list("abcde")), "labels of .*must be whole numbers"),
+        (np.arange(5.0), "labels of .*must be whole numbers or names of shape \\(5,\\), got float64"),
+        (np.eye(5, dtype=int), "labels of .*must be whole numbers or names of shape \\(5,\\), got int64 of \\(5, 5\\)"),
+        (np.arange(4), "labels of .*must be whole numbers or names of shape \\(5,\\)"),
+        (np.array(list("abcde"), dtype="S1"), "labels of .*must be whole numbers or names"),
+        (np.array(["a", "b", " ", "a", "b"]), "names must be the names of labels 0, 1, ..., got"),
         (np.full(5, 2**64 - 1, dtype=np.uint64), "train_labels must count classes from 0 on"),
     ],
 )

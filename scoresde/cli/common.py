@@ -40,6 +40,23 @@ def model_of(o: Namespace, device: torch.device) -> Checkpoint:
     return load(o.model, read_net(o.net, recorded_shape(o.model), int(config.get("classes", 0))), device)
 
 
+def label_of(o: Namespace, found: Checkpoint) -> int | None:
+    """The number of the class in o.label, which is the name of one or a number, or None. Raises ValueError if it is no
+    class of the network.
+    """
+    classes, said = getattr(found.model.net, "classes", 0), o.label
+    if said is None:
+        return None
+    if not classes:
+        raise ValueError(f"label must not be given, since the network has no classes, got {said}")
+    number = int(said) if said.isdecimal() and len(said) < 10 else classes
+    label = found.names.index(said) if said in found.names else number
+    if label >= classes:
+        names = f", or one of {', '.join(found.names)}" if found.names else ""
+        raise ValueError(f"label must be one of the network's classes, 0 to {classes - 1}{names}, got {said}")
+    return label
+
+
 def one_subject(o: Namespace) -> None:
     """Raise ValueError if there is a law in o beside a model or data, or data without a model."""
     for name, what in (("model", "a model"), ("data", "data")):

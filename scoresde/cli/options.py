@@ -4,6 +4,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 MODEL = "the folder of a checkpoint"
+LABEL = "the class, if the network has classes: its name, or its number from 0 on"
 OWN_NET = "what makes the network, if the checkpoint cannot: package.module:function"
 OWN_STEP = "a step of your own besides: package.module:Class"
 
@@ -58,7 +59,7 @@ def sample(parser: ArgumentParser) -> None:
     add("--eta", metavar="X", type=float, help="0 for the flow, 1 for the reverse SDE (0; 1 if a step needs noise)")
     add("--sde", metavar="SDE", help="another process: VE(sigma_min=0.02, sigma_max=20), ..., package.module:Class")
     add("--tuned", metavar="FILE", type=place, help="what `scoresde tune` wrote: its step, grid and process")
-    add("--label", metavar="K", type=int, help="the class, if the network has classes")
+    add("--label", metavar="K", help=LABEL)
     add("--no-denoise", action="store_true", help="end without the mean of the data given the last state")
     add("--batch", metavar="N", type=int, default=256, help="samples drawn together; they do not depend on it")
     add("--net", metavar="NET", help=OWN_NET)

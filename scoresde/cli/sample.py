@@ -11,14 +11,14 @@ import torch
 from ..checkpoint import Checkpoint
 from ..files import digest
 from ..lab.solvers import Watched
-from ..model import transport
+from ..model import ScoreModel, transport
 from ..noise import iid, seeds
 from ..process import LinearSDE, Reverse, Score
 from ..progress import bar
 from ..shapes import count
 from ..steps import Step, Tuning, draw, started
 from ..steps.fit import estimated
-from .common import as_array, as_bytes, code_of, fitting, model_of, place
+from .common import as_array, as_bytes, code_of, fitting, label_of, model_of, place
 from .folder import opened
 from .parts import read, read_grid
 
@@ -31,12 +31,13 @@ def run(o: Namespace) -> None:
     read("sde", o.sde, LinearSDE)  # before the checkpoint, which may be of this process of your own
     found = model_of(o, device)
     fitting(n, found.shape)
-    score = Watched(_score(o, found, device))
+    label = label_of(o, found)
+    score = Watched(found.model if label is None else partial(_of_class, found.model, torch.tensor(label).to(device)))
     p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, score)
     score.nfe = 0
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
-    kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "label", "no_denoise")}
-    kept |= {"model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
+    kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "no_denoise")}
+    kept |= {"label": label, "model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
     with opened(o.out, code_of(o), command="sample", **kept) as folder:
         if folder.read(DONE) is not None:
             print(f"{o.out / DONE} is complete already")
@@ -66,16 +67,9 @@ def run(o: Namespace) -> None:
     print(f"{n} samples in {o.out}: {score.nfe} network calls, for the {len(drawn)} of {len(parts)} batches drawn now")
 
 
-def _score(o: Namespace, found: Checkpoint, device: torch.device) -> Score:
-    classes = getattr(found.model.net, "classes", 0)
-    if o.label is None:
-        return found.model
-    if not classes:
-        raise ValueError(f"label must not be given, since the network has no classes, got {o.label}")
-    if not 0 <= o.label < classes:
-        raise ValueError(f"label must be one of the network's classes, 0 to {classes - 1}, got {o.label}")
-    label = torch.tensor(o.label, device=device)
-    return lambda x, t: found.model(x, t, label=label.expand(len(x)))
+def _of_class(model: ScoreModel, label: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    said: torch.Tensor = model(x, t, label=label.expand(len(x)))
+    return said
 
 
 def _chosen(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:

@@ -448,6 +448,23 @@ def test_labels(tmp_path, digits):
     assert not torch.equal(got, torch.from_numpy(np.load(tmp_path / "three" / "samples.npy")))
 
 
+def test_labels_by_name(tmp_path, capsys):
+    """A checkpoint knows the names of its classes when the data are gone, and a name goes before a number."""
+    words = np.array(["2", "ash", "oak", "ash", "2", "oak"] * 4)
+    file = tmp_path / "trees.npz"
+    np.savez(file, x=np.random.RandomState(0).randn(24, 2).astype(np.float32), y=words)
+    source = f"Array(path='{file}', key='x', labels='y')"
+    model = trained(tmp_path / "model", source, "--conditional", "--batch", "8")
+    file.unlink()
+    assert load(model).names == ("2", "ash", "oak")
+    got = {k: drawn(tmp_path / k, model, "--n", 3, "--steps", 3, "--label", k) for k in ("2", "ash", "oak", "1", "0")}
+    assert torch.equal(got["2"], got["0"]) and torch.equal(got["ash"], got["1"])
+    assert not torch.equal(got["2"], got["oak"]) and not torch.equal(got["ash"], got["oak"])
+    for label in ("elm", "3", "-1", ""):
+        assert main(["sample", str(model), f"--label={label}", "--out", str(tmp_path / "no")]) == 2
+        assert "label must be one of the network's classes, 0 to 2, or one of 2, ash, oak" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("after", [1, 3, 4, 5])
 def test_interrupted_sampling(capsys, monkeypatch, tmp_path, ring, calls, after):
     """Stopped after any part, or before the last file, and called again: the same file, and no part drawn twice."""
