@@ -1,7 +1,7 @@
 """The folder of a command: of what its results are, one process that writes them, and which of them are whole.
 
 Nothing is taken for a result because it lies there. Every row and every file of a folder is entered with the identity
-of the recipe that it was made by, and a file with its sha256. What was cut off goes on: rows and files that are entered
+of the recipe that it was made by and with its own sha256. What was cut off goes on: rows and files that are entered
 are not made again, and of a longer piece of work the answers of the network are kept until it is done.
 """
 
@@ -48,7 +48,8 @@ class Rows(dict[tuple[Any, ...], Row]):
         write(self.file, "".join(map(self._line, self.values())).encode())
 
     def _line(self, row: Row) -> str:
-        return json.dumps(plain({**row, "recipe": self.of})) + "\n"
+        said = plain({**row, "recipe": self.of})
+        return json.dumps({**said, "seal": identity(said)[:16]}) + "\n"
 
 
 def read_rows(file: Path, of: str, *key: str) -> list[Row]:
@@ -59,16 +60,17 @@ def read_rows(file: Path, of: str, *key: str) -> list[Row]:
         if not line.endswith("\n"):
             break  # it was cut off
         try:
-            row = natural(json.loads(line))
-            made_by = row.pop("recipe", None)
-            good = all(k in row for k in key)
+            said = json.loads(line)
+            seal, made_by = said.pop("seal", None), said.get("recipe")
+            good = all(k in said for k in key) and (made_by != of or seal == identity(said)[:16])
         except (ValueError, AttributeError, TypeError, RecursionError):
             good = False
         if not good:
             raise ValueError(f"{file} is damaged in line {number}: delete that line, or give another --out")
         if made_by != of:
             raise ValueError(f"{file} holds a row of another recipe in line {number}: give another --out")
-        found.append(row)
+        del said["recipe"]
+        found.append(natural(said))
     return found
 
 

@@ -63,7 +63,7 @@ def compared(out, *args):
 
 def rows(out):
     lines = [natural(json.loads(line)) for line in (out / "results.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "recipe"} for row in lines]
+    return [{k: v for k, v in row.items() if k not in ("recipe", "seal")} for row in lines]
 
 
 def samples(out, row):

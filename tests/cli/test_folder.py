@@ -477,6 +477,30 @@ def test_rows_of_nobody(capsys, tmp_path, model, name, made_by):
     assert main(line) == 0
 
 
+@pytest.mark.parametrize("name", ["likelihood", "bench"])
+def test_rows_that_were_edited(capsys, tmp_path, model, name):
+    """A digit changed in a row that keeps its recipe, or a row without a seal, is refused by file and line."""
+    out = tmp_path / "out"
+    line = [*commands(model, str(model.with_name("x.npy")))[name], "--out", str(out)]
+    assert main(line) == 0
+    for file in sorted(out.glob("*.jsonl")) + [out / LEDGER]:
+        whole = file.read_bytes()
+        for k, row in enumerate(whole.splitlines(keepends=True), 1):
+            body = row[: row.index(b', "recipe"')]
+            digits = [i for i, c in enumerate(body) if 48 <= c < 58]
+            swapped = [
+                row[:i] + bytes([48 + (row[i] - 47) % 10]) + row[i + 1 :] for i in digits[:: len(digits) // 5 + 1]
+            ]
+            for other in (*swapped, row.replace(b'"seal"', b'"said"')):
+                if json.loads(other) == json.loads(row):  # a last digit may be beyond what a float holds
+                    continue
+                file.write_bytes(whole.replace(row, other))
+                assert main(line) == 2
+                assert f"{file} is damaged in line {k}" in capsys.readouterr().err
+        file.write_bytes(whole)
+    assert main(line) == 0
+
+
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     """The second on one folder is refused and told the first's pid; the first ends with all its rows."""
