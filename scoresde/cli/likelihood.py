@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from .. import likelihood
+from ..checkpoint import Checkpoint
+from ..data import Dataset
 from ..exact import GaussianMixture
 from ..files import write
 from ..lab import Problem, Target, origin
@@ -16,7 +19,7 @@ from ..progress import bar, portions
 from ..reference import Reference
 from ..shapes import count
 from ..values import plain
-from .common import code_of, data_of, fitting, join_processes, model_of, one_subject, place
+from .common import code_of, data_of, fitting, join_processes, label_of, model_of, one_subject, place
 from .folder import Folder, opened, read_rows
 from .parts import read
 
@@ -96,11 +99,31 @@ def _trained(o: Namespace, device: torch.device) -> tuple[Target, dict[str, Any]
     if o.draws > 1 and data.quantized is None:
         raise ValueError(f"draws must be 1 unless data are discrete, got {o.draws}")
     discrete, how = KINDS[o.dequantization](data.quantized, o.draws) if data.quantized else None, _how(o, prior)
-    name, of = f"{o.model} on {source!r}", {"subject": found.digest, "data": data.digest}
-    return Target(name, sde, found.model, x, around, discrete, how, None, o.terms, o.chain, device), of
+    name, labels = f"{o.model} on {source!r}", _labels(o, found, data)
+    of = {"subject": found.digest, "data": data.digest, "label": label_of(o, found), "own_labels": o.own_labels}
+    labels = None if labels is None else labels[: len(x)]
+    return Target(name, sde, found.model, x, around, discrete, how, None, o.terms, o.chain, device, labels), of
+
+
+def _labels(o: Namespace, found: Checkpoint, data: Dataset) -> Tensor | None:
+    """What the network is told of each sample: its own label, one for all, or nothing."""
+    x, own = (data.held_out, data.held_out_labels) if o.split == "held-out" else (data.train, data.train_labels)
+    one, classes = label_of(o, found), getattr(found.model.net, "classes", 0)
+    if not o.own_labels:
+        return None if one is None else torch.full((len(x),), one)
+    if one is not None:
+        raise ValueError(f"label must not be given beside own_labels, got {o.label}")
+    if own is None or not 0 < data.classes <= classes:
+        what = "has no classes" if not classes else f"has {classes} classes, and the data {data.classes} labels"
+        raise ValueError(f"own_labels must not be given, since the network {what}")
+    if found.names and data.names and found.names != data.names:
+        raise ValueError(f"data must have the names of the model's labels, {found.names}, got {data.names}")
+    return own
 
 
 def _exact(o: Namespace, device: torch.device) -> tuple[Target, dict[str, Any]]:
+    if o.label is not None or o.own_labels:
+        raise ValueError("label and own_labels must not be given with a law, which has no classes")
     problem = read("law", o.law, Problem)
     law, n = problem.law(), 200 if o.n is None else o.n
     sde, g = read("sde", o.sde or "vp", LinearSDE), torch.Generator().manual_seed(o.seed)

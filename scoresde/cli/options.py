@@ -98,6 +98,8 @@ def likelihood(parser: ArgumentParser) -> None:
     add("--method", metavar="M", help="AsNeeded(0.005), Adams(40), Dopri5(1e-6, 1e-6), ... (by dimension)")
     add("--trace", metavar="T", help="Exact, Hutchinson(2), Hadamard(4), HutchPP(4) (by dimension)")
     kinds = ("uniform", "truncated-normal", "decoded")
+    add("--label", metavar="K", help=f"of all samples, {LABEL}")
+    add("--own-labels", action="store_true", help="tell the network each sample's own label, if the data have them")
     add("--dequantization", choices=kinds, default="uniform", help="how grey levels become continuous")
     add("--draws", metavar="N", type=int, default=1, help="draws of it inside the logarithm; many need --trace Exact")
     add("--fitted-prior", action="store_true", help="the prior fitted to the training data for N(0, sigma_T^2 I)")

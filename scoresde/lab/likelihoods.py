@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import grid
 from ..exact import GaussianMixture
 from ..likelihood import Dequantization, Quadrature, Uniform, continuous_elbo, elbo, log_prob, prior_mismatch
+from ..likelihood.conditions import under
 from ..noise import per_sample, seeds
 from ..ode import SampleError
 from ..process import Chain, LinearSDE, Score
@@ -28,8 +29,9 @@ class Target:
 
     discrete: how grey levels become continuous, None for continuous data. truth: the law that x was drawn from, if it
     is known. terms: times a sample of each of the two bounds, 0 for none; chain: steps of the discrete one, unless the
-    process has a grid of its own. device: where the score is. Raises ValueError unless x is a batch of finite numbers,
-    terms at least 0 and chain at least 2.
+    process has a grid of its own. device: where the score is. labels: what it is told of each sample, (n,); None for
+    nothing. Raises ValueError unless x is a batch of finite numbers, terms at least 0, chain at least 2, and there is a
+    label for every sample or none.
     """
 
     name: str
@@ -43,9 +45,12 @@ class Target:
     terms: int = 8
     chain: int = 1000
     device: torch.device | str = "cpu"
+    labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         state("x", self.x), count("terms", self.terms, least=0), count("chain", self.chain, least=2)
+        if self.labels is not None and self.labels.shape != (len(self.x),):
+            raise ValueError(f"labels must have shape ({len(self.x)},), got {tuple(self.labels.shape)}")
 
     @property
     def per(self) -> float:
@@ -82,7 +87,8 @@ class Target:
     def _rows(self, index: Sequence[int], seed: int) -> list[Row]:
         every, x = seeds(seed, max(index) + 1), lifted(self.x[list(index)]).to(self.device)
         noise, p = per_sample([every[i] for i in index]), self.sde.reverse(self.score)
-        found = log_prob(p, x, self.discrete, around=self.around, how=self.how, noise=noise)
+        cond = self._told(index)
+        found = log_prob(p, x, self.discrete, around=self.around, how=self.how, noise=noise, **cond)
         columns: dict[str, Any] = {
             "log_p": found.log_p,
             self.key: found.values,
@@ -91,23 +97,28 @@ class Target:
             "end_bias": found.end_bias / self.per,
         }
         if self.terms:  # by fresh streams: what an adaptive solver has drawn depends on the batch
-            columns |= self._bounds(x, noise.rows(0, len(index)))
+            columns |= self._bounds(x, noise.rows(0, len(index)), cond)
         if self.truth is not None:
             columns["truth"] = -self.truth.marginal(self.sde, self.sde.t_min).log_prob(x.cpu()) / self.per
         calls = {"nfe": found.nfe, "products": found.products}
         return [{"index": i, **{k: float(v[j]) for k, v in columns.items()}, **calls} for j, i in enumerate(index)]
 
-    def _bounds(self, x: Tensor, noise: per_sample) -> dict[str, Tensor]:
+    def _told(self, index: Sequence[int]) -> dict[str, Any]:
+        """The conditions of these samples."""
+        return {} if self.labels is None else {"label": self.labels[list(index)].to(self.device)}
+
+    def _bounds(self, x: Tensor, noise: per_sample, cond: dict[str, Any]) -> dict[str, Tensor]:
         sde, discrete = self.sde, self.discrete
         ts = sde.grid() if hasattr(sde, "grid") else grid.uniform(sde, self.chain)
         grey, volume = discrete.quantized if discrete else None, 0.0
         if isinstance(discrete, Uniform):  # what the network was trained on
             volume = x[0].numel() * math.log(discrete.quantized.width)
             x, grey = discrete.quantized.dequantize(x, noise), None
-        continuous = continuous_elbo(sde.reverse(self.score), x, grey, terms=self.terms, noise=noise)
-        chain = elbo(Chain(sde, ts), self.score, x, grey, terms=self.terms, noise=noise)
+        continuous = continuous_elbo(sde.reverse(self.score), x, grey, terms=self.terms, noise=noise, **cond)
+        chain = elbo(Chain(sde, ts), self.score, x, grey, terms=self.terms, noise=noise, **cond)
         found = {"continuous_bound": continuous, "discrete_bound": chain}
-        return {name: (bound.nats - volume) / self.per for name, bound in found.items()}
+        values = {name: (bound.nats - volume) / self.per for name, bound in found.items()}
+        return values | {f"{name}_error": bound.draws_error / self.per for name, bound in found.items()}
 
     def summary(self, rows: Sequence[Row]) -> Row:
         """Means with their standard errors, (n > 1), and how wrong the first may be, from the rows of n samples that
@@ -116,11 +127,8 @@ class Target:
         failed, rows = [row["index"] for row in rows if "error" in row], [row for row in rows if "error" not in row]
         n, sde, good = len(rows), self.sde, torch.ones(len(self.x), dtype=torch.bool)
         good[failed] = False
-        how = (
-            f"{type(self.discrete).__name__}, an upper bound in the mean"
-            if self.discrete
-            else f"density at t = {sde.t_min:g}"
-        )
+        how = f"{type(self.discrete).__name__}, an upper bound in the mean" if self.discrete else "density"
+        how += f" at t = {sde.t_min:g}{under(self.score, self._told(range(0)))}"
         said = {
             self.key: f"probability flow, {how}",
             "truth": "its true value",

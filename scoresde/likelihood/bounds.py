@@ -14,6 +14,7 @@ for every linear SDE. Expectations are over the noise, one draw a term and sampl
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ..process import Chain, LinearSDE, Reverse, Score, require_reverse
 from ..quantize import Quantized
 from ..shapes import as_time, count, like
 from ..steps import Ancestral, Posterior
+from .conditions import conditions, given, under
 from .samples import MANY, entry, finite
 
 LOG_2PI = math.log(2 * math.pi)
@@ -32,10 +34,11 @@ LOG_2PI = math.log(2 * math.pi)
 @dataclass(frozen=True)
 class Bound:
     """-log p(x) <= prior + between + decoder for each sample, in nats: of the discrete data if they are `quantized`, of
-    their density otherwise.
+    their density otherwise; given: what is to be said of conditions.
 
     prior: L_N, (B,). steps: (B, K) estimates, whose sum over the K columns is `between`: the terms L_1, ..., L_{N-1}
-    themselves if all are there. decoder: L_0, (B,). nfe: the network calls made. d: the dimension.
+    themselves if all are there, and not `drawn` at random. decoder: L_0, (B,). nfe: the network calls made. d: the
+    dimension.
     """
 
     prior: Tensor
@@ -44,6 +47,8 @@ class Bound:
     nfe: int
     d: int
     quantized: Quantized | None = None
+    given: str = ""
+    drawn: bool = True
 
     @property
     def nats(self) -> Tensor:
@@ -57,6 +62,15 @@ class Bound:
             raise ValueError("bits/dim are of discrete data: give `quantized`, or report nats")
         return self.nats / (self.d * math.log(2))
 
+    @property
+    def draws_error(self) -> Tensor:
+        """The standard error of each sample's `between` from the draws of t and noise, as if these were independent,
+        (B,): somewhat too large, as they are of strata. nan for one, and where all terms of the chain are there.
+        """
+        K = self.steps.shape[1]
+        spread = self.steps.std(1) * math.sqrt(K) if K > 1 and self.drawn else self.prior.new_full((), math.nan)
+        return spread.expand(len(self.prior))
+
     def error(self) -> float:
         """The standard error of the mean of `nats` over samples; it holds what the draws of t and noise add."""
         return float(self.nats.std()) / math.sqrt(len(self.nats))
@@ -64,10 +78,10 @@ class Bound:
     def __str__(self) -> str:
         per = self.d * (math.log(2) if self.quantized else 1.0)
         spread = f" +- {self.error() / per:.1g}" if len(self.nats) > 1 else ""
+        unit, of = ("bits/dim", " of the discrete data") if self.quantized else ("nats/dim", "")
         return (
-            f"{float(self.nats.mean()) / per:.4f}{spread} {'bits' if self.quantized else 'nats'}/dim over "
-            f"{len(self.nats)} samples (upper bound of -log p{' of the discrete data' if self.quantized else ''}, "
-            f"{self.steps.shape[1]} times a sample); {self.nfe} network calls"
+            f"{float(self.nats.mean()) / per:.4f}{spread} {unit} over {len(self.nats)} samples (upper bound of -log p"
+            f"{of}{self.given}, {self.steps.shape[1]} times a sample); {self.nfe} network calls"
         )
 
 
@@ -100,12 +114,14 @@ def elbo(
     kernel: Posterior = Ancestral(v=1.0),
     terms: int | None = None,
     noise: Noise = iid(),
+    **cond: Any,
 ) -> Bound:
     """The discrete bound of x (B, *D) under the reverse chain of a score with the kernels of a step.
 
     quantized: the grid that x lies on; None for continuous data. kernel: says the variance of p(x_{i-1} | x_i).
     terms: None for all N - 1 terms between, or K of them for each sample at random, weighted so that the sum is
-    unbiased: in proportion to the width of the step in log-SNR, one in each K-th of the whole.
+    unbiased: in proportion to the width of the step in log-SNR, one in each K-th of the whole. cond: what the score is
+    told beside x and t, such as label=y, y () or (B,).
 
     Raises ValueError unless chain, x, kernel, terms and noise are as stated; `SampleError`, a RuntimeError naming the
     sample and the time, if a term is not finite.
@@ -114,7 +130,9 @@ def elbo(
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
     require_noise(noise)
-    x_0, N, p = entry(x, quantized), len(chain), chain.sde.reverse(score)
+    x_0, N = entry(x, quantized), len(chain)
+    told = conditions(cond, x_0)
+    p = given(chain.sde.reverse(score), told)
     kernel.check(p, chain.t[1:], chain.t[:-1])
     columns = []
     if terms is None:
@@ -129,7 +147,8 @@ def elbo(
             columns.append(weight * _between(chain, p, x_0, j + 2, kernel, noise))
     decoder = _decoder(p, x_0, chain.t[0], quantized, noise)
     steps = torch.stack(columns, 1)
-    return Bound(_gaussian_kl(chain.sde, x_0, chain.t[-1]), steps, decoder, len(columns) + 1, x[0].numel(), quantized)
+    prior, of = _gaussian_kl(chain.sde, x_0, chain.t[-1]), (x[0].numel(), quantized, under(score, told))
+    return Bound(prior, steps, decoder, len(columns) + 1, *of, drawn=terms is not None)
 
 
 @torch.inference_mode(False)
@@ -142,19 +161,22 @@ def continuous_elbo(
     terms: int = 8,
     times: Times = UniformLogSNR(),
     noise: Noise = iid(),
+    **cond: Any,
 ) -> Bound:
     """The continuous-time bound of x (B, *D): the prior at T, the integral from t_min to T, and the decoder at t_min.
 
     The integral is estimated from `terms` times for each sample, one in each stratum of the law `times`, weighted by
-    the inverse of its density; uniform in log-SNR makes that weight constant.
+    the inverse of its density; uniform in log-SNR makes that weight constant. cond: as in `elbo`.
 
     Raises ValueError and `SampleError` as `elbo` does.
     """
     if not isinstance(times, Times):
         raise ValueError(f"times must be a law of times such as UniformLogSNR(), got {times!r}")
-    sde, columns = require_reverse(p).sde, []
+    sde, columns, score = require_reverse(p).sde, [], p.score
     require_noise(noise)
     x_0 = entry(x, quantized)
+    told = conditions(cond, x_0)
+    p = given(p, told)
     for k in range(count("terms", terms, most=MANY)):
         t = times.quantile(sde, (k + _uniform(x_0, noise)) / terms)
         x_t, z = sde.perturb(x_0, t, noise)
@@ -162,7 +184,7 @@ def continuous_elbo(
         columns.append(finite("the bound", t, weight * (p.eps(x_t, t) - z).square().flatten(1).sum(1)))
     decoder = _decoder(p, x_0, as_time(sde.t_min), quantized, noise)
     prior, steps = _gaussian_kl(sde, x_0, as_time(sde.T)), torch.stack(columns, 1)
-    return Bound(prior, steps, decoder, terms + 1, x[0].numel(), quantized)
+    return Bound(prior, steps, decoder, terms + 1, x[0].numel(), quantized, under(score, told))
 
 
 def _uniform(x: Tensor, noise: Noise) -> Tensor:

@@ -8,6 +8,7 @@ exact, and only what a network adds is integrated.
 import math
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..process import LinearSDE, Reverse, require_linear, require_reverse
 from ..quantize import Quantized
 from ..reference import Reference
 from ..shapes import as_time, inside, like, number, shown, state
+from .conditions import Conditions, conditions, given, under
 from .coordinates import Coordinates, Place
 from .dequantize import Dequantization, Uniform
 from .quadrature import Adams, AsNeeded, Integrator, Node, integrate
@@ -40,6 +42,7 @@ class Likelihood:
     and log alpha, what stopping at t instead of 0 adds. prior_mismatch: KL(p_T || prior) in nats for the moments of
     these samples; nan for one sample, or a prior of several components. nfe: network calls; products: vector-Jacobian
     products. discrete: how discrete data became continuous; None for continuous data. how: by what it was integrated.
+    given: what is to be said of conditions, such as ", given label".
     """
 
     log_p: Tensor
@@ -53,6 +56,7 @@ class Likelihood:
     products: int
     discrete: Dequantization | None = None
     how: "Quadrature | None" = None
+    given: str = ""
 
     @property
     def values(self) -> Tensor:
@@ -94,9 +98,9 @@ class Likelihood:
     def says(self) -> str:
         """Which quantity it is."""
         if self.discrete is None:
-            return f"-log p/d of the density at t = {self.t:g}"
+            return f"-log p/d of the density at t = {self.t:g}{self.given}"
         draws = f", {self.discrete.draws} draws" if self.discrete.draws > 1 else ""
-        return f"upper bound for the discrete data, {type(self.discrete).__name__} at t = {self.t:g}{draws}"
+        return f"upper bound for the discrete data, {type(self.discrete).__name__} at t = {self.t:g}{draws}{self.given}"
 
     def __str__(self) -> str:
         budget = self.budget
@@ -178,6 +182,7 @@ def log_prob(
     around: Reference | None = None,
     how: Quadrature = Quadrature(),
     noise: Noise = iid(),
+    **cond: Any,
 ) -> Likelihood:
     """The log-density of x (B, *D) under the probability flow of p and its prior, or bits/dim of discrete data. All eta
     share that density, so p may have any.
@@ -186,12 +191,13 @@ def log_prob(
     data. around: the mean and deviation of the data, `Reference.fit(data)`, which make the flow mild; unless given,
     those that the score was made for, or 0 and 1. They move the result by no more than the solver's error, told too
     small where the deviation is thirty times too large: such samples are warned of. noise: all randomness; with
-    `per_sample`, each sample's own.
+    `per_sample`, each sample's own. cond: what the score is told beside x and t, such as label=y, y () or (B,): then it
+    is log p(x | y). A network with classes that is told none uses the label that it has for none.
 
     Samples in half precision are computed with in float32. Inside `torch.inference_mode` the result is that of
-    `no_grad`. Raises ValueError before any work unless x is finite and on its grid, around is of its shape, sigma_t > 0
-    and gradients are asked for outside of inference mode; `SampleError`, a RuntimeError naming the sample and the time,
-    if the score or the result is not finite.
+    `no_grad`. Raises ValueError before any work unless x is finite and on its grid, around is of its shape, a condition
+    is there for every sample, sigma_t > 0 and gradients are asked for outside of inference mode; `SampleError`, a
+    RuntimeError naming the sample and the time, if the score or the result is not finite.
     """
     require_reverse(p), require_noise(noise)
     if not isinstance(how, Quadrature):
@@ -203,17 +209,17 @@ def log_prob(
         raise ValueError(f"discrete must be a grid or a dequantisation such as Uniform(grid), got {discrete!r}")
     with torch.inference_mode(False), torch.set_grad_enabled(how.gradients):
         x = entry(x, discrete.quantized if discrete else None)
-        score, flow = Counted(p.score), _Flow(p, x, around, how)
+        score, told, flow = Counted(p.score), conditions(cond, x), _Flow(p, x, around, how)
         if discrete and discrete.draws > 1 and not isinstance(flow.trace, Exact):
             raise ValueError(
                 "draws must be 1 unless the trace is Exact(), since errors of an estimate would bias the mean inside "
                 f"the logarithm, got {discrete.draws}"
             )
-        for said in (flow.coordinates.far(x, flow.t), discrete.doubt(p.sde, flow.t) if discrete else ""):
-            if said:
-                warnings.warn(said, stacklevel=2)
+        for doubt in (flow.coordinates.far(x, flow.t), discrete.doubt(p.sde, flow.t) if discrete else ""):
+            if doubt:
+                warnings.warn(doubt, stacklevel=2)
         q = Reverse(p.sde, score, 0.0)
-        parts = [flow(q, x, discrete, noise) for _ in range(discrete.draws if discrete else 1)]
+        parts = [flow(q, x, discrete, noise, told) for _ in range(discrete.draws if discrete else 1)]
         log_p = torch.stack([part.log_p for part in parts]).logsumexp(0) - math.log(len(parts))
         weights = torch.stack([part.log_p.detach() for part in parts]).softmax(0)
         return replace(
@@ -222,6 +228,7 @@ def log_prob(
             solver_error=(weights * torch.stack([part.solver_error for part in parts])).sum(0),
             nfe=score.nfe,
             products=sum(part.products for part in parts),
+            given=under(p.score, told),
         )
 
 
@@ -241,11 +248,13 @@ class _Flow:
         self.how = replace(how, method=self.method, trace=self.trace, t=float(self.t))
         self.coordinates, self.prior, self.T = Coordinates.of(p, around, x), how.prior, as_time(sde.T)
 
-    def __call__(self, q: Reverse, x: Tensor, discrete: Dequantization | None, noise: Noise) -> Likelihood:
+    def __call__(
+        self, q: Reverse, x: Tensor, discrete: Dequantization | None, noise: Noise, told: Conditions
+    ) -> Likelihood:
         """One draw of the dequantisation."""
         sde, d, of = q.sde, x[0].numel(), self.coordinates
-        x_t, log_w = discrete(q, x, self.t, noise) if discrete else (x, x.new_zeros(len(x)))
-        path, u, u_T = _Path(q, of, self.trace.start(x_t, noise)), of.u(self.t), of.u(self.T)
+        x_t, log_w = discrete(given(q, told), x, self.t, noise) if discrete else (x, x.new_zeros(len(x)))
+        path, u, u_T = _Path(q, of, self.trace.start(x_t, noise), told), of.u(self.t), of.u(self.T)
         low, high = of.at(u), of.at(u_T)
         end = integrate(self.method, path, of.y(x_t, low, self.t), u, u_T)
         x_T, m = of.x(end.y, high), end.Q.shape[1]
@@ -272,24 +281,25 @@ class _Flow:
 class _Path:
     """The flow in coordinates, with the divergence: what an integrator solves."""
 
-    def __init__(self, p: Reverse, coordinates: Coordinates, probes: Probes) -> None:
-        self.p, self.coordinates, self.probes = p, coordinates, probes
+    def __init__(self, p: Reverse, coordinates: Coordinates, probes: Probes, told: Conditions) -> None:
+        self.p, self.coordinates, self.probes, self.told = p, coordinates, probes, told
         self.first: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, u: Tensor, y: Tensor, rows: Tensor) -> Node:
-        z, at = self.probes.draw()[:, rows], self.coordinates.at(u)
-        node = (
-            checkpoint(self._node, at, y, z, use_reentrant=False) if torch.is_grad_enabled() else self._node(at, y, z)
-        )
+        z, at, p = self.probes.draw()[:, rows], self.coordinates.at(u), given(self.p, self.told, rows)
+        if torch.is_grad_enabled():
+            node = checkpoint(self._node, p, at, y, z, use_reentrant=False)
+        else:
+            node = self._node(p, at, y, z)
         finite("the score", at.t, node.rate, node.q, rows=rows)
         return node
 
-    def _node(self, at: Place, y: Tensor, z: Tensor) -> Node:
+    def _node(self, p: Reverse, at: Place, y: Tensor, z: Tensor) -> Node:
         """The divergence is that of eps, whose size is 1 at every noise level, as a network in half precision needs."""
-        of, sde = self.coordinates, self.p.sde
+        of, sde = self.coordinates, p.sde
         x, d, sigma, alpha = of.x(y, at), y[0].numel(), sde.sigma(at.t), like(at.alpha, y)
         s = like(sigma, y)
-        eps, trace, variance = self.probes.measure(lambda x, t: -s * self.p.ask(x, t), x, at.t, z)
+        eps, trace, variance = self.probes.measure(lambda x, t: -s * p.ask(x, t), x, at.t, z)
         if self.first is None:
             self.first = eps.detach(), trace.detach().mean(1)
         many = at.t.ndim > 0
@@ -345,35 +355,43 @@ def prior_mismatch(sde: LinearSDE, x: Tensor, t: Tensor, prior: GaussianMixture 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def encode(p: Reverse, x: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None) -> Tensor:
-    """The latent x_T of x (B, *D) at t_min along the probability flow of p: (B, *D), in float32 or better. Raises
-    ValueError for what is no process, no state or no solver; `SampleError`, a RuntimeError naming the sample and the
-    time, if the score is not finite on the way.
+def encode(
+    p: Reverse, x: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None, **cond: Any
+) -> Tensor:
+    """The latent x_T of x (B, *D) at t_min along the probability flow of p: (B, *D), in float32 or better. cond: as in
+    `log_prob`. Raises ValueError for what is no process, no state or no solver; `SampleError`, a RuntimeError naming
+    the sample and the time, if the score is not finite on the way.
     """
-    return _carry(require_reverse(p), x, (p.sde.t_min, p.sde.T), method, around)
+    return _carry(require_reverse(p), x, (p.sde.t_min, p.sde.T), method, around, cond)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def decode(
-    p: Reverse, x_T: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None
+    p: Reverse, x_T: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None, **cond: Any
 ) -> Tensor:
     """The state at t_min of the latent x_T: the inverse of `encode` up to the solver's error, and with its errors."""
-    return _carry(require_reverse(p), x_T, (p.sde.T, p.sde.t_min), method, around)
+    return _carry(require_reverse(p), x_T, (p.sde.T, p.sde.t_min), method, around, cond)
 
 
 def _carry(
-    p: Reverse, x: Tensor, span: tuple[float, float], method: Integrator | Embedded, around: Reference | None
+    p: Reverse,
+    x: Tensor,
+    span: tuple[float, float],
+    method: Integrator | Embedded,
+    around: Reference | None,
+    cond: dict[str, Any],
 ) -> Tensor:
     if not isinstance(method, Integrator | Embedded):
         raise ValueError(f"method must be a value such as Adams(), got {method!r}")
     x, (t, s) = entry(x), map(as_time, span)
-    of = Coordinates.of(p, around, x)
+    of, told = Coordinates.of(p, around, x), conditions(cond, x)
     u, u_s = of.u(t), of.u(s)
 
     def node(u: Tensor, y: Tensor, rows: Tensor) -> Node:
         at, nothing = of.at(u), y.new_zeros(len(y), 1)
-        rate = finite("the score", at.t, of.drift(y, at, p.denoise(of.x(y, at), at.t)), rows=rows)
+        denoised = given(p, told, rows).denoise(of.x(y, at), at.t)
+        rate = finite("the score", at.t, of.drift(y, at, denoised), rows=rows)
         return Node(rate, nothing, nothing[:, 0], torch.zeros_like(y))
 
     return finite("the state", s, of.x(integrate(method, node, of.y(x, of.at(u), t), u, u_s).y, of.at(u_s)))

@@ -39,7 +39,7 @@ from scoresde.checkpoint import load
 from scoresde.cli import Parser, main
 from scoresde.cli.folder import Folder
 from scoresde.cli.options import COMMANDS
-from scoresde.data import Ring
+from scoresde.data import Digits, Ring
 from scoresde.lab import Target, report
 from scoresde.likelihood import (
     Adams,
@@ -52,6 +52,7 @@ from scoresde.likelihood import (
     RungeKutta,
     TruncatedNormal,
     Uniform,
+    continuous_elbo,
     prior_mismatch,
 )
 from scoresde.nn import MLP
@@ -217,6 +218,11 @@ BAD = {
     "likelihood, tolerance": ("likelihood RING --method Dopri5(atol=0) --out OUT", "atol must"),
     "likelihood, other shape": ("likelihood RING --data digits --out OUT", "data must have the model's shape"),
     "likelihood, split": ("likelihood RING --split test --out OUT", "--split"),
+    "likelihood, no classes": ("likelihood RING --label 0 --out OUT", "label must not be given"),
+    "likelihood, no own labels": ("likelihood RING --own-labels --out OUT", "own_labels must not be given"),
+    "likelihood, no such class": ("likelihood DIGITS --label ten --out OUT", "label must be one of the network's"),
+    "likelihood, two labels": ("likelihood DIGITS --label 1 --own-labels --out OUT", "label must not be given beside"),
+    "likelihood, label of a law": ("likelihood --law modes --label 1 --out OUT", "label and own_labels must not"),
     "likelihood, no device": ("likelihood RING --device cuda:99 --out OUT", "device must"),
 }
 
@@ -566,7 +572,7 @@ def test_likelihood_is_the_library(capsys, tmp_path, ring, choice):
     want = library(ring, data.held_out, data.train, 3, **options)
     assert len(found) == 30 and set(found[0]) == {
         "index", "log_p", "nats_per_dim", "probe_error", "solver_error", "end_bias", "continuous_bound",
-        "discrete_bound", "nfe", "products",
+        "continuous_bound_error", "discrete_bound", "discrete_bound_error", "nfe", "products",
     }  # fmt: skip
     for key, value in (("log_p", want.log_p), ("nats_per_dim", want.values), ("end_bias", want.end_bias / 2)):
         torch.testing.assert_close(column(found, key), value, rtol=1e-4, atol=1e-4)
@@ -604,6 +610,35 @@ def test_likelihood_of_other_data(tmp_path, ring):
     bare = measured(tmp_path / "d", ring, "--n", 4, "--terms", 0)
     assert not any("bound" in key for key in bare[0])
     torch.testing.assert_close(column(bare, "log_p"), column(own, "log_p"), rtol=0, atol=0)
+
+
+def test_likelihood_under_labels(capsys, tmp_path, digits):
+    """--label is one class for all, --own-labels each sample's own, and what is printed says which; bounds are told
+    them too. Without either the network's label for none is used, and that is said.
+    """
+    data, found = Digits().load(), load(digits)
+    cheap = (digits, "--n", 6, "--method", "Adams(12)", "--trace", "Hutchinson(1)", "--terms", 4)
+    for args, label, said in (
+        ((), 10, "under the network's label for none"),
+        (("--label", 3), 3, "given label"),
+        (("--own-labels",), data.held_out_labels[:6], "given label"),
+    ):
+        rows = measured(tmp_path / said.replace(" ", "-") / str(args), *cheap, *args)
+        assert said in capsys.readouterr().out
+        x, noise, p = data.held_out[:6], per_sample(seeds(0, 6)), VP().reverse(found.model)
+        how = Quadrature(Adams(12), Hutchinson(1))
+        want = log_prob(p, x, data.quantized, around=found.around, how=how, noise=noise, label=label)
+        torch.testing.assert_close(column(rows, "log_p"), want.log_p, rtol=1e-4, atol=1e-3)
+        noise = noise.rows(0, 6)
+        y = data.quantized.dequantize(x, noise)
+        bound = continuous_elbo(p, y, terms=4, noise=noise, label=label)
+        unit = 64 * math.log(2)
+        torch.testing.assert_close(
+            column(rows, "continuous_bound"), bound.nats / unit + math.log2(8), rtol=1e-3, atol=1e-3
+        )
+        torch.testing.assert_close(
+            column(rows, "continuous_bound_error"), 2 * bound.steps.std(1) / unit, rtol=1e-3, atol=1e-3
+        )
 
 
 def test_likelihood_with_a_fitted_prior(capsys, tmp_path, ring):
