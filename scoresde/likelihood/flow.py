@@ -189,8 +189,9 @@ def log_prob(
 
     discrete: the grid that x lies on, or how its levels become continuous, `Uniform` unless said; None for continuous
     data. around: the mean and deviation of the data, `Reference.fit(data)`, which make the flow mild; unless given,
-    those that the score was made for, or 0 and 1. They move the result by no more than the solver's error, told too
-    small where the deviation is thirty times too large: such samples are warned of. noise: all randomness; with
+    those that the score was made for, or 0 and 1. They move the result by no more than the solver's error; where the
+    deviation is not that of the samples `AsNeeded` takes more calls, and of other methods, whose error is then told too
+    small, a factor of thirty is warned of. noise: all randomness; with
     `per_sample`, each sample's own. cond: what the score is told beside x and t, such as label=y, y () or (B,): then it
     is log p(x | y). A network with classes that is told none uses the label that it has for none.
 
@@ -215,7 +216,8 @@ def log_prob(
                 "draws must be 1 unless the trace is Exact(), since errors of an estimate would bias the mean inside "
                 f"the logarithm, got {discrete.draws}"
             )
-        for doubt in (flow.coordinates.far(x, flow.t), discrete.doubt(p.sde, flow.t) if discrete else ""):
+        far = "" if isinstance(flow.method, AsNeeded) else flow.coordinates.far(x, flow.t)
+        for doubt in (far, discrete.doubt(p.sde, flow.t) if discrete else ""):
             if doubt:
                 warnings.warn(doubt, stacklevel=2)
         q = Reverse(p.sde, score, 0.0)

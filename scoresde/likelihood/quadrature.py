@@ -22,8 +22,14 @@ from .samples import MANY
 
 SAFETY = 3.0
 """The error of a pair that chooses its steps in units of what it says, which is too small where steps are long."""
-LONGEST = 1 / 12
+LONGEST = 1 / 16
 """Of the whole, a step of a pair: where two solutions cross, they tell no error of a longer one."""
+LEAST = 0.2
+"""Of the tolerance, the least that is told of a refined sample: errors of y are turned into those of the report to
+first order only, which few long steps do not suffice for.
+"""
+USUAL = 2.5
+"""The size of y, and its inverse, up to which the coordinates are those of the samples, and few steps are trusted."""
 
 
 class Node(NamedTuple):
@@ -63,12 +69,16 @@ class Integrator(ABC):
         """From y (B, *D) at t to s."""
 
 
-def integrate(method: Integrator | Embedded, f: Observed, y: Tensor, t: Tensor, s: Tensor) -> Solution:
-    """From y (B, *D) at t to s by either kind of method."""
+def integrate(
+    method: Integrator | Embedded, f: Observed, y: Tensor, t: Tensor, s: Tensor, most: float = torch.inf
+) -> Solution:
+    """From y (B, *D) at t to s by either kind of method. most: what the error of the report may be; a step of a pair
+    that is a share h of the whole may be off by h^(1/2) of it, as errors of many steps have either sign.
+    """
     if isinstance(method, Integrator):
         return method.integrate(f, y, t, s)
     now, end = (u.to(y.device, torch.float64).expand(len(y)) for u in (t, s))
-    path = _Observing(method, f, y, now, end)
+    path = _Observing(method, f, y, now, end, most)
     method.control(path, now, end, leave=True)
     return Solution(path.y, path.Q, path.var, SAFETY * path.wrong, path.nodes)
 
@@ -79,7 +89,9 @@ def _beyond(off: Tensor, var: Tensor) -> Tensor:
 
 
 class _Change(NamedTuple):
-    """What a step of a pair makes of y, Q, var and wrong; the last node; what the embedded solution differs by."""
+    """What a step of a pair makes of y, Q, var and wrong; the last node; what the embedded solution differs by, in y
+    and in the report, (b,), as far as that is beyond chance.
+    """
 
     y: Tensor
     Q: Tensor
@@ -87,6 +99,7 @@ class _Change(NamedTuple):
     wrong: Tensor
     node: Node
     off: Tensor
+    sure: Tensor
 
 
 def _step(pair: Pair, f: Callable[[Tensor, Tensor], Node], y: Tensor, first: Node, t: Tensor, h: Tensor) -> _Change:
@@ -103,16 +116,17 @@ def _step(pair: Pair, f: Callable[[Tensor, Tensor], Node], y: Tensor, first: Nod
     Q = like(h, first.q) * weighted(b, [node.q for node in nodes])
     var = w**2 * weighted([v**2 for v in b], [node.var for node in nodes])
     lost = w * weighted(e, [node.q.detach().mean(1) for node in nodes])
-    lost = _beyond(lost, w**2 * weighted([v**2 for v in e], [node.var for node in nodes]))
-    wrong = (nodes[-1].gradient * off).flatten(1).sum(1).abs() + lost
-    return _Change(new, Q, var, wrong, nodes[-1], off)
+    noise = w**2 * weighted([v**2 for v in e], [node.var for node in nodes])
+    moved = (nodes[-1].gradient * off).flatten(1).sum(1).abs()
+    return _Change(new, Q, var, moved + _beyond(lost, noise), nodes[-1], off, moved + _beyond(lost, 9 * noise))
 
 
 class _Observing(Trial):
     """y on its way with all that is observed; samples that have arrived are not asked for."""
 
-    def __init__(self, method: Embedded, f: Observed, y: Tensor, now: Tensor, end: Tensor) -> None:
-        self.method, self.f, self.nodes, self.longest = method, f, 1, LONGEST * (end - now).abs().max()
+    def __init__(self, method: Embedded, f: Observed, y: Tensor, now: Tensor, end: Tensor, most: float) -> None:
+        whole = (end - now).abs().max()
+        self.method, self.f, self.nodes, self.longest, self.rate = method, f, 1, LONGEST * whole, most / whole**0.5
         self.everyone = torch.arange(len(y), device=y.device)
         self.y, self.node = y.clone(), Node(*(v.clone() for v in f(now.clone(), y, self.everyone)))
         self.Q, self.var = torch.zeros_like(self.node.q), torch.zeros_like(self.node.var)
@@ -125,7 +139,9 @@ class _Observing(Trial):
         y, first, here = self.y[rows], Node(*(v[rows] for v in self.node)), self.everyone[rows]
         self.change = _step(self.method.pair, lambda u, z: self.f(u, z, here), y, first, now, h)
         self.nodes += len(self.method.pair.c)
-        return self.method.error(self.change.y, self.change.off)
+        return torch.maximum(
+            self.method.error(self.change.y, self.change.off), SAFETY * self.change.sure / (self.rate * h.abs() ** 0.5)
+        )
 
     def settle(self, accept: Tensor, reject: Tensor, rows: Tensor) -> None:
         arrived, made = self.everyone[rows][accept], self.change
@@ -216,7 +232,8 @@ class Adams(Integrator):
 
 @dataclass(frozen=True)
 class AsNeeded(Integrator):
-    """Adams' steps for all samples, and Dormand and Prince's pair for those that they do not suffice for.
+    """Adams' steps for all samples, and Dormand and Prince's pair for those that they do not suffice for, or whose y is
+    not of size 1, as the coordinates are not theirs.
 
     Few steps do where the rate is smooth, and there their estimate of the error is several times too large. Where it is
     rough, as that of a network that was trained for a thousand fixed times, it may be several times too small: a sample
@@ -229,25 +246,27 @@ class AsNeeded(Integrator):
     """The error of the report, a dimension, above which a sample is refined."""
     first: Adams = Adams()
     """For all samples."""
-    then: Embedded | None = None
-    """For those that are refined, unless given the pair with a tolerance of 6 % of `tol`."""
+    then: Embedded = Dopri5(1e-3, 1e-3)
+    """For those that are refined, whose steps are also short enough for the error of the report, whatever the size of
+    y: a quarter of `tol` in the root mean square."""
 
     def __post_init__(self) -> None:
         number("tol", self.tol, above=0)
         if not isinstance(self.first, Adams):
             raise ValueError(f"first must be a value such as Adams(), got {self.first!r}")
-        if not isinstance(self.then, Embedded | None):
+        if not isinstance(self.then, Embedded):
             raise ValueError(f"then must be a value such as Dopri5(1e-4, 1e-4), got {self.then!r}")
 
     def integrate(self, f: Observed, y: Tensor, t: Tensor, s: Tensor) -> Solution:
         """From y at t to s."""
-        found = self.first.integrate(f, y, t, s)
+        found, most = self.first.integrate(f, y, t, s), self.tol * y[0].numel()
         spared = found.var.nan_to_num(0.0).sqrt() / 4  # what probes alone may seem to be, twice in a hundred samples
-        left = (found.error - spared > self.tol * y[0].numel()).nonzero()[:, 0]
+        size = y.detach().flatten(1).square().mean(1).sqrt()
+        left = ((found.error - spared > most) | (size > USUAL) | (size < 1 / USUAL)).nonzero()[:, 0]
         if not len(left):
             return found
-        then = self.then or Dopri5(0.06 * self.tol, 0.06 * self.tol)
-        again = integrate(then, lambda t, y, rows: f(t, y, left[rows]), y[left], t, s)
+        again = integrate(self.then, lambda t, y, rows: f(t, y, left[rows]), y[left], t, s, most / 4)
+        again = again._replace(error=again.error.clamp_min(LEAST * most))
         y, Q, var, error = (a.index_copy(0, left, b) for a, b in zip(found[:4], again[:4], strict=True))
         return Solution(y, Q, var, error, found.nodes + again.nodes)
 

@@ -245,8 +245,9 @@ def _parity(i: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HutchPP(Trace):
-    """Hutch++ (Meyer, Musco, Musco & Woodruff 2021, Algorithm 1): the trace on the range of J^T S for `rank` Rademacher
-    vectors S exactly, and Hutchinson with as many probes on its complement. It pays where J is close to low rank.
+    """Hutch++ (Meyer, Musco, Musco & Woodruff 2021, Algorithm 1): the trace on the range of J^T S for `rank` normal
+    vectors S exactly, and Hutchinson with as many Rademacher probes on its complement. It pays where J is close to low
+    rank. (Signs for S would be parallel by chance in few dimensions, and rounding then choose the range.)
     """
 
     rank: int = 4
@@ -268,7 +269,7 @@ class HutchPP(Trace):
     def probes(self, memory: Probes) -> Tensor:
         """(2 rank, B, *D)."""
         z = torch.stack([memory.normal() for _ in range(2 * self.rank)])
-        return torch.where(z < 0, -1.0, 1.0).to(z)
+        return torch.cat([z[: self.rank], torch.where(z[self.rank :] < 0, -1.0, 1.0).to(z)])
 
     def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
         """The exact part added to one estimate a probe."""
