@@ -3,10 +3,10 @@
     python benchmarks/coverage.py [--images 16] [--only NAMES ...] [--models runs/bench-likelihood]
 
 Every sample is measured as `log_prob` does by default, but with two probes that are kept for the whole path, and again
-with these probes at a tight tolerance: what is left between the two is the solver's own error. "within": the share of
-samples whose error is at most the stated one, and at most twice that. Errors are in bits/dim for images, in nats/dim
-for laws. Networks on the digits are trained first, if they are not there. Two published networks and real images are
-looked for in ../shared/data, and left out where they are absent.
+with these probes at a tight tolerance, of the state and, for networks, of the report: what is left between the two is
+the solver's own error. "within": the share of samples whose error is at most the stated one, and at most twice that.
+Errors are in bits/dim for images, in nats/dim for laws. Networks on the digits are trained first, if they are not
+there. Two published networks and real images are looked for in ../shared/data, and left out where they are absent.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from scoresde import EDM, VE, VP, Karras, Reference, ScoreModel, Settings, load, log_prob, train
 from scoresde.data import Digits
 from scoresde.lab import DigitClasses, Modes
-from scoresde.likelihood import Adams, Exact, Hutchinson, Integrator, Quadrature
+from scoresde.likelihood import Adams, AsNeeded, Exact, Hutchinson, Integrator, Quadrature
 from scoresde.nn import UNet
 from scoresde.noise import seeded
 from scoresde.ode import Dopri5, Embedded
@@ -113,6 +113,10 @@ SUBJECTS: dict[str, Callable[[int, Path], Subject]] = {
 }
 
 
+TIGHT = AsNeeded(0.001, Adams(12), Dopri5(1e-5, 1e-5))
+"""As far as the numbers of networks in float32 reach."""
+
+
 class Asked:
     """A score, and how many samples it was asked for."""
 
@@ -176,8 +180,8 @@ def main() -> None:
             print(f"{name}: left out, as there is no {SHARED}")
             continue
         subject = SUBJECTS[name](options.images, options.models)
-        tol = 1e-8 if subject.x.dtype == torch.float64 else 1e-5  # as far as the numbers of the score reach
-        truth, _, _ = measured(subject, Dopri5(tol, tol))
+        tight = Dopri5(1e-8, 1e-8) if subject.x.dtype == torch.float64 else TIGHT
+        truth, _, _ = measured(subject, tight)
         found, stated, calls = measured(subject, None)
         few, _, _ = measured(subject, Adams())
         points[name] = found - truth, stated

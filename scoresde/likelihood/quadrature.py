@@ -182,10 +182,11 @@ GREGORY = (3 / 8, 7 / 6, 23 / 24)
 
 @dataclass(frozen=True)
 class Adams(Integrator):
-    """n equal steps of Adams' multistep method, one call each and one at the end: Bashforth's formula of `order`
-    predicts y at the next node, f is evaluated there, and Moulton's formula of one order more then corrects y (Hairer,
-    Norsett & Wanner 1993, III.1). The first steps use lower orders, until the third node, whose y is then taken from
-    the first four rates by Simpson's 3/8 rule. One of these rates is Euler's, so that the order is 3 at most.
+    """n equal steps of Adams' multistep method, one call each, one at the end and one more at the start: Bashforth's
+    formula of `order` predicts y at the next node, f is evaluated there, and Moulton's formula of one order more then
+    corrects y (Hairer, Norsett & Wanner 1993, III.1). The first steps use lower orders, until the third node, whose y
+    is then taken from the first four rates by Simpson's 3/8 rule; as the first prediction is Euler's, f is evaluated
+    again where its correction leads. The order is one more than that of the predictor.
 
     Q is the sum over all nodes with the weights 3/8, 7/6, 23/24, 1, 1, ..., in units of the step (Gregory's rule of
     order 4), which are nearly equal, so that independent errors of the nodes average out. The error of y is taken to be
@@ -215,6 +216,8 @@ class Adams(Integrator):
         for j in range(1, self.n + 1):
             ahead = y + h * weighted(BASHFORTH[len(past) - 1], past)
             node = f(t + j * h, ahead, rows)
+            if j == 1:
+                node = f(t + h, y + h / 2 * (node.rate + past[0]), rows)
             rates, k = [node.rate, *past], len(past)
             better, worse = y + h * weighted(MOULTON[k], rates), y + h * weighted(MOULTON[k - 1], rates)
             if j <= 3:
@@ -227,7 +230,7 @@ class Adams(Integrator):
             c = 0.0 if j % 2 else coarse[j // 2]
             half, noise = half + c * node.q.detach(), noise + (fine[j] - c) ** 2 * node.var
         error = wrong + _beyond((h * (Q.detach() - half)).mean(1), h**2 * noise) / 4
-        return Solution(y, h * Q, h**2 * var, error, self.n + 1)
+        return Solution(y, h * Q, h**2 * var, error, self.n + 2)
 
 
 @dataclass(frozen=True)

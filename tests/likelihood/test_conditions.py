@@ -205,7 +205,7 @@ def test_what_was_told_is_said():
     x, how = torch.randn(5, 2, generator=generator()), Quadrature(Adams(12))
     score = Counted(model)
     found = log_prob(VP().reverse(score), x, how=how, label=1)
-    assert found.nfe == score.nfe == 13 and "given label" in found.says and "given label" in found.statement()
+    assert found.nfe == score.nfe == 14 and "given label" in found.says and "given label" in found.statement()
     untold = log_prob(VP().reverse(model), x, how=how)
     assert "under the network's label for none" in str(untold) and "label for none" in untold.statement()
     torch.testing.assert_close(untold.log_p, log_prob(VP().reverse(model), x, how=how, label=3).log_p)
