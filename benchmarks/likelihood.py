@@ -1,6 +1,6 @@
 """The likelihood of held-out digits: ours, the customary procedure, and torchdiffeq, under the same networks.
 
-    python benchmarks/likelihood.py [--images 24] [--repeats 3] [--models runs/bench-likelihood] [--device cpu]
+    python benchmarks/likelihood.py [--images 24] [--repeats 3] [--models runs/bench-likelihood] [--device cpu] [--cost]
 
 The customary procedure (Song et al. 2021, appendix D.2): SciPy's RK45 at rtol = atol = 1e-5, all images one system, one
 Rademacher probe an image for the whole path, drift and divergence by separate network calls. torchdiffeq: dopri5 at the
@@ -9,14 +9,22 @@ for each image at 1e-5. The flow ends at t = 1e-3, our default, or at 1e-5, as i
 images dequantised once. "probe error": the standard deviation over images of the difference to the truth, what random
 probes add; "mean error": the difference of the means, with its share of that. CPU time of one thread, medians. The
 networks are trained first, if they are not there. Settings of ours were chosen on the U-Net at 1e-3 and an exact law.
+
+--cost: in place of that, what the default costs from 192 to 3,145,728 dimensions beside a network of one convolution,
+two images at once, each size in a process of its own: its time, that of so many calls and products of the network
+alone, and by how much either raises the peak of the memory.
 """
 
 import argparse
 import math
+import resource
 import statistics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import save, seconds, table
@@ -26,10 +34,11 @@ from torch import Tensor, nn
 from scoresde import VP, Karras, Reference, ScoreModel, Settings, iid, load, log_prob, ode, train
 from scoresde.checkpoint import exists
 from scoresde.data import Digits
-from scoresde.likelihood import Adams, Exact, Hadamard, Hutchinson, Quadrature
-from scoresde.model import Counted
+from scoresde.likelihood import Adams, Exact, Hadamard, Hutchinson, Likelihood, Quadrature
+from scoresde.model import Counted, Velocity
 from scoresde.nn import MLP, UNet
 from scoresde.noise import seeded
+from scoresde.process import Reverse
 
 try:
     from torchdiffeq import odeint
@@ -128,13 +137,80 @@ def network(name: str, folder: Path, device: str) -> ScoreModel:
     return load(here, device=device).model
 
 
+class Convolution(nn.Module):
+    """A network that costs next to nothing, so that all the rest is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """(B, 3, H, W)."""
+        out: Tensor = self.net(x)
+        return out
+
+
+def spent(work: Callable[[], object]) -> tuple[float, float]:
+    """The CPU seconds of work, and by how many MiB it raises the peak of the memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    taken = seconds(work, "cpu")
+    return taken, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def cost(side: int) -> dict[str, Any]:
+    """What two images of side x side pixels cost."""
+    torch.set_num_threads(1)
+    with seeded(0):
+        model = ScoreModel(Convolution(), VP(), Velocity()).requires_grad_(False)
+    p: Reverse = VP().reverse(model)
+    found: list[Likelihood] = []
+    log_prob(p, 0.5 * torch.randn(2, 3, 4, 4), noise=noise(0))  # what is loaded at the first call
+    x = 0.5 * torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+    def alone(calls: int, products: int) -> None:
+        for _ in range(calls):
+            with torch.enable_grad():
+                y = x.detach().requires_grad_()
+                out = model(y, 0.5)
+            for _ in range(products // calls):
+                torch.autograd.grad(out, y, x, retain_graph=True)
+
+    own, memory = spent(lambda: alone(22, 44))
+    whole, peak = spent(lambda: found.append(log_prob(p, x, noise=noise(0))))
+    return {
+        "image": f"{side}x{side}x3",
+        "dimensions": 3 * side * side,
+        "network calls": found[0].nfe,
+        "CPU seconds": round(whole, 3),
+        "network alone": round(own, 3),
+        "us a dimension": round(1e6 * whole / (2 * 3 * side * side), 3),
+        "MiB": round(memory + peak, 1),
+        "MiB of the network": round(memory, 1),
+        "MiB of x": round(x.numel() * 4 / 2**20, 2),
+    }
+
+
+def costs() -> None:
+    """The table of `cost`."""
+    rows = []
+    for side in (8, 32, 64, 256, 1024):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rows.append(pool.submit(cost, side).result())
+            print(rows[-1], flush=True)
+    file = save("likelihood-cost", "cpu", ("scoresde", "torch"), rows)
+    print(table(rows), f"\nwritten to {file}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", type=Path, default=Path("runs/bench-likelihood"))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cost", action="store_true", help="what dimensions cost, in place of the comparison")
     options = parser.parse_args()
+    if options.cost:
+        return costs()
     torch.set_num_threads(1)
     data, device, clock = Digits().load(), options.device, "CPU" if options.device == "cpu" else "GPU"
     assert data.quantized is not None
@@ -148,6 +224,7 @@ def main() -> None:
             "torchdiffeq dopri5": differentiated,
             "ours, default": ours(around),
             "ours, one probe": ours(around, Quadrature(trace=Hutchinson(1))),
+            "ours, 14 calls, one probe": ours(around, Quadrature(Adams(12), Hutchinson(1))),
             "ours, Hadamard(4)": ours(around, Quadrature(trace=Hadamard(4))),
             "ours, exact divergence": ours(around, Quadrature(Adams(22), Exact())),
         }

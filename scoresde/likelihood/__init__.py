@@ -3,12 +3,12 @@
 from .bounds import Bound, continuous_elbo, elbo
 from .classes import ClassLikelihood, class_log_prob
 from .dequantize import Decoded, Dequantization, TruncatedNormal, Uniform
-from .flow import Likelihood, Quadrature, decode, encode, log_prob, prior_mismatch
+from .flow import Likelihood, Quadrature, decode, encode, log_prob, prior_mismatch, tightest
 from .quadrature import Adams, AsNeeded, Integrator, RungeKutta
 from .trace import Exact, Hadamard, Hutchinson, HutchPP, Trace
 
 __all__ = [
     "Adams", "AsNeeded", "Bound", "ClassLikelihood", "Decoded", "Dequantization", "Exact", "Hadamard", "HutchPP",
     "Hutchinson", "Integrator", "Likelihood", "Quadrature", "RungeKutta", "Trace", "TruncatedNormal", "Uniform",
-    "class_log_prob", "continuous_elbo", "decode", "elbo", "encode", "log_prob", "prior_mismatch",
+    "class_log_prob", "continuous_elbo", "decode", "elbo", "encode", "log_prob", "prior_mismatch", "tightest",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from ..reference import Reference
 from ..shapes import as_time, inside, like, number, shown, state
 from .conditions import Conditions, conditions, given, under
 from .coordinates import Coordinates, Place
-from .dequantize import Dequantization, Uniform
+from .dequantize import Decoded, Dequantization, TruncatedNormal, Uniform
 from .quadrature import Adams, AsNeeded, Integrator, Node, integrate
 from .samples import entry, finite
 from .trace import Exact, Hutchinson, Probes, Trace
@@ -42,7 +42,7 @@ class Likelihood:
     and log alpha, what stopping at t instead of 0 adds. prior_mismatch: KL(p_T || prior) in nats for the moments of
     these samples; nan for one sample, or a prior of several components. nfe: network calls; products: vector-Jacobian
     products. discrete: how discrete data became continuous; None for continuous data. how: by what it was integrated.
-    given: what is to be said of conditions, such as ", given label".
+    given: what is to be said of conditions, such as ", given label". noise: sigma/alpha at t.
     """
 
     log_p: Tensor
@@ -57,6 +57,14 @@ class Likelihood:
     discrete: Dequantization | None = None
     how: "Quadrature | None" = None
     given: str = ""
+    noise: float = math.nan
+
+    @property
+    def at_zero(self) -> Tensor:
+        """log p of the density at 0, (B,), to first order in sigma^2 and log alpha: log_p - end_bias. What is left is
+        of second order, so that it says something where end_bias is small beside d, and nothing where it is not.
+        """
+        return self.log_p - self.end_bias
 
     @property
     def values(self) -> Tensor:
@@ -98,9 +106,14 @@ class Likelihood:
     def says(self) -> str:
         """Which quantity it is."""
         if self.discrete is None:
-            return f"-log p/d of the density at t = {self.t:g}{self.given}"
+            return f"-log p/d of the density {self._where}{self.given}"
         draws = f", {self.discrete.draws} draws" if self.discrete.draws > 1 else ""
-        return f"upper bound for the discrete data, {type(self.discrete).__name__} at t = {self.t:g}{draws}{self.given}"
+        return f"upper bound for the discrete data, {type(self.discrete).__name__} {self._where}{draws}{self.given}"
+
+    @property
+    def _where(self) -> str:
+        """The time where the flow ends, and the noise that its density has."""
+        return f"at t = {self.t:g}, which has noise of sigma/alpha = {self.noise:.2g}"
 
     def __str__(self) -> str:
         budget = self.budget
@@ -234,6 +247,29 @@ def log_prob(
         )
 
 
+def tightest(
+    p: Reverse,
+    x: Tensor,
+    quantized: Quantized,
+    *,
+    around: Reference | None = None,
+    how: Quadrature = Quadrature(),
+    noise: Noise = iid(),
+    **cond: Any,
+) -> Dequantization:
+    """Which of `Uniform`, `TruncatedNormal` and `Decoded` gives x (B, *D) the smallest bits/dim in the mean. Each is an
+    upper bound in expectation, so the least is the tightest; choose on other samples than those to report, since the
+    least of three is too small by chance. The arguments are those of `log_prob`, which raises the errors.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that Uniform is not meant for this noise, as it may not be
+        found = {
+            kind: log_prob(p, x, kind, around=around, how=how, noise=noise, **cond).mean
+            for kind in (Uniform(quantized), TruncatedNormal(quantized), Decoded(quantized))
+        }
+    return min(found, key=lambda kind: found[kind])
+
+
 class _Flow:
     """The flow of p from the end time to T, for states like x."""
 
@@ -277,6 +313,7 @@ class _Flow:
             end.nodes * self.trace.products(d),
             discrete,
             self.how,
+            noise=float((-sde.log_snr(self.t)).exp()),
         )
 
 

@@ -43,6 +43,7 @@ from scoresde.likelihood import (
     decode,
     encode,
     prior_mismatch,
+    tightest,
 )
 from scoresde.likelihood.coordinates import Coordinates
 from scoresde.model import Karras, Velocity
@@ -51,6 +52,7 @@ from scoresde.ode import Dopri5, Tsit5
 from scoresde.shapes import as_time
 
 F64 = torch.float64
+ONE = torch.ones(9, dtype=F64)
 SDES = [VP(), SubVP(), VE(0.05, 20.0), Cosine(), RectifiedFlow(), EDM(T=30.0)]
 every_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
 TIGHT = Dopri5(1e-8, 1e-8)
@@ -288,6 +290,24 @@ def test_end_bias_of_variance_exploding():
         found, want = first_order(VE(v**0.5, 20.0), 0.0, law, x)
         disagree.append(float((found - want).norm() / want.norm()))
     assert disagree[0] < 1e-2 and disagree[0] / disagree[1] == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.parametrize("law", [correlated(3), mixture(2, 2)], ids=["gaussian", "mixture"])
+@pytest.mark.parametrize("sde", [VP(), EDM(T=30.0)], ids=lambda sde: type(sde).__name__)
+def test_extrapolation_to_zero(sde, law):
+    """With p_T for a prior, log p at t differs from that at 0 in proportion to sigma^2, and what is extrapolated to 0
+    in proportion to its square; there it is ten times as near at least.
+    """
+    x, off = law.sample(20, generator()), []
+    for v in (4e-4, 2e-4, 1e-4):
+        t = float(sde.time(time(-math.log(v) / 2)))
+        how = Quadrature(TIGHT, Exact(), t, law.marginal(sde, sde.T))
+        found, want = log_prob(flow(law, sde), x, how=how), law.log_prob(x)
+        assert found.noise == pytest.approx(v**0.5, rel=1e-9) and f"{v**0.5:.2g}" in found.says
+        off.append((float((found.log_p - want).norm()), float((found.at_zero - want).norm())))
+    for (a, b), (c, d) in zip(off, off[1:]):
+        assert a / c == pytest.approx(2, abs=0.1) and b / d == pytest.approx(4, abs=0.4)
+    assert off[-1][1] < off[-1][0] / 10
 
 
 def test_end_bias_by_probes():
@@ -1053,6 +1073,26 @@ def test_statement(quantized):
         for value in (v for k, v in found.budget.items()):
             assert f"{value:.1g}" in text
     assert ("bits/dim" in text) == (quantized is not None)
+
+
+@pytest.mark.parametrize(
+    ("noise", "own", "kind"), [(0.01, 0.3, Uniform), (0.2, 1e-6, TruncatedNormal), (0.6, 1e-6, Decoded)]
+)
+def test_the_tightest_dequantisation(noise, own, kind):
+    """The kind with the smallest bound: uniform for a model of smooth data that ends at little noise, and for one of
+    three grey levels themselves one of the others, by the noise where the flow ends.
+    """
+    sde, grid = VP(), Quantized(3, -1.0, 1.0)
+    law = exact.GaussianMixture(torch.ones(9), torch.cartesian_prod(*[grid.low + torch.arange(3.0)] * 2), own * ONE)
+    x = law.means[torch.arange(90) % 9].round()
+    how = Quadrature(t=float(sde.time(time(-math.log(noise)))), prior=law.marginal(sde, sde.T))
+    run = lambda of: log_prob(flow(law, sde), x, of, how=how, noise=iid(generator()))  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        means = {of: run(of(grid)).mean for of in (Uniform, TruncatedNormal, Decoded)}
+    assert means[kind] == min(means.values())
+    chosen = tightest(flow(law, sde), x, grid, how=how, noise=iid(generator()))
+    assert type(chosen) is kind and chosen.quantized == grid
 
 
 @pytest.mark.parametrize("dequantization", [Uniform, TruncatedNormal, Decoded], ids=lambda cls: cls.__name__)
