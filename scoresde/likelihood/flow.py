@@ -37,7 +37,8 @@ class Likelihood:
     """log p of each sample in nats, (B,), and its error budget. `str` gives no more digits than the budget supports.
 
     log_p: of the density at time t, or, of discrete data, a lower bound of the log-probability (in expectation over
-    dequantisation). probe_error: the standard error (B,) from random probes; nan if it cannot be told. solver_error: an
+    dequantisation). probe_error: the standard error (B,) from random probes, and from the rounding of a network with
+    weights in half precision; nan if it cannot be told. solver_error: an
     estimate (B,) of the size of the solver's error. end_bias: (B,), log p_t - log p_0 at x to first order in sigma^2
     and log alpha, what stopping at t instead of 0 adds. prior_mismatch: KL(p_T || prior) in nats for the moments of
     these samples; nan for one sample, or a prior of several components. nfe: network calls; products: vector-Jacobian
@@ -208,10 +209,11 @@ def log_prob(
     `per_sample`, each sample's own. cond: what the score is told beside x and t, such as label=y, y () or (B,): then it
     is log p(x | y). A network with classes that is told none uses the label that it has for none.
 
-    Samples in half precision are computed with in float32. Inside `torch.inference_mode` the result is that of
-    `no_grad`. Raises ValueError before any work unless x is finite and on its grid, around is of its shape, a condition
-    is there for every sample, sigma_t > 0 and gradients are asked for outside of inference mode; `SampleError`, a
-    RuntimeError naming the sample and the time, if the score or the result is not finite.
+    Samples in half precision are computed with in float32. A network keeps its own type: if its weights are in half
+    precision, every fourth call is made again with an input that differs by one rounding. Inside `torch.inference_mode`
+    the result is that of `no_grad`. Raises ValueError before any work unless x is finite and on its grid, around is of
+    its shape, a condition is there for every sample, sigma_t > 0 and gradients are asked for outside of inference mode;
+    `SampleError`, a RuntimeError naming the sample and the time, if the score or the result is not finite.
     """
     require_reverse(p), require_noise(noise)
     if not isinstance(how, Quadrature):
@@ -233,8 +235,8 @@ def log_prob(
         for doubt in (far, discrete.doubt(p.sde, flow.t) if discrete else ""):
             if doubt:
                 warnings.warn(doubt, stacklevel=2)
-        q = Reverse(p.sde, score, 0.0)
-        parts = [flow(q, x, discrete, noise, told) for _ in range(discrete.draws if discrete else 1)]
+        q, ulp = Reverse(p.sde, score, 0.0), rounding(p.score)
+        parts = [flow(q, x, discrete, noise, told, ulp) for _ in range(discrete.draws if discrete else 1)]
         log_p = torch.stack([part.log_p for part in parts]).logsumexp(0) - math.log(len(parts))
         weights = torch.stack([part.log_p.detach() for part in parts]).softmax(0)
         return replace(
@@ -287,12 +289,12 @@ class _Flow:
         self.coordinates, self.prior, self.T = Coordinates.of(p, around, x), how.prior, as_time(sde.T)
 
     def __call__(
-        self, q: Reverse, x: Tensor, discrete: Dequantization | None, noise: Noise, told: Conditions
+        self, q: Reverse, x: Tensor, discrete: Dequantization | None, noise: Noise, told: Conditions, ulp: float
     ) -> Likelihood:
         """One draw of the dequantisation."""
         sde, d, of = q.sde, x[0].numel(), self.coordinates
         x_t, log_w = discrete(given(q, told), x, self.t, noise) if discrete else (x, x.new_zeros(len(x)))
-        path, u, u_T = _Path(q, of, self.trace.start(x_t, noise), told), of.u(self.t), of.u(self.T)
+        path, u, u_T = _Path(q, of, self.trace.start(x_t, noise), told, ulp), of.u(self.t), of.u(self.T)
         low, high = of.at(u), of.at(u_T)
         end = integrate(self.method, path, of.y(x_t, low, self.t), u, u_T)
         x_T, m = of.x(end.y, high), end.Q.shape[1]
@@ -300,10 +302,10 @@ class _Flow:
         volume = d * (of.log_volume(high) - of.log_volume(low))
         log_p = log_prior + end.Q.mean(1) + volume.to(x) + log_w
         finite("log p", low.t, log_p, end.error)
-        spread = end.Q.detach().std(1) / math.sqrt(m) if m > 1 else torch.full_like(log_w, math.nan)
+        spread = end.Q.detach().var(1) / m if m > 1 else torch.full_like(log_w, math.nan)
         return Likelihood(
             log_p,
-            spread if self.trace.kept else end.var.sqrt(),
+            (spread + end.var if self.trace.kept else end.var).sqrt(),
             end.error,
             path.end_bias(x_t.detach(), self.t),
             prior_mismatch(sde, x_t.detach(), self.t, self.prior),
@@ -320,8 +322,9 @@ class _Flow:
 class _Path:
     """The flow in coordinates, with the divergence: what an integrator solves."""
 
-    def __init__(self, p: Reverse, coordinates: Coordinates, probes: Probes, told: Conditions) -> None:
-        self.p, self.coordinates, self.probes, self.told = p, coordinates, probes, told
+    def __init__(self, p: Reverse, coordinates: Coordinates, probes: Probes, told: Conditions, ulp: float) -> None:
+        self.p, self.coordinates, self.probes, self.told, self.ulp = p, coordinates, probes, told, ulp
+        self.calls, self.rounded = 0, probes.x.new_zeros(len(probes.x))
         self.first: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, u: Tensor, y: Tensor, rows: Tensor) -> Node:
@@ -331,7 +334,21 @@ class _Path:
         else:
             node = self._node(p, at, y, z)
         finite("the score", at.t, node.rate, node.q, rows=rows)
+        if self.ulp:
+            if self.calls % 4 == 0:
+                self.rounded[rows] = self._rounding(p, at, y, z, node)
+            self.calls += 1
+            node = node._replace(var=node.var + self.rounded[rows])
         return node
+
+    @torch.no_grad()
+    def _rounding(self, p: Reverse, at: Place, y: Tensor, z: Tensor, node: Node) -> Tensor:
+        """The square of what the node would give otherwise if the input of the score were rounded to its neighbour."""
+        g = torch.Generator().manual_seed(self.calls)
+        change = self.ulp * (torch.randint(0, 2, y[0].shape, generator=g, device="cpu") * 2 - 1).to(y)
+        again = self._node(replace(p, score=lambda x, t: p.score(x + x * change, t)), at, y, z)
+        moved = (node.gradient * (again.rate - node.rate)).flatten(1).sum(1)
+        return (moved + (again.q - node.q).mean(1)) ** 2
 
     def _node(self, p: Reverse, at: Place, y: Tensor, z: Tensor) -> Node:
         """The divergence is that of eps, whose size is 1 at every noise level, as a network in half precision needs."""
@@ -359,6 +376,15 @@ class _Path:
         L, V = self.p.sde.log_alpha(t), self.p.sde.var(t) / self.p.sde.alpha(t) ** 2
         inner, square = ((a * score).flatten(1).sum(1) for a in (x, score))
         return -x[0].numel() * L - L * inner + V / 2 * (trace + square)
+
+
+def rounding(score: Any) -> float:
+    """Half the distance of 1 to the next number in the type of a score's weights, if that is half precision, or 0."""
+    while isinstance(score, Counted):
+        score = score.f
+    types = {v.dtype for v in score.parameters()} if isinstance(score, torch.nn.Module) else set()
+    half = types & {torch.float16, torch.bfloat16}
+    return max((torch.finfo(dtype).eps / 2 for dtype in half), default=0.0)
 
 
 def prior_mismatch(sde: LinearSDE, x: Tensor, t: Tensor, prior: GaussianMixture | None = None) -> float:

@@ -10,7 +10,7 @@ Where q is an estimate, so is what an error of Q is told from: it counts as far 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,8 @@ LEAST = 0.2
 """Of the tolerance, the least that is told of a refined sample: errors of y are turned into those of the report to
 first order only, which few long steps do not suffice for.
 """
+NEAR = 4.0
+"""Times the tolerance, an error that twice the steps divide by more, as the order of Adams' method says."""
 USUAL = 2.5
 """The size of y, and its inverse, up to which the coordinates are those of the samples, and few steps are trusted."""
 
@@ -235,8 +237,8 @@ class Adams(Integrator):
 
 @dataclass(frozen=True)
 class AsNeeded(Integrator):
-    """Adams' steps for all samples, and Dormand and Prince's pair for those that they do not suffice for, or whose y is
-    not of size 1, as the coordinates are not theirs.
+    """Adams' steps for all samples, twice as many for those of up to four times the tolerance, and Dormand and Prince's
+    pair for those that neither suffices for, or whose y is not of size 1, as the coordinates are not theirs.
 
     Few steps do where the rate is smooth, and there their estimate of the error is several times too large. Where it is
     rough, as that of a network that was trained for a thousand fixed times, it may be several times too small: a sample
@@ -263,15 +265,37 @@ class AsNeeded(Integrator):
     def integrate(self, f: Observed, y: Tensor, t: Tensor, s: Tensor) -> Solution:
         """From y at t to s."""
         found, most = self.first.integrate(f, y, t, s), self.tol * y[0].numel()
-        spared = found.var.nan_to_num(0.0).sqrt() / 4  # what probes alone may seem to be, twice in a hundred samples
         size = y.detach().flatten(1).square().mean(1).sqrt()
-        left = ((found.error - spared > most) | (size > USUAL) | (size < 1 / USUAL)).nonzero()[:, 0]
-        if not len(left):
-            return found
-        again = integrate(self.then, lambda t, y, rows: f(t, y, left[rows]), y[left], t, s, most / 4)
+        other = (size > USUAL) | (size < 1 / USUAL)
+        near = (_told(found) > most) & (_told(found) <= NEAR * most) & ~other
+        if near.any():
+            found = _anew(replace(self.first, n=2 * self.first.n), f, y, t, s, found, near)
+        left = (_told(found) > most) | other
+        return _anew(self.then, f, y, t, s, found, left, most) if left.any() else found
+
+
+def _told(found: Solution) -> Tensor:
+    """The error, less what probes alone may seem to be, twice in a hundred samples."""
+    return found.error - found.var.nan_to_num(0.0).sqrt() / 4
+
+
+def _anew(
+    method: Adams | Embedded,
+    f: Observed,
+    y: Tensor,
+    t: Tensor,
+    s: Tensor,
+    found: Solution,
+    which: Tensor,
+    most: float = torch.inf,
+) -> Solution:
+    """found, with the rows `which` solved again by method, to a tolerance `most` of the report if it is a pair."""
+    left = which.nonzero()[:, 0]
+    again = integrate(method, lambda t, y, rows: f(t, y, left[rows]), y[left], t, s, most / 4)
+    if isinstance(method, Embedded):
         again = again._replace(error=again.error.clamp_min(LEAST * most))
-        y, Q, var, error = (a.index_copy(0, left, b) for a, b in zip(found[:4], again[:4], strict=True))
-        return Solution(y, Q, var, error, found.nodes + again.nodes)
+    y, Q, var, error = (a.index_copy(0, left, b) for a, b in zip(found[:4], again[:4], strict=True))
+    return Solution(y, Q, var, error, found.nodes + again.nodes)
 
 
 def _gregory(n: int) -> Tensor:

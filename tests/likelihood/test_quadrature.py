@@ -298,6 +298,28 @@ def test_refined_where_it_is_needed(monkeypatch, way):
     )
 
 
+def test_twice_the_steps_where_that_suffices(monkeypatch):
+    """Rows of an error up to four times the tolerance are solved by twice the steps, and by the pair only if these do
+    not suffice either; rows of a larger error by the pair at once. Each has the values of what solved it.
+    """
+    monkeypatch.setattr(quadrature, "USUAL", math.inf)
+    t, s = map(time, SPAN["forward"])
+    y = solution(t)
+
+    def f(t, y, rows, end):  # waves in q alone, of a size for each row, which 24 steps follow and 12 do not quite
+        node = observed(t, y, rows, end)
+        return node._replace(q=node.q + (torch.tensor([1.0, 40.0, 0.0], dtype=F64)[rows] * (7 * t).sin())[:, None])
+
+    few, more = (solve(Adams(n), y, t, s, f)[0].error for n in (12, 24))
+    tol = float(few[0]) / 2 / 2
+    assert (few > 2 * tol).tolist() == [True, True, False] and few[1] > 8 * tol and more[0] < 2 * tol
+    found, calls = solve(AsNeeded(tol, Adams(12)), y, t, s, f)
+    assert [rows.tolist() for rows in calls[:40]] == [[0, 1, 2]] * 14 + [[0]] * 26 and calls[40].tolist() == [1]
+    assert found.error[0] == more[0] and found.error[2] == few[2]
+    tighter, calls = solve(AsNeeded(float(more[0]) / 4, Adams(12)), y, t, s, f)
+    assert calls[-1].tolist() in ([0], [1]) and {0, 1} <= {r for rows in calls[40:] for r in rows.tolist()}
+
+
 @pytest.mark.parametrize("size", [0.1, 0.39, 2.6, 30.0])
 def test_refined_where_coordinates_are_not_those_of_the_sample(size):
     """Rows whose y is not of size 1 are refined, however small an error few steps tell; those of usual size are not."""
