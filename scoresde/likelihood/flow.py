@@ -305,7 +305,7 @@ class _Flow:
         spread = end.Q.detach().var(1) / m if m > 1 else torch.full_like(log_w, math.nan)
         return Likelihood(
             log_p,
-            (spread + end.var if self.trace.kept else end.var).sqrt(),
+            (end.var if not self.trace.kept else spread + end.var if ulp else spread).sqrt(),
             end.error,
             path.end_bias(x_t.detach(), self.t),
             prior_mismatch(sde, x_t.detach(), self.t, self.prior),
@@ -340,6 +340,12 @@ class _Path:
             self.calls += 1
             node = node._replace(var=node.var + self.rounded[rows])
         return node
+
+    def skip(self, n: int) -> None:
+        """Draw the probes of n nodes, and use none."""
+        for _ in range(n):
+            self.probes.draw()
+        self.calls += n
 
     @torch.no_grad()
     def _rounding(self, p: Reverse, at: Place, y: Tensor, z: Tensor, node: Node) -> Tensor:

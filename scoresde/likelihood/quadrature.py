@@ -11,7 +11,7 @@ Where q is an estimate, so is what an error of Q is told from: it counts as far 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ LEAST = 0.2
 """Of the tolerance, the least that is told of a refined sample: errors of y are turned into those of the report to
 first order only, which few long steps do not suffice for.
 """
-NEAR = 4.0
-"""Times the tolerance, an error that twice the steps divide by more, as the order of Adams' method says."""
+NEAR = 2.0
+"""Times the tolerance, the error up to which twice the steps are tried: beyond, rates are too rough as a rule."""
 USUAL = 2.5
 """The size of y, and its inverse, up to which the coordinates are those of the samples, and few steps are trusted."""
 
@@ -61,6 +61,13 @@ class Solution(NamedTuple):
 
 
 Observed = Callable[[Tensor, Tensor, Tensor], Node]
+
+
+@runtime_checkable
+class Skipping(Protocol):
+    """An observed equation with randomness of its own, of which that of n calls can be passed over."""
+
+    def skip(self, n: int) -> None: ...
 
 
 class Integrator(ABC):
@@ -237,7 +244,7 @@ class Adams(Integrator):
 
 @dataclass(frozen=True)
 class AsNeeded(Integrator):
-    """Adams' steps for all samples, twice as many for those of up to four times the tolerance, and Dormand and Prince's
+    """Adams' steps for all samples, twice as many for those of up to two times the tolerance, and Dormand and Prince's
     pair for those that neither suffices for, or whose y is not of size 1, as the coordinates are not theirs.
 
     Few steps do where the rate is smooth, and there their estimate of the error is several times too large. Where it is
@@ -268,9 +275,12 @@ class AsNeeded(Integrator):
         size = y.detach().flatten(1).square().mean(1).sqrt()
         other = (size > USUAL) | (size < 1 / USUAL)
         near = (_told(found) > most) & (_told(found) <= NEAR * most) & ~other
+        more = replace(self.first, n=2 * self.first.n)
         if near.any():
-            found = _anew(replace(self.first, n=2 * self.first.n), f, y, t, s, found, near)
+            found = _anew(more, f, y, t, s, found, near)
         left = (_told(found) > most) | other
+        if left.any() and not near.any() and isinstance(f, Skipping):
+            f.skip(more.n + 2)  # so that what is drawn for the rows that are left does not depend on the others
         return _anew(self.then, f, y, t, s, found, left, most) if left.any() else found
 
 

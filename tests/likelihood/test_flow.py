@@ -651,7 +651,7 @@ def rows_alone(method, trace):
     x = at_end(law, sde, 5)
     x[3] = 4.0  # far out, where steps are short
     q = flow(law, sde)
-    tol = 1e-8 if isinstance(method, AsNeeded) else 1e-10  # rounding moves short steps
+    tol = 1e-5 if isinstance(method, AsNeeded) else 1e-10  # rounding moves short steps
     same_rows(lambda a, b: log_prob(q, x[a:b], how=Quadrature(method, trace), noise=streams.rows(a, b)), 5, tol)
 
 

@@ -299,7 +299,7 @@ def test_refined_where_it_is_needed(monkeypatch, way):
 
 
 def test_twice_the_steps_where_that_suffices(monkeypatch):
-    """Rows of an error up to four times the tolerance are solved by twice the steps, and by the pair only if these do
+    """Rows of an error up to two times the tolerance are solved by twice the steps, and by the pair only if these do
     not suffice either; rows of a larger error by the pair at once. Each has the values of what solved it.
     """
     monkeypatch.setattr(quadrature, "USUAL", math.inf)
@@ -311,13 +311,11 @@ def test_twice_the_steps_where_that_suffices(monkeypatch):
         return node._replace(q=node.q + (torch.tensor([1.0, 40.0, 0.0], dtype=F64)[rows] * (7 * t).sin())[:, None])
 
     few, more = (solve(Adams(n), y, t, s, f)[0].error for n in (12, 24))
-    tol = float(few[0]) / 2 / 2
-    assert (few > 2 * tol).tolist() == [True, True, False] and few[1] > 8 * tol and more[0] < 2 * tol
+    tol = float(few[0]) / 2 / 1.8
+    assert (few > 2 * tol).tolist() == [True, True, False] and few[1] > 4 * tol and more[0] < 2 * tol
     found, calls = solve(AsNeeded(tol, Adams(12)), y, t, s, f)
     assert [rows.tolist() for rows in calls[:40]] == [[0, 1, 2]] * 14 + [[0]] * 26 and calls[40].tolist() == [1]
     assert found.error[0] == more[0] and found.error[2] == few[2]
-    tighter, calls = solve(AsNeeded(float(more[0]) / 4, Adams(12)), y, t, s, f)
-    assert calls[-1].tolist() in ([0], [1]) and {0, 1} <= {r for rows in calls[40:] for r in rows.tolist()}
 
 
 @pytest.mark.parametrize("size", [0.1, 0.39, 2.6, 30.0])
@@ -405,7 +403,9 @@ def test_noise_is_no_error(size):
 
 
 def test_noise_refines_nothing():
-    """Where the error suffices but for noise, 4 samples in a hundred are refined: those beyond two standard errors."""
+    """Where the error suffices but for noise, one or two samples in a hundred are refined: those beyond two standard
+    errors.
+    """
     t, s, g = time(-1.0), time(2.0), torch.Generator().manual_seed(0)
     y, asked = solution(t)[:1].expand(4000, 2), []
 
@@ -416,7 +416,7 @@ def test_noise_refines_nothing():
 
     tol = 1.05 * float(solve(Adams(20), y[:1], t, s)[0].error) / 2
     solve(AsNeeded(tol, then=ode.Dopri5(1e-3, 1e-3)), y, t, s, f)
-    assert 0.02 < asked[22] / 4000 < 0.06
+    assert 0.005 < asked[22] / 4000 < 0.03
 
 
 @pytest.mark.parametrize(
