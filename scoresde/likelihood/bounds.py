@@ -131,7 +131,7 @@ def elbo(
             raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
     require_noise(noise)
     x_0, N = entry(x, quantized), len(chain)
-    told = conditions(cond, x_0)
+    told = conditions(cond, x_0, score)
     p = given(chain.sde.reverse(score), told)
     kernel.check(p, chain.t[1:], chain.t[:-1])
     columns = []
@@ -175,7 +175,7 @@ def continuous_elbo(
     sde, columns, score = require_reverse(p).sde, [], p.score
     require_noise(noise)
     x_0 = entry(x, quantized)
-    told = conditions(cond, x_0)
+    told = conditions(cond, x_0, score)
     p = given(p, told)
     for k in range(count("terms", terms, most=MANY)):
         t = times.quantile(sde, (k + _uniform(x_0, noise)) / terms)

@@ -1,5 +1,6 @@
 """What a score is told beside the state and the time, for samples that leave a batch one by one."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,12 +14,14 @@ from ..process import Reverse
 Conditions = dict[str, Tensor]
 
 
-def conditions(cond: Mapping[str, Any], x: Tensor) -> Conditions:
+def conditions(cond: Mapping[str, Any], x: Tensor, score: Any) -> Conditions:
     """Each condition for every one of the samples x (B, *D): (B, ...), where x is. A number is the same for all.
 
-    Raises ValueError, naming it, for a condition that is no tensor of B rows.
+    Raises ValueError, naming it, for a condition that is no tensor of B rows, or that the score does not take.
     """
-    found = {}
+    found: Conditions = {}
+    if cond:
+        _require_taken(cond, x, score)
     for name, value in cond.items():
         try:
             c = torch.as_tensor(value).to(x.device)
@@ -28,6 +31,15 @@ def conditions(cond: Mapping[str, Any], x: Tensor) -> Conditions:
             raise ValueError(f"{name} must be one for each of the {len(x)} samples, got shape {tuple(c.shape)}")
         found[name] = c if c.ndim else c.expand(len(x))
     return found
+
+
+def _require_taken(cond: Mapping[str, Any], x: Tensor, score: Any) -> None:
+    try:
+        inspect.signature(score).bind(x, x, **cond)
+    except TypeError as error:
+        raise ValueError(f"{' and '.join(cond)} must not be given to a score that does not take it: {error}") from error
+    except ValueError:
+        return  # a builtin tells no signature
 
 
 def given(p: Reverse, cond: Conditions, rows: Tensor | None = None) -> Reverse:

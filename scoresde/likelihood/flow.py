@@ -225,7 +225,7 @@ def log_prob(
         raise ValueError(f"discrete must be a grid or a dequantisation such as Uniform(grid), got {discrete!r}")
     with torch.inference_mode(False), torch.set_grad_enabled(how.gradients):
         x = entry(x, discrete.quantized if discrete else None)
-        score, told, flow = Counted(p.score), conditions(cond, x), _Flow(p, x, around, how)
+        score, told, flow = Counted(p.score), conditions(cond, x, p.score), _Flow(p, x, around, how)
         if discrete and discrete.draws > 1 and not isinstance(flow.trace, Exact):
             raise ValueError(
                 "draws must be 1 unless the trace is Exact(), since errors of an estimate would bias the mean inside "
@@ -456,7 +456,7 @@ def _carry(
     if not isinstance(method, Integrator | Embedded):
         raise ValueError(f"method must be a value such as Adams(), got {method!r}")
     x, (t, s) = entry(x), map(as_time, span)
-    of, told = Coordinates.of(p, around, x), conditions(cond, x)
+    of, told = Coordinates.of(p, around, x), conditions(cond, x, p.score)
     u, u_s = of.u(t), of.u(s)
 
     def node(u: Tensor, y: Tensor, rows: Tensor) -> Node:

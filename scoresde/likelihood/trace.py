@@ -102,7 +102,23 @@ class Probes:
 
 def _pull(y: Tensor, x: Tensor, z: Tensor, graph: bool) -> Tensor:
     """J^T z."""
-    return torch.autograd.grad(y, x, z, retain_graph=True, create_graph=graph)[0]
+    try:
+        return torch.autograd.grad(y, x, z, retain_graph=True, create_graph=graph)[0]
+    except RuntimeError as error:
+        if "donated buffers" not in str(error):
+            raise
+        raise ValueError(
+            "a compiled network must keep what its gradient needs, as several are taken from one call: set "
+            "torch._functorch.config.donated_buffer = False before it is called first, or give it uncompiled"
+        ) from error
+
+
+def _pulls(y: Tensor, x: Tensor, many: Tensor, graph: bool) -> Tensor:
+    """J^T z for each of many z, at once where that can be done: a compiled network may not be able to."""
+    try:
+        return torch.autograd.grad(y, x, many, is_grads_batched=True, retain_graph=True, create_graph=graph)[0]
+    except RuntimeError:  # whatever else it may be is raised by each alone
+        return torch.stack([_pull(y, x, z, graph) for z in many])
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -142,7 +158,7 @@ class Exact(Trace):
         for start in range(0, d, self.chunk):
             units = torch.eye(min(self.chunk, d - start), d, dtype=x.dtype, device=x.device).roll(start, 1)
             units = units.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-            (g,) = torch.autograd.grad(y, x, units, is_grads_batched=True, retain_graph=True, create_graph=graph)
+            g = _pulls(y, x, units, graph)
             total = total + torch.einsum("kbk->b", g.flatten(2)[..., start : start + self.chunk])
         return total[:, None], torch.zeros_like(total)
 

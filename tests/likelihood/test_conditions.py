@@ -248,6 +248,14 @@ def test_condition_errors(label, said):
             call(p, x, label=label)
 
 
+def test_a_score_that_takes_no_condition():
+    """It is said before the score is asked, by the condition's name."""
+    p = VP().reverse(plane().diffuse(VP()))
+    for call in (log_prob, encode, continuous_elbo):
+        with pytest.raises(ValueError, match="^label must not be given to a score that does not take it"):
+            call(p, torch.zeros(2, 2), label=1)
+
+
 @pytest.mark.parametrize("classes", [1, 0, 2.5, torch.tensor([1.0]), torch.tensor([1.0, -1.0]), "ab", torch.ones(2, 2)])
 def test_classes_errors(classes):
     """Fewer than two classes, and probabilities that are none, are refused by name."""

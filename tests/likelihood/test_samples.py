@@ -40,7 +40,7 @@ from scoresde.likelihood import (
     encode,
 )
 from scoresde.likelihood.samples import finite
-from scoresde.model import Karras, Velocity
+from scoresde.model import EnergyModel, Karras, Velocity
 from scoresde.nn import MLP
 from scoresde.noise import seeded
 from scoresde.ode import Dopri5, SampleError
@@ -158,6 +158,82 @@ def test_rounding_of_a_network_is_told(moons, dtype):
     kept = [run(one, x, Hutchinson(2, fresh=False)).probe_error for one in (half, whole)]
     assert (kept[0] >= 0.9 * kept[1]).double().mean() > 0.95 and float((kept[0] ** 2 - kept[1] ** 2).mean()) > 0
     torch.testing.assert_close(run(half, x[5:7]).probe_error, told[5:7], rtol=0.5, atol=1e-4)
+
+
+class Complex(torch.nn.Module):
+    """A network with complex weights; its output is their real part, or complex too."""
+
+    def __init__(self, real=True):
+        super().__init__()
+        self.real, self.weight = real, torch.nn.Parameter(torch.tensor([[0.3, 0.1j], [-0.1j, 0.2]]))
+
+    def forward(self, x, c):
+        out = x.to(torch.complex64) @ self.weight
+        return out.real if self.real else out
+
+
+class Energy(torch.nn.Module):
+    """One number a sample: |x|^2/8."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.125))
+
+    def forward(self, x, c):
+        return self.scale * x.square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("trace", [Exact(), Hutchinson(2)], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize("kind", ["compiled", "complex", "energy"])
+def test_networks_of_other_kinds(moons, kind, trace):
+    """A compiled network is the network; complex weights are those of their real part; the gradient of an energy is a
+    network.
+    """
+    model, x = moons
+    if kind == "compiled":
+        one = model
+        other = copy.deepcopy(model)
+        other.net = torch.compile(other.net, backend="aot_eager")
+    elif kind == "complex":
+        real = torch.nn.Linear(2, 2, bias=False)
+        real.weight.data = Complex().weight.real.T.detach().clone()
+        one = ScoreModel(Told(real), SDE)
+        other = ScoreModel(Complex(), SDE)
+    else:
+        real = torch.nn.Linear(2, 2, bias=False)
+        real.weight.data = 0.25 * torch.eye(2)
+        one, other = ScoreModel(Told(real), SDE), EnergyModel(Energy(), SDE)
+    values = [
+        log_prob(SDE.reverse(m), x[:8], how=Quadrature(Adams(12), trace), noise=iid(torch.Generator().manual_seed(0)))
+        for m in (one, other)
+    ]
+    torch.testing.assert_close(values[0].log_p, values[1].log_p, rtol=1e-4, atol=1e-4)
+
+
+class Told(torch.nn.Module):
+    """A network of x alone."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, c):
+        return self.net(x)
+
+
+def test_networks_that_do_not_do(monkeypatch, moons):
+    """A complex output is refused, and a compiled network that gives its buffers away is told how to keep them."""
+    model, x = moons
+    with pytest.raises(ValueError, match="net must return floating-point numbers, got torch.complex64"):
+        log_prob(SDE.reverse(ScoreModel(Complex(real=False), SDE)), x)
+
+    def given_away(*args, **kwargs):
+        raise RuntimeError("This backward function was compiled with non-empty donated buffers which requires ...")
+
+    monkeypatch.setattr(torch.autograd, "grad", given_away)
+    for trace in (Exact(), Hutchinson(1)):
+        with pytest.raises(ValueError, match="compiled network must(?s:.*)donated_buffer = False"):
+            log_prob(SDE.reverse(model), x, how=Quadrature(Adams(12), trace))
 
 
 @every
