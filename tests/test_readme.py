@@ -78,7 +78,7 @@ def numbers(name):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in part[1].splitlines()]
 
 
-@pytest.mark.parametrize("name", ["train", "noise", "likelihood", "coverage", "overhead", "orders"])
+@pytest.mark.parametrize("name", ["train", "noise", "likelihood", "likelihood-cost", "coverage", "overhead", "orders"])
 def test_benchmark_tables(name):
     """A benchmark's table in the README holds the rows of its result file."""
     file = f"benchmarks/results/{name}-cpu.json"
