@@ -80,7 +80,7 @@ def test_a_training_that_is_killed_twenty_times(tmp_path):
     assert equal(whole, killed) and equal(load_state(tmp_path / "whole"), load_state(folder))
 
 
-TIMES = {"seconds", "seconds_to_fit", "overhead_us", "command"}
+TIMES = {"seconds", "seconds_to_fit", "overhead_us", "command", "seal"}
 
 
 def results(out):
