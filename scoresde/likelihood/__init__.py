@@ -2,8 +2,10 @@
 
 from .bounds import Bound, continuous_elbo, elbo
 from .classes import ClassLikelihood, class_log_prob
+from .codes import decode, encode
 from .dequantize import Decoded, Dequantization, TruncatedNormal, Uniform
-from .flow import Likelihood, Quadrature, decode, encode, log_prob, prior_mismatch, tightest
+from .flow import Likelihood, Quadrature, log_prob, tightest
+from .prior import prior_mismatch
 from .quadrature import Adams, AsNeeded, Integrator, RungeKutta
 from .trace import Exact, Hadamard, Hutchinson, HutchPP, Trace
 

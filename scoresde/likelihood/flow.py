@@ -18,14 +18,15 @@ from ..exact import GaussianMixture
 from ..model import Counted
 from ..noise import Noise, iid, require_noise
 from ..ode import Dopri5, Embedded
-from ..process import LinearSDE, Reverse, require_linear, require_reverse
+from ..process import Reverse, require_reverse
 from ..quantize import Quantized
 from ..reference import Reference
-from ..shapes import as_time, inside, like, number, shown, state
+from ..shapes import as_time, like, number
 from .conditions import Conditions, conditions, given, under
 from .coordinates import Coordinates, Place
 from .dequantize import Decoded, Dequantization, TruncatedNormal, Uniform
-from .quadrature import Adams, AsNeeded, Integrator, Node, integrate
+from .prior import prior_mismatch
+from .quadrature import AsNeeded, Integrator, Node, integrate
 from .samples import entry, finite
 from .trace import Exact, Hutchinson, Probes, Trace
 
@@ -38,12 +39,12 @@ class Likelihood:
 
     log_p: of the density at time t, or, of discrete data, a lower bound of the log-probability (in expectation over
     dequantisation). probe_error: the standard error (B,) from random probes, and from the rounding of a network with
-    weights in half precision; nan if it cannot be told. solver_error: an
-    estimate (B,) of the size of the solver's error. end_bias: (B,), log p_t - log p_0 at x to first order in sigma^2
-    and log alpha, what stopping at t instead of 0 adds. prior_mismatch: KL(p_T || prior) in nats for the moments of
-    these samples; nan for one sample, or a prior of several components. nfe: network calls; products: vector-Jacobian
-    products. discrete: how discrete data became continuous; None for continuous data. how: by what it was integrated.
-    given: what is to be said of conditions, such as ", given label". noise: sigma/alpha at t.
+    weights in half precision; nan if it cannot be told. solver_error: an estimate (B,) of the size of the solver's
+    error. end_bias: (B,), log p_t - log p_0 at x to first order in sigma^2 and log alpha, what stopping at t instead of
+    0 adds. prior_mismatch: KL(p_T || prior) in nats for the moments of these samples; nan for one sample, or a prior of
+    several components. nfe: network calls; products: vector-Jacobian products. discrete: how discrete data became
+    continuous; None for continuous data. how: by what it was integrated. given: what is to be said of conditions, such
+    as ", given label". noise: sigma/alpha at t.
     """
 
     log_p: Tensor
@@ -391,78 +392,3 @@ def rounding(score: Any) -> float:
     types = {v.dtype for v in score.parameters()} if isinstance(score, torch.nn.Module) else set()
     half = types & {torch.float16, torch.bfloat16}
     return max((torch.finfo(dtype).eps / 2 for dtype in half), default=0.0)
-
-
-def prior_mismatch(sde: LinearSDE, x: Tensor, t: Tensor, prior: GaussianMixture | None = None) -> float:
-    """KL(N || prior) in nats for the Gaussian N with the mean and covariance C that x_T has if x (n, *D) are samples of
-    x_t: what replacing p_T by the prior costs, as far as moments tell. nan for one sample, and for a prior of several
-    components; inf where C is singular, for fewer samples than dimensions at t = T.
-
-    With x_T = y + v^(1/2) z, C = Y^T Y/n + v I for the centred rows Y of y. Where n < d its eigenvalues are v and those
-    of Y Y^T/n + v I, so that the price is n^2 d: no matrix is d x d.
-    """
-    state("x", x), require_linear("sde", sde)
-    if inside(t, sde.T).ndim:
-        raise ValueError(f"t must be one time, shape (), got {shown(t)}")
-    if prior is not None and (not isinstance(prior, GaussianMixture) or prior.shape != x.shape[1:]):
-        raise ValueError(f"prior must be a law of shape {tuple(x.shape[1:])}, got {getattr(prior, 'shape', prior)!r}")
-    if len(x) < 2 or (prior is not None and len(prior.weights) > 1):
-        return math.nan
-    T, (n, d) = as_time(sde.T), x.flatten(1).shape
-    a, v = (float(c) for c in sde.transition(T, t))
-    y = x.detach().flatten(1).to(torch.float64)
-    if prior is None:
-        prior = GaussianMixture(torch.ones(1), torch.zeros(1, *x.shape[1:]), sde.var(T).view(1)).to(x.device)
-    if n >= d:
-        C = a**2 * torch.cov(y.T, correction=0).view(d, d) + v * torch.eye(d, dtype=y.dtype, device=y.device)
-        return prior.kl_from(a * y.mean(0), C)
-    Y = a * (y - y.mean(0))
-    log_det = (torch.linalg.eigvalsh(Y @ Y.T / n).clamp_min(0) + v).log().sum() + (d - n) * as_time(v).log()
-    low = prior.diagonal[0].expand(d)
-    precisions = (1 / low).sum() + (1 / prior.extra[0] - 1 / low[: prior.extra.shape[1]]).sum()
-    cross = v / 2 * precisions - prior.log_prob((a * y).view(x.shape)).mean()
-    return float(cross - (d * (1 + math.log(2 * math.pi)) + log_det) / 2)
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def encode(
-    p: Reverse, x: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None, **cond: Any
-) -> Tensor:
-    """The latent x_T of x (B, *D) at t_min along the probability flow of p: (B, *D), in float32 or better. cond: as in
-    `log_prob`. Raises ValueError for what is no process, no state or no solver; `SampleError`, a RuntimeError naming
-    the sample and the time, if the score is not finite on the way.
-    """
-    return _carry(require_reverse(p), x, (p.sde.t_min, p.sde.T), method, around, cond)
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def decode(
-    p: Reverse, x_T: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None, **cond: Any
-) -> Tensor:
-    """The state at t_min of the latent x_T: the inverse of `encode` up to the solver's error, and with its errors."""
-    return _carry(require_reverse(p), x_T, (p.sde.T, p.sde.t_min), method, around, cond)
-
-
-def _carry(
-    p: Reverse,
-    x: Tensor,
-    span: tuple[float, float],
-    method: Integrator | Embedded,
-    around: Reference | None,
-    cond: dict[str, Any],
-) -> Tensor:
-    if not isinstance(method, Integrator | Embedded):
-        raise ValueError(f"method must be a value such as Adams(), got {method!r}")
-    x, (t, s) = entry(x), map(as_time, span)
-    of, told = Coordinates.of(p, around, x), conditions(cond, x, p.score)
-    u, u_s = of.u(t), of.u(s)
-
-    def node(u: Tensor, y: Tensor, rows: Tensor) -> Node:
-        at, nothing = of.at(u), y.new_zeros(len(y), 1)
-        denoised = given(p, told, rows).denoise(of.x(y, at), at.t)
-        rate = finite("the score", at.t, of.drift(y, at, denoised), rows=rows)
-        return Node(rate, nothing, nothing[:, 0], torch.zeros_like(y))
-
-    return finite("the state", s, of.x(integrate(method, node, of.y(x, of.at(u), t), u, u_s).y, of.at(u_s)))
