@@ -69,7 +69,7 @@ class Dataset:
             has, lacks = ("held_out", "train") if self.train_labels is None else ("train", "held_out")
             raise ValueError(f"{lacks}_labels must be given if {has}_labels are, got None")
         object.__setattr__(self, "names", class_names(self.names))
-        if self.names and self.classes > len(self.names) or self.train_labels is None and self.names:
+        if self.names and (self.train_labels is None or self.classes > len(self.names)):
             what = f"{self.classes} labels" if self.train_labels is not None else "no labels"
             raise ValueError(f"names must be those of all labels, got {len(self.names)} for {what}")
         if self.train.ndim == 2 and len(self.train) > 1 and self.quantized is None:
@@ -425,7 +425,6 @@ class Images(Source):
     """The share of the images that is not trained on."""
     seed: int = 0
     """The seed that chooses them."""
-
     classes: bool = False
     """Whether each folder in `folder` is a class of its name; they are numbered in the order of the alphabet."""
 

@@ -99,19 +99,21 @@ def _trained(o: Namespace, device: torch.device) -> tuple[Target, dict[str, Any]
     if o.draws > 1 and data.quantized is None:
         raise ValueError(f"draws must be 1 unless data are discrete, got {o.draws}")
     discrete, how = KINDS[o.dequantization](data.quantized, o.draws) if data.quantized else None, _how(o, prior)
-    name, labels = f"{o.model} on {source!r}", _labels(o, found, data)
-    of = {"subject": found.digest, "data": data.digest, "label": label_of(o, found), "own_labels": o.own_labels}
-    labels = None if labels is None else labels[: len(x)]
+    name, one = f"{o.model} on {source!r}", label_of(o, found)
+    labels = None if one is None else torch.full((len(x),), one)
+    if o.own_labels:
+        labels = _own_labels(o, found, data)[: len(x)]
+    of = {"subject": found.digest, "data": data.digest, "label": one, "own_labels": o.own_labels}
     return Target(name, sde, found.model, x, around, discrete, how, None, o.terms, o.chain, device, labels), of
 
 
-def _labels(o: Namespace, found: Checkpoint, data: Dataset) -> Tensor | None:
-    """What the network is told of each sample: its own label, one for all, or nothing."""
-    x, own = (data.held_out, data.held_out_labels) if o.split == "held-out" else (data.train, data.train_labels)
-    one, classes = label_of(o, found), getattr(found.model.net, "classes", 0)
-    if not o.own_labels:
-        return None if one is None else torch.full((len(x),), one)
-    if one is not None:
+def _own_labels(o: Namespace, found: Checkpoint, data: Dataset) -> Tensor:
+    """The labels of the samples of o.split. Raises ValueError where there are none that the network knows."""
+    own, classes = (
+        data.held_out_labels if o.split == "held-out" else data.train_labels,
+        getattr(found.model.net, "classes", 0),
+    )
+    if o.label is not None:
         raise ValueError(f"label must not be given beside own_labels, got {o.label}")
     if own is None or not 0 < data.classes <= classes:
         what = "has no classes" if not classes else f"has {classes} classes, and the data {data.classes} labels"

@@ -56,9 +56,9 @@ def class_log_prob(
     """`log_prob` under each of the classes, in one batch of K B samples, and what they come to.
 
     classes: their number K, all equally probable, or their probabilities (K,), in proportion. Dequantisation and probes
-    of a sample are the same for all classes, so that the differences of classes are less noisy than the likelihoods.
-    nfe counts calls of the batch of all classes. The other arguments are those of `log_prob`, which raises the errors;
-    ValueError too for fewer than two classes, or probabilities that are not positive.
+    of a sample are the same for all classes. nfe counts calls of the batch of all classes. The other arguments are those
+    of `log_prob`, which raises the errors; ValueError too for fewer than two classes, or probabilities that are not
+    positive.
     """
     state("x", x), require_noise(noise)
     share = torch.ones(count("classes", classes, least=2, most=MANY)) if isinstance(classes, int) else classes
