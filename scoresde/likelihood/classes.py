@@ -30,7 +30,7 @@ class ClassLikelihood(Likelihood):
 
     probe_error and solver_error of log p(x) are the means over p(c | x) of those of the classes; to the latter half the
     variance over p(c | x) of errors from probes is added, by which the logarithm of a sum of independent estimates is
-    too large.
+    too large. Where errors from probes cannot be told, as of one fresh probe, all of these are nan.
     """
 
     posterior: Tensor
@@ -56,9 +56,9 @@ def class_log_prob(
     """`log_prob` under each of the classes, in one batch of K B samples, and what they come to.
 
     classes: their number K, all equally probable, or their probabilities (K,), in proportion. Dequantisation and probes
-    of a sample are the same for all classes. nfe counts calls of the batch of all classes. The other arguments are those
-    of `log_prob`, which raises the errors; ValueError too for fewer than two classes, or probabilities that are not
-    positive.
+    of a sample are the same for all classes. nfe counts calls of the batch of all classes. The other arguments are
+    those of `log_prob`, which raises the errors; ValueError too for fewer than two classes, or probabilities that are
+    not positive.
     """
     state("x", x), require_noise(noise)
     share = torch.ones(count("classes", classes, least=2, most=MANY)) if isinstance(classes, int) else classes
@@ -77,7 +77,7 @@ def class_log_prob(
         a.view(K, n).T for a in (found.log_p, found.probe_error, found.solver_error, found.end_bias)
     )
     joint = log_p + (share / share.sum()).log().to(log_p)
-    r, noisy = joint.detach().softmax(1), probe.nan_to_num(0.0).square()
+    r, noisy = joint.detach().softmax(1), probe.square()
     variance = noisy + solver.square()
     mixed = {
         "log_p": joint.logsumexp(1),

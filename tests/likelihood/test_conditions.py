@@ -185,6 +185,17 @@ def test_errors_of_the_posterior():
     assert off[felt].square().mean() > 0.3 * told[felt].square().mean()
 
 
+def test_no_error_of_the_posterior_without_that_of_probes():
+    """One fresh probe tells no error of log p(x | c), and then there is none of p(c | x) to tell, rather than a small
+    one.
+    """
+    sde, law = VP(), plane()
+    how = Quadrature(Adams(12), Hutchinson(1))
+    found = class_log_prob(sde.reverse(Told(law, sde)), law.sample(3, generator()), classes=3, how=how)
+    assert found.posterior.isfinite().all()
+    assert all(v.isnan().all() for v in (found.posterior_error, found.probe_error, found.solver_error))
+
+
 def test_dequantisation_is_the_same_for_all_classes():
     """A sample's noise does not depend on the class: a score that ignores its label finds all classes equally likely,
     and log p(x) that of any of them.
