@@ -186,7 +186,7 @@ class RungeKutta(Integrator):
 
 MOULTON = ((1.0,), (1 / 2, 1 / 2), (5 / 12, 8 / 12, -1 / 12), (9 / 24, 19 / 24, -5 / 24, 1 / 24))
 SIMPSON = (3 / 8, 9 / 8, 9 / 8, 3 / 8)
-GREGORY = (3 / 8, 7 / 6, 23 / 24)
+GREGORY = (-5 / 8, 1 / 6, -1 / 24)
 
 
 @dataclass(frozen=True)
@@ -203,12 +203,12 @@ class Adams(Integrator):
     """
 
     n: int = 20
-    """Steps, an even number."""
+    """Steps, an even number from 6 on; below 12 they say more of many samples than of one."""
     order: int = 3
     """Of the predictor, 1 to 3."""
 
     def __post_init__(self) -> None:
-        if count("n", self.n, least=12, most=MANY) % 2:
+        if count("n", self.n, least=6, most=MANY) % 2:
             raise ValueError(f"n must be even, got {self.n}")
         if count("order", self.order) > 3:
             raise ValueError(f"order must be 1, 2 or 3, got {self.order}")
@@ -309,8 +309,9 @@ def _anew(
 
 
 def _gregory(n: int) -> Tensor:
-    """The weights of n + 1 nodes."""
+    """The weights of n + 1 nodes; at least three."""
     w = torch.ones(n + 1, dtype=torch.float64, device="cpu")
-    for i, end in enumerate(GREGORY):
-        w[i] = w[-1 - i] = end
+    for i, change in enumerate(GREGORY):
+        w[i] += change
+        w[-1 - i] += change
     return w
