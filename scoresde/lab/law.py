@@ -146,8 +146,8 @@ def tabulated(law: Law, n: int = 1024) -> LineLaw:
 
 
 def law_of(p: Reverse, ts: Tensor, *steps: Step, prior: Law | None = None, n: int = 1024) -> LineLaw:
-    """The law of `sample(p, x, ts, *steps)` on a line, x of shape (1,) drawn from the prior, N(0, sigma_T^2) unless
-    given. n: points that densities are kept at; all is done again with half as many, for `LineLaw.errors`.
+    """The law of `sample(p, x, ts, *steps)` on a line, x of shape (1,) drawn from the prior at ts[0], N(0, sigma_T^2)
+    at T unless given. n: points that densities are kept at; all is done again with half as many, for `LineLaw.errors`.
 
     A step with noise must be a Gaussian kernel: one draw, which enters linearly, with a variance that may depend on x;
     `Langevin` and `MALA` take n of them. On the flow, eta = 0, steps may be any that keep the order of points. Raises
@@ -157,6 +157,8 @@ def law_of(p: Reverse, ts: Tensor, *steps: Step, prior: Law | None = None, n: in
     """
     require_reverse(p), count("n", n, least=64)
     ts = times("ts", ts, p.T)
+    if prior is None and ts[0] < p.T * (1 - 1e-6):
+        raise ValueError(f"ts must begin at T = {p.T:g} unless a prior is given for its first time, got {ts[0]:.6g}")
     prior = Gaussian(torch.zeros(1), float(p.sde.var(as_time(p.T)))) if prior is None else prior
     with torch.no_grad():
         fine, coarse = (_law(p, ts, steps, tabulated(prior, m)) for m in (n, n // 2))

@@ -63,7 +63,7 @@ def test_unadjusted_langevin_has_a_law_of_its_own(share):
     sde, t = VP(), torch.tensor([0.5], dtype=F64)
     C = float(POINT.marginal(sde, 0.5).moments[1]) ** 2
     step = Langevin(Constant(share * C), n=math.ceil(30 / share))
-    found = law_of(sde.reverse(POINT.diffuse(sde)), torch.cat([t, t - 1e-12]), step, n=128)
+    found = law_of(sde.reverse(POINT.diffuse(sde)), torch.cat([t, t - 1e-12]), step, prior=POINT, n=128)
     assert found.var == pytest.approx(C / (1 - share / 2), rel=1e-9)
 
 
@@ -147,5 +147,7 @@ def test_what_is_no_chain_of_gaussian_kernels_is_refused():
         law_of(q, grid.log_snr(sde, 5), GaussianReference(Reference(0.0, 0.9)), n=64)
     with pytest.raises(ValueError, match=r"of shape \(1,\)"):
         law_of(p, ts, Ancestral(), prior=Gaussian(torch.zeros(2), 1.0))
+    with pytest.raises(ValueError, match="ts must begin at T = 1 unless a prior is given"):
+        law_of(p, ts[1:], Ancestral(), n=64)
     with pytest.raises(ValueError, match="n must"):
         law_of(p, ts, Ancestral(), n=10)
