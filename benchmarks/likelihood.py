@@ -53,8 +53,6 @@ except ImportError as error:
 
 TOLERANCE = 1e-5
 NAMES = ("U-Net", "MLP", "published MNIST", "our MNIST U-Net")
-FEW = {True: (8, 12), False: (30,)}
-"""Steps of the shortest methods, for the small images and for the others."""
 
 
 @dataclass
@@ -251,7 +249,7 @@ def main() -> None:
             "ours, one probe": ours(around, Quadrature(trace=Hutchinson(1))),
             "ours, Hadamard(4)": ours(around, Quadrature(trace=Hadamard(4))),
         }
-        for n in FEW[small]:
+        for n in (8, 12) if small else (30,):
             methods[f"ours, {n + 2} calls, one probe"] = ours(around, Quadrature(Adams(n), Hutchinson(1)))
         if small:
             methods["ours, exact divergence"] = ours(around, Quadrature(Adams(22), Exact()))

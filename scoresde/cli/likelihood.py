@@ -109,10 +109,8 @@ def _trained(o: Namespace, device: torch.device) -> tuple[Target, dict[str, Any]
 
 def _own_labels(o: Namespace, found: Checkpoint, data: Dataset) -> Tensor:
     """The labels of the samples of o.split. Raises ValueError where there are none that the network knows."""
-    own, classes = (
-        data.held_out_labels if o.split == "held-out" else data.train_labels,
-        getattr(found.model.net, "classes", 0),
-    )
+    own = data.held_out_labels if o.split == "held-out" else data.train_labels
+    classes = getattr(found.model.net, "classes", 0)
     if o.label is not None:
         raise ValueError(f"label must not be given beside own_labels, got {o.label}")
     if own is None or not 0 < data.classes <= classes:

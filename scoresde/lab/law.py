@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.interpolate import BSpline, make_interp_spline
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -29,6 +29,9 @@ from ..process import Reverse, require_reverse
 from ..shapes import as_time, count, times
 from ..steps import MALA, Langevin, Step
 from ..steps.step import run, started
+
+if TYPE_CHECKING:
+    from scipy.interpolate import BSpline
 
 Points = NDArray[np.float64]
 
@@ -65,12 +68,17 @@ class LineLaw:
         return torch.linspace(self.low, self.high, len(self.log_p), dtype=torch.float64, device="cpu")
 
     @cached_property
-    def _log(self) -> BSpline:
-        return make_interp_spline(self.x.numpy(), self.log_p.numpy(), 5)
+    def _log(self) -> "BSpline":
+        return self._spline(self.log_p)
 
     @cached_property
-    def _cdf(self) -> BSpline:
-        return make_interp_spline(self.x.numpy(), self.log_p.exp().numpy(), 5).antiderivative()
+    def _cdf(self) -> "BSpline":
+        return self._spline(self.log_p.exp()).antiderivative()
+
+    def _spline(self, values: Tensor) -> "BSpline":
+        from scipy.interpolate import make_interp_spline  # here, since it is slow to import
+
+        return make_interp_spline(self.x.numpy(), values.numpy(), 5)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p in nats at x, of any shape; -inf outside [low, high]."""
@@ -214,9 +222,10 @@ def _moved(law: LineLaw, p: Reverse, step: Step, t: Tensor, s: Tensor) -> LineLa
     if not c.any():
         return _mapped(law, lambda x: _call(step, p, x, t, s, torch.zeros_like(x))[0], (step,))
     h = (law.high - law.low) / (n - 1)
-    finer = math.ceil(NARROW * float((m.diff().abs() / torch.minimum(c[1:], c[:-1])).max()))
-    if finer > FINEST:
-        raise ValueError(f"n must be some {n * finer // FINEST} for the noise of {step} at t = {t:g}, got {n}")
+    ratio = NARROW * float((m.diff().abs() / torch.minimum(c[1:], c[:-1])).max())
+    if ratio > FINEST:
+        raise ValueError(f"n must be {n * ratio / FINEST:.0f} or so for the noise of {step} at t = {t:g}, got {n}")
+    finer = math.ceil(ratio)
     if isinstance(step, MALA):
         return _accepted(law, p, step, t, max(1, finer))
     if finer > 1:
