@@ -246,8 +246,8 @@ def main() -> None:
             "customary: RK45, one system": customary,
             "torchdiffeq dopri5": differentiated,
             "ours, default": ours(around),
-            "ours, one probe": ours(around, Quadrature(trace=Hutchinson(1))),
-            "ours, Hadamard(4)": ours(around, Quadrature(trace=Hadamard(4))),
+            "ours, 22 calls, one probe": ours(around, Quadrature(Adams(), Hutchinson(1))),
+            "ours, 22 calls, Hadamard(4)": ours(around, Quadrature(Adams(), Hadamard(4))),
         }
         for n in (8, 12) if small else (30,):
             methods[f"ours, {n + 2} calls, one probe"] = ours(around, Quadrature(Adams(n), Hutchinson(1)))

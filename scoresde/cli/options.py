@@ -96,7 +96,7 @@ def likelihood(parser: ArgumentParser) -> None:
     add("--split", choices=("held-out", "train"), default="held-out", help="which part of the data")
     add("--n", metavar="N", type=int, help="how many samples, from the first on (all, and 200 of a law)")
     add("--method", metavar="M", help="AsNeeded(0.005), Adams(40), Dopri5(1e-6, 1e-6), ... (by dimension)")
-    add("--trace", metavar="T", help="Exact, Hutchinson(2), Hadamard(4), HutchPP(4) (by dimension)")
+    add("--trace", metavar="T", help="Exact, Hutchinson(2), HutchPP(4), beside Adams also Hadamard(4) (by dimension)")
     kinds = ("uniform", "truncated-normal", "decoded")
     add("--label", metavar="K", help=f"of all samples, {LABEL}")
     add("--own-labels", action="store_true", help="tell the network each sample's own label, if the data have them")

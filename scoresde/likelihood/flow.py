@@ -155,7 +155,8 @@ class Likelihood:
 class Quadrature:
     """How log p is integrated: the solver, the divergence, where the flow ends, and under which prior.
 
-    Raises ValueError for what is no solver, no trace, no law, or no time.
+    Raises ValueError for what is no solver, no trace, no law, or no time; `log_prob` also for `AsNeeded`, which decides
+    what to refine, beside a trace that does not tell its error at a node: one fresh probe, or Hadamard's.
     """
 
     method: Integrator | Embedded | None = None
@@ -184,9 +185,17 @@ class Quadrature:
             raise ValueError(f"gradients must be True or False, got {self.gradients!r}")
 
     def of(self, d: int) -> tuple[Integrator | Embedded, Trace]:
-        """The solver and the divergence for d dimensions."""
+        """The solver and the divergence for d dimensions. Raises ValueError if the first cannot tell from the second
+        what is to be refined.
+        """
         method = self.method or (Dopri5(1e-6, 1e-6) if d <= FEW else AsNeeded())
-        return method, self.trace or (Exact() if d <= FEW else Hutchinson())
+        trace = self.trace or (Exact() if d <= FEW else Hutchinson())
+        if isinstance(method, AsNeeded) and math.isnan(trace.apart):
+            raise ValueError(
+                f"trace must tell its error at a node, by which AsNeeded refines, got {trace}: take Hutchinson(2), a "
+                "probe that is kept, Hutchinson(1, fresh=False), or a fixed number of calls, such as Adams(40)"
+            )
+        return method, trace
 
 
 def log_prob(
@@ -367,11 +376,13 @@ class _Path:
             self.first = eps.detach(), trace.detach().mean(1)
         many = at.t.ndim > 0
         scale = (-sigma * at.rate).to(y)[..., None] if many else -sigma * at.rate
+        apart = self.probes.trace.apart
+        variance = variance * apart if apart else torch.zeros_like(variance)  # that of one kept probe is nan
         constant = (d * (1 - of.std**2 / at.S**2) * at.rate).to(y)
         return Node(
             of.drift(y, at, (x - s * eps) / alpha),
             scale * trace + (constant[:, None] if many else constant),
-            (sigma * at.rate).to(y) ** 2 * variance * self.probes.trace.apart,
+            (sigma * at.rate).to(y) ** 2 * variance,
             (-alpha * like(at.S / sigma, y) * eps).detach(),
         )
 

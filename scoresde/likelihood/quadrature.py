@@ -5,7 +5,8 @@ holds, and answers with a `Node`. Fixed numbers of calls: `Adams`, `RungeKutta`;
 pairs of `ode`, whose samples leave the batch when they have arrived; the first, and then the second for the samples
 that need it: `AsNeeded`.
 
-Where q is an estimate, so is what an error of Q is told from: it counts as far as it exceeds its standard error.
+Where q is an estimate, so is what an error of Q is told from: it counts as far as it exceeds its standard error, and
+all of it where that is not known.
 """
 
 from abc import ABC, abstractmethod
@@ -93,8 +94,8 @@ def integrate(
 
 
 def _beyond(off: Tensor, var: Tensor) -> Tensor:
-    """|off|, less its standard error, but not below 0; 0 where that is not known."""
-    return (off.abs() - var.sqrt()).clamp_min(0).nan_to_num(0.0, posinf=torch.inf)
+    """|off|, less its standard error where that is known, but not below 0."""
+    return (off.abs() - var.nan_to_num(0.0).sqrt()).clamp_min(0)
 
 
 class _Change(NamedTuple):

@@ -29,7 +29,7 @@ class Trace(ABC):
     errors of different nodes are independent."""
     apart: float = 1.0
     """The share of a node's variance that is independent of that at other nodes: 0 where probes are the same at all of
-    them, so that an estimate changes along the path as smoothly as the trace; nan where it is not known."""
+    them, so that an estimate changes along the path as smoothly as the trace; nan where the variance is not known."""
 
     @abstractmethod
     def products(self, d: int) -> int:
@@ -169,8 +169,8 @@ class Hutchinson(Trace):
 
     fresh: new ones at every node, so that their errors average over the path (Grathwohl et al. 2019 keep one, which
     adaptive solvers need if they control the error of the log-density; those here do not). With `per_sample` noise a
-    sample's probes are its own. The error of a single fresh probe cannot be told, and is nan; nor can then that part of
-    the solver's error that is the divergence's.
+    sample's probes are its own. The error of a single fresh probe cannot be told, and is nan; nor can the solver's be
+    told from it, so that it is counted in that, and `AsNeeded` refuses it.
     """
 
     m: int = 2
@@ -191,7 +191,7 @@ class Hutchinson(Trace):
     @property
     def apart(self) -> float:  # type: ignore[override]
         """All or nothing."""
-        return float(self.fresh)
+        return math.nan if self.fresh and self.m == 1 else float(self.fresh)
 
     def products(self, d: int) -> int:
         """One vector-Jacobian product a probe."""
@@ -216,7 +216,8 @@ class Hadamard(Trace):
     random for each sample (Sylvester 1867). d of them, d a power of 2, give the trace exactly, and where J changes
     slowly along the path the errors of neighbouring nodes cancel.
 
-    m must be even: two halves with their own signs are the channels, whose spread tells the error.
+    m must be even: two halves with their own signs are the channels, whose spread at the end tells the error. As it
+    tells nothing of one node, what changes from node to node is counted in the solver's, and `AsNeeded` refuses it.
     """
 
     m: int = 4
