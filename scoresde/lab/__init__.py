@@ -2,8 +2,9 @@
 make tables and pictures of rows, and are imported where they are wanted.
 """
 
-from .law import LineLaw, law_of, tabulated
+from .law import law_of
 from .likelihoods import Target
+from .line import LineLaw, tabulated
 from .metrics import Classifier, energy_distance, frechet, nearest, sliced_wasserstein, weights_error
 from .orders import Limit, PathErrors, Slope, path_errors, paths, resolved, slope
 from .problems import DigitClasses, Lattice, Modes, Problem

@@ -6,17 +6,14 @@ A step with Gaussian noise is a Markov kernel N(m(x), c(x)^2) that can be writte
 
 is an integral of a smooth function over the real line, for which the trapezoid rule converges faster than any power of
 the step (Trefethen & Weideman 2014). A flow is a map of the line: p_s(m(x)) |m'(x)| = p_t(x), for all of its steps at
-once, so that those with memory are no exception. Densities are kept as logarithms at equal steps between the points
-where they fall below `FLOOR` of their largest value. All terms are positive, so that what is told is as true in the
-tails, down to some 1e-20 of the peak.
+once where one remembers those before it. Densities are kept as logarithms at equal steps between the points where they
+fall below 1e-30 of their largest value. All terms are positive, so that what is told is as true in the tails, down to
+some 1e-20 of the peak.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,134 +25,28 @@ from ..exact import Gaussian, Law
 from ..process import Reverse, require_reverse
 from ..shapes import as_time, count, times
 from ..steps import MALA, Langevin, Step
-from ..steps.step import run, started
-
-if TYPE_CHECKING:
-    from scipy.interpolate import BSpline
+from ..steps.step import end, started
+from .line import FLOOR, LineLaw, kept, spline, tabulated
 
 Points = NDArray[np.float64]
 
-FLOOR = 1e-30
-"""Of the largest density, the least that is kept."""
 REACH = 12.0
 """Deviations of a kernel after which it is left out."""
 NARROW = 1.5
 """The least deviation of a kernel, in steps of the grid that it is integrated over."""
+FINER = 4
+"""How many times finer than densities maps are known."""
 FINEST = 128
 """How many times finer that grid may be than the one that densities are kept on."""
-DENSE = 8
-"""How many times finer two laws are looked at where they are compared."""
-LITTLE = 1e-13
-"""The mass that a law may have where another is not kept, before their divergence is infinite."""
 
 
-@dataclass(frozen=True)
-class LineLaw:
-    """A law on the line, of which nothing is kept outside [low, high].
-
-    log_p: (n,) float64, the log-density at equal steps from low to high; between them its logarithm is a spline of
-    fifth degree. coarse: the same law from half as many points, by which its numerical error is told.
-    """
-
-    low: float
-    high: float
-    log_p: Tensor
-    coarse: "LineLaw | None" = None
-
-    @property
-    def x(self) -> Tensor:
-        """(n,): the points of log_p."""
-        return torch.linspace(self.low, self.high, len(self.log_p), dtype=torch.float64, device="cpu")
-
-    @cached_property
-    def _log(self) -> "BSpline":
-        return self._spline(self.log_p)
-
-    @cached_property
-    def _cdf(self) -> "BSpline":
-        return self._spline(self.log_p.exp()).antiderivative()
-
-    def _spline(self, values: Tensor) -> "BSpline":
-        from scipy.interpolate import make_interp_spline  # here, since it is slow to import
-
-        return make_interp_spline(self.x.numpy(), values.numpy(), 5)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p in nats at x, of any shape; -inf outside [low, high]."""
-        at = x.detach().cpu().double()
-        found = torch.from_numpy(np.asarray(self._log(at.numpy())))
-        return torch.where((at < self.low) | (at > self.high), -math.inf, found).to(x)
-
-    def cdf(self, x: Tensor) -> Tensor:
-        """P(X <= x), of the shape of x."""
-        at = x.detach().cpu().double().clamp(self.low, self.high)
-        return torch.from_numpy(np.asarray(self._cdf(at.numpy()))).to(x)
-
-    @property
-    def mass(self) -> float:
-        """Of the whole; what it lacks of 1 was lost on the way."""
-        return float(self._cdf(self.high))
-
-    def moment(self, k: int) -> float:
-        """E X^k."""
-        return float(self.integral(self.x**k * self.log_p.exp()))
-
-    @property
-    def mean(self) -> float:
-        """E X."""
-        return self.moment(1)
-
-    @property
-    def var(self) -> float:
-        """E (X - E X)^2."""
-        return float(self.integral((self.x - self.mean) ** 2 * self.log_p.exp()))
-
-    def integral(self, values: Tensor) -> Tensor:
-        """Of values (n,) at x that are 0 at both ends."""
-        return values.sum() * (self.high - self.low) / (len(values) - 1)
-
-    def _area(self, x: Tensor) -> Tensor:
-        """int P(X <= y) dy up to x."""
-        twice, at = self._cdf.antiderivative(), x.clamp(self.low, self.high)
-        return torch.from_numpy(twice(at.numpy())) + (x - self.high).clamp_min(0) * self.mass
-
-    def distances(self, truth: "Law | LineLaw") -> dict[str, float]:
-        """How far it is from the truth: kl, KL(truth || this), and reverse_kl, KL(this || truth), in nats;
-        total_variation, half of int |p - q| dx, at most 1; wasserstein2, the root of the least mean square distance at
-        which one can be carried to the other, int (F^-1(u) - G^-1(u))^2 du, whose square is told to some 1e-13.
-
-        A divergence is infinite if one law has mass where another, unless that is known in closed form, is not kept.
-        Raises ValueError if truth is no law on a line.
-        """
-        other = truth if isinstance(truth, LineLaw) else tabulated(truth, len(self.log_p))
-        true = truth.log_prob if isinstance(truth, LineLaw) else lambda x: truth.log_prob(x[:, None])
-        return {
-            "kl": _divergence(other, self.log_prob(other.x)),
-            "reverse_kl": _divergence(self, true(self.x)),
-            "total_variation": _total_variation(self, other),
-            "wasserstein2": math.sqrt(max(0.0, _carried(self, other))),
-        }
-
-    def errors(self, truth: "Law | LineLaw") -> dict[str, float]:
-        """By how much each of `distances` changes on half the points: far more than its error, which falls by orders
-        when points are doubled. nan for a law that is not known so.
-        """
-        fine = self.distances(truth)
-        other = self.coarse.distances(truth) if self.coarse else dict.fromkeys(fine, math.nan)
-        return {key: abs(value - other[key]) for key, value in fine.items()}
-
-
-def tabulated(law: Law, n: int = 1024) -> LineLaw:
-    """A law in closed form at n points. Raises ValueError unless it is a law on a line, of shape (1,)."""
-    if not isinstance(law, Law) or law.shape != (1,):
-        raise ValueError(f"a law on a line is wanted, of shape (1,), got {law!r}")
-    mean, std = (float(v) for v in law.moments)
-    return _kept(mean - 40 * std, mean + 40 * std, n, lambda y: law.log_prob(y[:, None]))
-
-
-def law_of(p: Reverse, ts: Tensor, *steps: Step, prior: Law | None = None, n: int = 1024) -> LineLaw:
+def law_of(
+    p: Reverse, ts: Tensor, *steps: Step, prior: Law | None = None, denoise: bool = False, n: int | None = None
+) -> LineLaw:
     """The law of `sample(p, x, ts, *steps)` on a line, x of shape (1,) drawn from the prior at ts[0], N(0, sigma_T^2)
-    at T unless given. n: points that densities are kept at; all is done again with half as many, for `LineLaw.errors`.
+    at T unless given. denoise: end with E[x_0 | x_t] at the last time, as `draw` does, unless sigma is 0 there. n:
+    points that densities are kept at, 512 unless given, and 2,048 on the flow, where few cost as much; all is done
+    again with half as many, for `LineLaw.errors`.
 
     A step with noise must be a Gaussian kernel: one draw, which enters linearly, with a variance that may depend on x;
     `Langevin` and `MALA` take n of them. On the flow, eta = 0, steps may be any that keep the order of points. Raises
@@ -163,94 +54,116 @@ def law_of(p: Reverse, ts: Tensor, *steps: Step, prior: Law | None = None, n: in
     remembers earlier states, draws twice, or scales its noise by itself (`SNR`), and a flow whose steps are so long
     that points change places. Sample such, and compare by samples. Also if the noise is too small for n points.
     """
-    require_reverse(p), count("n", n, least=64)
+    require_reverse(p)
+    n = count("n", (512 if p.eta else 2048) if n is None else n, least=64)
     ts = times("ts", ts, p.T)
     if prior is None and ts[0] < p.T * (1 - 1e-6):
         raise ValueError(f"ts must begin at T = {p.T:g} unless a prior is given for its first time, got {ts[0]:.6g}")
+    if not isinstance(denoise, bool):
+        raise ValueError(f"denoise must be True or False, got {denoise!r}")
     prior = Gaussian(torch.zeros(1), float(p.sde.var(as_time(p.T)))) if prior is None else prior
+    laws = [tabulated(prior, m) for m in (n, n // 2)]
     with torch.no_grad():
-        fine, coarse = (_law(p, ts, steps, tabulated(prior, m)) for m in (n, n // 2))
-    return replace(fine, coarse=coarse)
-
-
-def _law(p: Reverse, ts: Tensor, steps: tuple[Step, ...], law: LineLaw) -> LineLaw:
-    if not p.eta:
-        return _mapped(law, lambda x: deque(run(p, x, ts, started(p, ts, steps), _none), maxlen=1).pop(), steps)
-    for step, t, s in _calls(p, ts, steps):
-        law = _moved(law, p, step, t, s)
-    return law
+        remembers = _remembers(p, ts, steps)
+        if remembers and p.eta:
+            raise ValueError(f"{remembers} remembers earlier states, so that its law is no chain of kernels: sample it")
+        if remembers:
+            laws = [_carried(law, lambda x: end(p, x, ts, *steps, noise=_none), steps, whole=True) for law in laws]
+        else:
+            for step, going, t, s in _calls(p, ts, steps):
+                laws = _moved(laws, p, step, going, t, s)
+        if denoise and p.sde.var(ts[-1]) > 0:
+            laws = [_carried(law, lambda x: p.denoise(x, ts[-1]), ("E[x_0 | x_t]",)) for law in laws]
+    return replace(laws[0], coarse=laws[1])
 
 
 def _none(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     return torch.zeros_like(x)
 
 
-def _calls(p: Reverse, ts: Tensor, steps: tuple[Step, ...]) -> Iterator[tuple[Step, Tensor, Tensor]]:
-    """(step, t, s) in the order of `sample`, with `Langevin` one step at a time; each can be taken by itself.
+def _calls(p: Reverse, ts: Tensor, steps: tuple[Step, ...]) -> Iterator[tuple[Step, Step, Tensor, Tensor]]:
+    """(step, the same at work, t, s) in the order of `sample`, with `Langevin` one step at a time."""
+    steps = tuple(
+        one for step in steps for one in ([replace(step, n=1)] * step.n if isinstance(step, Langevin) else [step])
+    )
+    going, moves = started(p, ts, steps), any(step.moves for step in steps)
+    for t, s in zip(ts[:-1], ts[1:], strict=True) if moves else zip(ts, ts, strict=True):
+        for step, at_work in zip(steps, going, strict=True):
+            yield step, at_work, t, s if step.moves else t
+            t = s if step.moves else t
 
-    Raises ValueError for a step with memory: a few points are carried along, and where one interval is the first.
-    """
+
+def _remembers(p: Reverse, ts: Tensor, steps: tuple[Step, ...]) -> Step | None:
+    """A step that does not do the same when it is called again, at a few points that are carried along."""
     x, g = torch.tensor([[-0.7], [0.3], [1.1]], dtype=torch.float64), torch.Generator().manual_seed(0)
-    at = next((i for i, step in enumerate(steps) if step.moves), None)
-    whole = started(p, ts, steps)
-    for t, s in zip(ts[:-1], ts[1:], strict=True) if at is not None else zip(ts, ts, strict=True):
-        for step, going in zip(steps, whole, strict=True):
-            z, here = torch.randn(x.shape, generator=g, dtype=x.dtype), (t, s if step.moves else t)
-            told = going(p, x, *here, lambda *_, z=z: z)
-            if not torch.allclose(told, _call(step, p, x, *here, z)[0], rtol=1e-9, atol=1e-9):
-                raise ValueError(f"{step} remembers earlier states, so that its law is no chain of kernels: sample it")
-            x, t = told, here[1]
-            for _ in range(step.n if isinstance(step, Langevin) else 1):
-                yield (replace(step, n=1) if isinstance(step, Langevin) else step), *here
+    for step, going, t, s in _calls(p, ts, steps):
+        z = torch.randn(x.shape, generator=g, dtype=x.dtype)
+        told = going(p, x, t, s, lambda *_, z=z: z)
+        try:
+            again = going(p, x, t, s, lambda *_, z=z: z)
+        except ValueError:  # it has gone on to the next interval
+            return step
+        if not torch.equal(told, again):
+            return step
+        x = told
+    return None
 
 
-def _call(step: Step, p: Reverse, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> tuple[Tensor, int]:
-    """One step with the draws z, and how often it draws."""
-    asked = []
-
-    def noise(x: Tensor, *_: Tensor) -> Tensor:
-        asked.append(1)
-        return z
-
-    return step.start(p, t[None], s[None])(p, x, t, s, noise), len(asked)
-
-
-def _moved(law: LineLaw, p: Reverse, step: Step, t: Tensor, s: Tensor) -> LineLaw:
+def _moved(laws: list[LineLaw], p: Reverse, step: Step, going: Step, t: Tensor, s: Tensor) -> list[LineLaw]:
     """After one step."""
-    n, plain = len(law.log_p), Langevin(step.step_size) if isinstance(step, MALA) else step
-    m, c = _kernel(plain, p, law.x, t, s)
-    if not c.any():
-        return _mapped(law, lambda x: _call(step, p, x, t, s, torch.zeros_like(x))[0], (step,))
+    kernel = Langevin(step.step_size) if isinstance(step, MALA) else going
+    kernels = _kernels(kernel, p, [law.x for law in laws], t, s)
+    if not any(c.any() for _, c in kernels):
+        return [_carried(law, lambda x: going(p, x, t, s, _none), (step,)) for law in laws]
+    return [_spread(law, m, c, p, step, kernel, t, s) for law, (m, c) in zip(laws, kernels, strict=True)]
+
+
+def _spread(law: LineLaw, m: Tensor, c: Tensor, p: Reverse, step: Step, kernel: Step, t: Tensor, s: Tensor) -> LineLaw:
+    """After one step with noise, N(m, c^2) from the points of the law."""
+    n = len(law.log_p)
     h = (law.high - law.low) / (n - 1)
     ratio = NARROW * float((m.diff().abs() / torch.minimum(c[1:], c[:-1])).max())
     if ratio > FINEST:
         raise ValueError(f"n must be {n * ratio / FINEST:.0f} or so for the noise of {step} at t = {t:g}, got {n}")
-    finer = math.ceil(ratio)
+    finer = max(1, math.ceil(ratio))
     if isinstance(step, MALA):
-        return _accepted(law, p, step, t, max(1, finer))
+        return _accepted(law, p, step, kernel, t, finer)
     if finer > 1:
         x = torch.linspace(law.low, law.high, finer * (n - 1) + 1, dtype=torch.float64)
         law, h = LineLaw(law.low, law.high, law.log_prob(x)), h / finer
-        m, c = _kernel(plain, p, x, t, s)
+        ((m, c),) = _kernels(kernel, p, [x], t, s)
     weight = (h * law.log_p.exp()).numpy()
     low, high = float((m - REACH * c).min()), float((m + REACH * c).max())
-    return _kept(low, high, n, lambda y: torch.from_numpy(_sum(y.numpy(), m.numpy(), c.numpy(), weight)).log())
+    return kept(low, high, n, lambda y: torch.from_numpy(_sum(y.numpy(), m.numpy(), c.numpy(), weight)).log())
 
 
-def _kernel(step: Step, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """(m, c) at x (n,), from draws of 0, 1 and -1. Raises ValueError for what is no Gaussian kernel."""
+def _kernels(step: Step, p: Reverse, xs: list[Tensor], t: Tensor, s: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(m, c) at each x (n,), from draws of 0, 1 and -1. Raises ValueError for what is no Gaussian kernel."""
+    x, draws = torch.cat(xs), []
     z = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64).repeat_interleave(len(x))[:, None]
-    out, draws = _call(step, p, x.repeat(3)[:, None], t, s, z)
-    if draws > 1:
-        raise ValueError(f"{step} draws {draws} times from t = {t:g} to {s:g}, which is no Gaussian kernel: sample it")
-    m, up, down = out.view(3, -1)
+
+    def noise(*_: Tensor) -> Tensor:
+        draws.append(1)
+        return z
+
+    m, up, down = step(p, x.repeat(3)[:, None], t, s, noise).view(3, -1)
+    if len(draws) > 1:
+        raise ValueError(
+            f"{_name(step)} draws {len(draws)} times from t = {t:g} to {s:g}, which is no Gaussian kernel: sample it"
+        )
     c = (up - down) / 2
     if (((up + down) / 2 - m).abs() > 1e-9 * (c.abs() + 1e-3 * m.abs() + 1e-12)).any():
         raise ValueError(
-            f"the noise of {step} at t = {t:g} does not enter linearly, so that it is no Gaussian kernel: sample it, "
-            "or take a rule that does not look at the noise, such as NCSN"
+            f"the noise of {_name(step)} at t = {t:g} does not enter linearly, so that it is no Gaussian kernel: "
+            "sample it, or take a rule that does not look at the noise, such as NCSN"
         )
-    return m, c.abs()
+    sizes = [len(x) for x in xs]
+    return list(zip(m.split(sizes), c.abs().split(sizes), strict=True))
+
+
+def _name(step: Step) -> Step:
+    """Of a step at work, the step."""
+    return getattr(step, "step", step)
 
 
 def _sum(y: Points, m: Points, c: Points, weight: Points) -> Points:
@@ -270,7 +183,7 @@ def _sum(y: Points, m: Points, c: Points, weight: Points) -> Points:
     return np.bincount(at[inside], terms[inside], n).astype(np.float64)
 
 
-def _accepted(law: LineLaw, p: Reverse, step: MALA, t: Tensor, finer: int) -> LineLaw:
+def _accepted(law: LineLaw, p: Reverse, step: MALA, proposal: Step, t: Tensor, finer: int) -> LineLaw:
     """After the steps of MALA: p(y) (1 - int a(y, x) q(x | y) dx) + int p(x) a(x, y) q(y | x) dx, with the acceptance
     a(x, y) = min(1, pi(y) q(x | y) / (pi(x) q(y | x))) for the level pi of the score. The points stay where they are,
     so that pi is kept to all digits; a has kinks, which cost the rest an order.
@@ -278,7 +191,7 @@ def _accepted(law: LineLaw, p: Reverse, step: MALA, t: Tensor, finer: int) -> Li
     n = finer * (len(law.log_p) - 1) + 1
     x = torch.linspace(law.low, law.high, n, dtype=torch.float64)
     h, level = float(x[1] - x[0]), p.score.log_prob(x[:, None], t)  # type: ignore[attr-defined]
-    m, c = _kernel(Langevin(step.step_size), p, x, t, t)
+    ((m, c),) = _kernels(proposal, p, [x], t, t)
     reach = min(n - 1, math.ceil(float(((m - x).abs() + REACH * c).max()) / h))
     to = torch.arange(n)[:, None] + torch.arange(-reach, reach + 1)
     inside, to = (to >= 0) & (to < n), to.clamp(0, n - 1)
@@ -296,44 +209,52 @@ def _accepted(law: LineLaw, p: Reverse, step: MALA, t: Tensor, finer: int) -> Li
     return LineLaw(law.low, law.high, density[::finer].clamp_min(1e-300).log())
 
 
-def _kept(low: float, high: float, n: int, log_p: Callable[[Tensor], Tensor]) -> LineLaw:
-    """Between the points where log_p falls below the floor, which lie between low and high, at n points."""
-    for _ in range(8):
-        y = torch.linspace(low, high, n, dtype=torch.float64)
-        found = log_p(y)
-        above = (found > found.max() + math.log(FLOOR)).nonzero()[:, 0]
-        a, b = max(int(above[0]) - 1, 0), min(int(above[-1]) + 1, n - 1)
-        if b - a > 0.9 * (n - 1):
-            break
-        low, high = float(y[a]), float(y[b])
-    return LineLaw(low, high, found.clamp_min(float(found.max()) - 700))
+Valued = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _mapped(law: LineLaw, f: Callable[[Tensor], Tensor], steps: tuple[Step, ...]) -> LineLaw:
-    """The law of f(x), for an increasing f on (B, 1): at y, p(x)/f'(x) where f(x) = y."""
+def _exactly(f: Callable[[Tensor], Tensor]) -> Valued:
+    """f on (B, 1) and its derivative, by forward differentiation."""
 
     def valued(x: Tensor) -> tuple[Tensor, Tensor]:
         with forward_ad.dual_level():
             y, slope = forward_ad.unpack_dual(f(forward_ad.make_dual(x[:, None], torch.ones_like(x)[:, None])))
             return y[:, 0].clone(), (torch.zeros_like(y) if slope is None else slope)[:, 0].clone()
 
-    x = torch.linspace(law.low, law.high, 4 * (len(law.log_p) - 1) + 1, dtype=torch.float64)
-    y, slope = valued(x)
-    if not (y.diff() > 0).all() or not (slope > 0).all():
-        raise ValueError(f"points change places on the flow by {', '.join(map(repr, steps))}: take more steps")
-
-    def log_p(at: Tensor) -> Tensor:
-        i = torch.searchsorted(y, at.contiguous()).clamp(1, len(y) - 1)
-        guess = x[i - 1] + (at - y[i - 1]).clamp_min(0) / (y[i] - y[i - 1]) * (x[i] - x[i - 1])
-        root, gradient = _inverse(valued, at, x[i - 1], guess.clamp_max(x[i]), x[i])
-        return law.log_prob(root) - gradient.log()
-
-    return _kept(float(y[0]), float(y[-1]), len(law.log_p), log_p)
+    return valued
 
 
-def _inverse(
-    f: Callable[[Tensor], tuple[Tensor, Tensor]], y: Tensor, low: Tensor, guess: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor]:
+def _smoothly(f: Callable[[Tensor], Tensor], x: Tensor) -> Valued:
+    """The same of one step, as smooth as the density that it carries, by a spline through points x."""
+    value = spline(x, f(x[:, None])[:, 0])
+    slope = value.derivative()
+    return lambda x: (torch.from_numpy(value(x.numpy())), torch.from_numpy(slope(x.numpy())))
+
+
+def _carried(law: LineLaw, f: Callable[[Tensor], Tensor], names: tuple[object, ...], whole: bool = False) -> LineLaw:
+    """The law of f(x), for an increasing f on (B, 1): at y, p(x)/f'(x) where f(x) = y. whole: f is not one step, but
+    all of them."""
+    n = len(law.log_p)
+    x = torch.linspace(law.low, law.high, FINER * (n - 1) + 1, dtype=torch.float64)
+    for valued in (
+        (_exactly(f),) if whole else (_smoothly(f, x), _exactly(f))
+    ):  # the second where the first is too rough
+        y, slope = valued(x)
+        if (y.diff() > 0).all() and (slope > 0).all():
+            break
+    else:
+        raise ValueError(f"points change places on the flow by {', '.join(map(str, names))}: take more steps")
+    told = law.log_prob(x) - slope.log()
+    above = (told > told.max() + math.log(FLOOR)).nonzero()[:, 0]
+    low, high = float(y[(above[0] - 1).clamp_min(0)]), float(y[(above[-1] + 1).clamp_max(len(y) - 1)])
+    at = torch.linspace(low, high, n, dtype=x.dtype)
+    i = torch.searchsorted(y, at).clamp(1, len(y) - 1)
+    guess = x[i - 1] + (at - y[i - 1]).clamp_min(0) / (y[i] - y[i - 1]) * (x[i] - x[i - 1])
+    root, gradient = _inverse(valued, at, x[i - 1], guess.clamp_max(x[i]), x[i])
+    found = law.log_prob(root) - gradient.log()
+    return LineLaw(low, high, found.clamp_min(float(found.max()) - 700))
+
+
+def _inverse(f: Valued, y: Tensor, low: Tensor, guess: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """x with f(x) = y for an increasing f between low and high, by Newton's method kept inside what encloses the root;
     and f'(x).
     """
@@ -351,38 +272,3 @@ def _inverse(
         if not len(left):
             break
     return root, slope
-
-
-def _divergence(p: LineLaw, log_q: Tensor) -> float:
-    """KL(p || q) for log q at the points of p; what p has less than `LITTLE` of may be missing in q."""
-    both = p.log_p.exp() * (p.log_p - log_q) - p.log_p.exp() + log_q.exp()
-    missing = log_q == -math.inf
-    if float(p.integral(torch.where(missing, p.log_p.exp(), 0.0))) > LITTLE:
-        return math.inf
-    return float(p.integral(torch.where(missing, 0.0, both)))
-
-
-def _joined(p: LineLaw, q: LineLaw) -> Tensor:
-    """Points over both, close to each other."""
-    n = DENSE * max(len(p.log_p), len(q.log_p))
-    return torch.linspace(min(p.low, q.low), max(p.high, q.high), n, dtype=torch.float64, device="cpu")
-
-
-def _total_variation(p: LineLaw, q: LineLaw) -> float:
-    """Half the way that F - G goes up and down; it turns where p = q."""
-    x = _joined(p, q)
-    d = p.log_prob(x).exp() - q.log_prob(x).exp()
-    i = (d[1:] * d[:-1] < 0).nonzero()[:, 0]
-    x = torch.cat([x[:1], x[i] - d[i] * (x[i + 1] - x[i]) / (d[i + 1] - d[i]), x[-1:]])
-    return float((p.cdf(x) - q.cdf(x)).diff().abs().sum()) / 2
-
-
-def _carried(p: LineLaw, q: LineLaw) -> float:
-    """int (F^-1(u) - G^-1(u))^2 du = 2 int dx int_x^y (F(x) - G(z)) dz with G(y) = F(x): an error of y is squared."""
-    x = _joined(p, q)
-    F, G = p.cdf(x) / p.mass, q.cdf(x) / q.mass
-    top = G.cummax(0)[0]
-    up = torch.cat([torch.ones(1, dtype=torch.bool), top[1:] > top[:-1]])
-    y = torch.from_numpy(np.interp(F.numpy(), G[up].numpy(), x[up].numpy()))
-    inner = F * (y - x) - (q._area(y) - q._area(x)) / q.mass
-    return 2 * float(inner.sum() * (x[1] - x[0]))

@@ -7,7 +7,8 @@ import torch
 
 from scoresde import VE, VP, DPMSolverPP, Reference, grid, iid, sample
 from scoresde.exact import Gaussian, GaussianMixture
-from scoresde.lab.law import law_of, tabulated
+from scoresde.lab import law_of, tabulated
+from scoresde.ode import Heun
 from scoresde.steps import (
     MALA,
     NCSN,
@@ -16,6 +17,7 @@ from scoresde.steps import (
     ConsistentAnnealed,
     Constant,
     EulerMaruyama,
+    Flow,
     GaussianReference,
     Langevin,
     ReverseDiffusion,
@@ -57,6 +59,42 @@ def test_flows_of_gaussian_data_are_affine_maps(step):
     assert found.var == pytest.approx(float(at[1] - at[0]) ** 2 * var, abs=1e-9)
 
 
+@pytest.mark.parametrize("step", [Ancestral(), Flow(Heun()), DPMSolverPP(2)], ids=repr)
+@pytest.mark.parametrize("denoise", [False, True])
+def test_flows_keep_the_order_of_points(step, denoise):
+    """A point has as much mass below it at the end as at the beginning, wherever it goes: so by one step after another,
+    and by all at once, as those with memory are taken.
+    """
+    sde = VP()
+    ts, q = grid.log_snr(sde, 20), sde.reverse(MIXTURE.diffuse(sde), eta=0)
+    x = torch.linspace(-3.0, 3.0, 101, dtype=F64)[:, None]
+    end = sample(q, x, ts, step)
+    found = law_of(q, ts, step, denoise=denoise)
+    mass = torch.special.ndtr(x[:, 0] / sde.sigma(torch.tensor(1.0, dtype=F64)))
+    torch.testing.assert_close(found.cdf((q.denoise(end, ts[-1]) if denoise else end)[:, 0]), mass, rtol=0, atol=1e-8)
+    assert abs(found.mass - 1) < 1e-9
+
+
+def test_denoising_ends_the_chain():
+    """E[x_0 | x_t] of Gaussian data is affine: the mean and the variance move as it says; where there is no noise left,
+    nothing does.
+    """
+    sde, t = VP(), grid.log_snr(VP(), 12)
+    p = sde.reverse(POINT.diffuse(sde))
+    before, after = (law_of(p, t, Ancestral(), denoise=on, n=256) for on in (False, True))
+    x = torch.tensor([[0.0], [1.0]], dtype=F64)
+    a, b = p.denoise(x, t[-1])[:, 0].tolist()
+    assert after.mean == pytest.approx(a + (b - a) * before.mean, abs=1e-10)
+    assert after.var == pytest.approx((b - a) ** 2 * before.var, rel=1e-9)
+
+
+def test_quantiles_invert_the_distribution():
+    """In the tails and in the valley between two modes too."""
+    law = tabulated(MIXTURE, 512)
+    u = torch.tensor([1e-12, 1e-6, 0.1, 0.5, 0.6999, 0.7001, 0.9, 1 - 1e-9], dtype=F64)
+    torch.testing.assert_close(law.cdf(law.quantile(u)), u, rtol=1e-9, atol=1e-15)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.2])
 def test_unadjusted_langevin_has_a_law_of_its_own(share):
     """Steps e of Langevin dynamics on N(m, C) tend to N(m, C/(1 - e/(2C)))."""
@@ -90,7 +128,7 @@ def test_distances_in_closed_form():
     kl = lambda m, a, k, b: math.log(b / a) + (a**2 + (m - k) ** 2) / (2 * b**2) - 0.5  # noqa: E731
     assert found["kl"] == pytest.approx(kl(m, a, k, b), abs=1e-10)
     assert found["reverse_kl"] == pytest.approx(kl(k, b, m, a), abs=1e-10)
-    assert found["wasserstein2"] == pytest.approx(math.hypot(m - k, a - b), abs=1e-6)
+    assert found["wasserstein2"] == pytest.approx(math.hypot(m - k, a - b), abs=1e-10)
     cdf = lambda x, m, s: 0.5 * math.erfc((m - x) / (s * math.sqrt(2)))  # noqa: E731
     A, B = 1 / b**2 - 1 / a**2, 2 * (m / a**2 - k / b**2)
     c = k**2 / b**2 - m**2 / a**2 - 2 * math.log(a / b)
@@ -98,7 +136,7 @@ def test_distances_in_closed_form():
     tv = abs(sum(s * (cdf(x, m, a) - cdf(x, k, b)) for s, x in zip((1, -1), roots, strict=True)))
     assert found["total_variation"] == pytest.approx(tv, abs=1e-10)
     none = tabulated(p, 512).distances(p)
-    assert none.pop("wasserstein2") < 1e-6 and max(none.values()) < 1e-9
+    assert max(none.values()) < 1e-9
 
 
 @pytest.mark.parametrize("v", [0.0, 1.0])
@@ -110,10 +148,10 @@ def test_ddpm_converges_with_the_square_of_its_step(v):
     p, found = sde.reverse(MIXTURE.diffuse(sde)), []
     for n in (64, 128):
         ts = grid.log_snr(sde, n)
-        law, true = law_of(p, ts, Ancestral(v), n=512), MIXTURE.marginal(sde, ts[-1])
+        law, true = law_of(p, ts, Ancestral(v)), MIXTURE.marginal(sde, ts[-1])
         found.append(law.distances(true))
         errors = law.errors(true)
-        assert max(errors[key] for key in ("kl", "reverse_kl", "total_variation")) < 1e-8
+        assert max(errors.values()) < 1e-8
     for key, order in (("kl", 2), ("total_variation", 1)):
         assert math.log2(found[0][key] / found[1][key]) == pytest.approx(order, abs=0.2)
 
