@@ -188,6 +188,12 @@ class GaussianMixture(Law):
             raise ValueError(f"covariances must be positive definite, got an eigenvalue {float(values.min()):g}")
         return cls(weights, means, values, vectors, values[:, 0])
 
+    @property
+    def covariances(self) -> Tensor:
+        """C_k, (K, d, d)."""
+        low = self.diagonal.expand(-1, self.d)
+        return torch.diag_embed(low) + (self.factors * (self.extra - self.diagonal[:, :1])[:, None]) @ self.factors.mT
+
     def to(self, device: torch.device | str) -> "GaussianMixture":
         """The same law on another device."""
         moved = object.__new__(type(self))
@@ -235,9 +241,7 @@ class GaussianMixture(Law):
                 f"mean must be ({self.d},) and covariance ({self.d}, {self.d}), "
                 f"got {tuple(mean.shape)} and {tuple(covariance.shape)}"
             )
-        U, low = self.factors[0], self.diagonal[0].expand(self.d)
-        own = torch.diag(low) + U @ torch.diag(self.extra[0] - low[: self.extra.shape[1]]) @ U.T
-        root, delta = torch.linalg.cholesky(own), (mean - self.means[0])[:, None]
+        root, delta = torch.linalg.cholesky(self.covariances[0]), (mean - self.means[0])[:, None]
         inside = torch.cholesky_solve(covariance + delta @ delta.T, root).trace()
         return float(inside - self.d + 2 * root.diagonal().log().sum() - torch.logdet(covariance)) / 2
 

@@ -2,6 +2,7 @@
 make tables and pictures of rows, and are imported where they are wanted.
 """
 
+from .gaussian import GaussianLaw, gaussian_law_of
 from .law import law_of
 from .likelihoods import Target
 from .line import LineLaw, tabulated
@@ -13,9 +14,9 @@ from .solvers import COMPARED, PROCESSES, SPACINGS, Solver, adaptive, bench, com
 from .subjects import Row, Subject, exact_subject, floors, memorised_subject, trained_subject
 
 __all__ = [
-    "COMPARED", "PROCESSES", "SPACINGS", "Classifier", "DigitClasses", "Lattice", "Limit", "LineLaw", "Modes",
-    "PathErrors", "Problem", "Row", "Slope", "Solver", "Subject", "Target", "adaptive", "bench", "compare",
-    "diffusions", "energy_distance", "exact_subject", "floors", "flows", "frechet", "law_of", "memorised_subject",
-    "nearest", "on_grid", "origin", "path_errors", "paths", "resolved", "sliced_wasserstein", "slope", "tabulated",
-    "trained_subject", "tuned", "weights_error",
+    "COMPARED", "PROCESSES", "SPACINGS", "Classifier", "DigitClasses", "GaussianLaw", "Lattice", "Limit", "LineLaw",
+    "Modes", "PathErrors", "Problem", "Row", "Slope", "Solver", "Subject", "Target", "adaptive", "bench", "compare",
+    "diffusions", "energy_distance", "exact_subject", "floors", "flows", "frechet", "gaussian_law_of", "law_of",
+    "memorised_subject", "nearest", "on_grid", "origin", "path_errors", "paths", "resolved", "sliced_wasserstein",
+    "slope", "tabulated", "trained_subject", "tuned", "weights_error",
 ]  # fmt: skip

@@ -54,34 +54,38 @@ def law_of(
     remembers earlier states, draws twice, or scales its noise by itself (`SNR`), and a flow whose steps are so long
     that points change places. Sample such, and compare by samples. Also if the noise is too small for n points.
     """
-    require_reverse(p)
+    ts, prior = beginning(p, ts, prior, (1,), denoise)
     n = count("n", (512 if p.eta else 2048) if n is None else n, least=64)
-    ts = times("ts", ts, p.T)
-    if prior is None and ts[0] < p.T * (1 - 1e-6):
-        raise ValueError(f"ts must begin at T = {p.T:g} unless a prior is given for its first time, got {ts[0]:.6g}")
-    if not isinstance(denoise, bool):
-        raise ValueError(f"denoise must be True or False, got {denoise!r}")
-    prior = Gaussian(torch.zeros(1), float(p.sde.var(as_time(p.T)))) if prior is None else prior
     laws = [tabulated(prior, m) for m in (n, n // 2)]
     with torch.no_grad():
-        remembers = _remembers(p, ts, steps)
-        if remembers and p.eta:
-            raise ValueError(f"{remembers} remembers earlier states, so that its law is no chain of kernels: sample it")
-        if remembers:
+        memory = remembers(p, ts, steps, (1,))
+        if memory and p.eta:
+            raise ValueError(f"{memory} remembers earlier states, so that its law is no chain of kernels: sample it")
+        if memory:
             laws = [_carried(law, lambda x: end(p, x, ts, *steps, noise=_none), steps, whole=True) for law in laws]
         else:
-            for step, going, t, s in _calls(p, ts, steps):
+            for step, going, t, s in calls(p, ts, steps):
                 laws = _moved(laws, p, step, going, t, s)
         if denoise and p.sde.var(ts[-1]) > 0:
             laws = [_carried(law, lambda x: p.denoise(x, ts[-1]), ("E[x_0 | x_t]",)) for law in laws]
     return replace(laws[0], coarse=laws[1])
 
 
+def beginning(p: Reverse, ts: Tensor, prior: Law | None, shape: tuple[int, ...], denoise: bool) -> tuple[Tensor, Law]:
+    """The times and the law of x at the first of them. Raises ValueError for what is not as stated."""
+    ts = times("ts", ts, require_reverse(p).T)
+    if prior is None and ts[0] < p.T * (1 - 1e-6):
+        raise ValueError(f"ts must begin at T = {p.T:g} unless a prior is given for its first time, got {ts[0]:.6g}")
+    if not isinstance(denoise, bool):
+        raise ValueError(f"denoise must be True or False, got {denoise!r}")
+    return ts, Gaussian(torch.zeros(shape), float(p.sde.var(as_time(p.T)))) if prior is None else prior
+
+
 def _none(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
     return torch.zeros_like(x)
 
 
-def _calls(p: Reverse, ts: Tensor, steps: tuple[Step, ...]) -> Iterator[tuple[Step, Step, Tensor, Tensor]]:
+def calls(p: Reverse, ts: Tensor, steps: tuple[Step, ...]) -> Iterator[tuple[Step, Step, Tensor, Tensor]]:
     """(step, the same at work, t, s) in the order of `sample`, with `Langevin` one step at a time."""
     steps = tuple(
         one for step in steps for one in ([replace(step, n=1)] * step.n if isinstance(step, Langevin) else [step])
@@ -93,10 +97,11 @@ def _calls(p: Reverse, ts: Tensor, steps: tuple[Step, ...]) -> Iterator[tuple[St
             t = s if step.moves else t
 
 
-def _remembers(p: Reverse, ts: Tensor, steps: tuple[Step, ...]) -> Step | None:
-    """A step that does not do the same when it is called again, at a few points that are carried along."""
-    x, g = torch.tensor([[-0.7], [0.3], [1.1]], dtype=torch.float64), torch.Generator().manual_seed(0)
-    for step, going, t, s in _calls(p, ts, steps):
+def remembers(p: Reverse, ts: Tensor, steps: tuple[Step, ...], shape: tuple[int, ...]) -> Step | None:
+    """A step that does not do the same when it is called again, at a few points of that shape on their way."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, *shape, generator=g, dtype=torch.float64)
+    for step, going, t, s in calls(p, ts, steps):
         z = torch.randn(x.shape, generator=g, dtype=x.dtype)
         told = going(p, x, t, s, lambda *_, z=z: z)
         try:
