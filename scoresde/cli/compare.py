@@ -8,7 +8,18 @@ from typing import Any
 
 import torch
 
-from ..lab import COMPARED, Problem, Subject, compare, exact_subject, origin, paths, trained_subject
+from ..lab import (
+    COMPARED,
+    Problem,
+    Subject,
+    compare,
+    density_paths,
+    exact_rows,
+    exact_subject,
+    origin,
+    paths,
+    trained_subject,
+)
 from ..process import LinearSDE
 from ..progress import bar
 from ..shapes import count, number
@@ -21,7 +32,7 @@ from .parts import read, read_steps
 
 def run(o: Namespace) -> None:
     """Compare, and write a report."""
-    from ..lab.pages import compare_page
+    from ..lab.pages import MAPPED, compare_page
 
     began, device = monotonic(), place(o)
     count("batch", o.batch)
@@ -54,8 +65,10 @@ def run(o: Namespace) -> None:
         least = [row for row in ran if row["budget"] == ran[0]["budget"]]
         samples = [(row["method"], torch.from_numpy(as_array(folder.read(row["samples"]) or b""))) for row in least]
         real, lines = measured(folder, "compared", lambda: subject), _paths(o, subject, folder, journal)
+        laws = _laws(o, subject.sde, cells, folder)
+        mapped = density_paths(subject.sde, [m for m in every if m.name in MAPPED], min(budgets), o.grid)
         made = {**origin(device), "seconds": round(monotonic() - began)}
-        compare_page(subject, table, lines, samples, real, made, o.out)
+        compare_page(subject, table, lines, samples, real, made, o.out, laws, mapped)
     print(f"{monotonic() - began:.0f} s; open {o.out / 'report.html'}")
 
 
@@ -89,6 +102,15 @@ def _subject(o: Namespace, device: torch.device) -> tuple[Subject, dict[str, Any
     law = read("law", o.law or "modes", Problem)
     n, sde = 4000 if o.n is None else o.n, sde or read("sde", "vp", LinearSDE)
     return exact_subject(repr(law), law.law(), sde, n, o.seed, device), {"subject": repr(law), "data": None}
+
+
+def _laws(o: Namespace, sde: LinearSDE, cells: list[tuple[Method, int]], folder: Folder) -> list[dict[str, Any]]:
+    """Of every sampler on a line, kept for runs that go on."""
+    rows = folder.rows("laws.jsonl", "method", "budget")
+    left = [(m, k) for m, k in cells if (m.name, k) not in rows]
+    for row in bar(exact_rows(sde, left, o.grid), desc="laws", total=len(left), unit="run"):
+        rows.add(row)
+    return [rows[m.name, k] for m, k in cells]
 
 
 def _paths(o: Namespace, subject: Subject, folder: Folder, journal: Journal) -> list[dict[str, Any]]:

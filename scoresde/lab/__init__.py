@@ -2,8 +2,9 @@
 make tables and pictures of rows, and are imported where they are wanted.
 """
 
+from .exactly import density_paths, exact_rows
 from .gaussian import GaussianLaw, gaussian_law_of
-from .law import law_of
+from .law import law_of, law_path
 from .likelihoods import Target
 from .line import LineLaw, tabulated
 from .metrics import Classifier, energy_distance, frechet, nearest, sliced_wasserstein, weights_error
@@ -16,7 +17,7 @@ from .subjects import Row, Subject, exact_subject, floors, memorised_subject, tr
 __all__ = [
     "COMPARED", "PROCESSES", "SPACINGS", "Classifier", "DigitClasses", "GaussianLaw", "Lattice", "Limit", "LineLaw",
     "Modes", "PathErrors", "Problem", "Row", "Slope", "Solver", "Subject", "Target", "adaptive", "bench", "compare",
-    "diffusions", "energy_distance", "exact_subject", "floors", "flows", "frechet", "gaussian_law_of", "law_of",
-    "memorised_subject", "nearest", "on_grid", "origin", "path_errors", "paths", "resolved", "sliced_wasserstein",
-    "slope", "tabulated", "trained_subject", "tuned", "weights_error",
+    "density_paths", "diffusions", "energy_distance", "exact_rows", "exact_subject", "floors", "flows", "frechet",
+    "gaussian_law_of", "law_of", "law_path", "memorised_subject", "nearest", "on_grid", "origin", "path_errors",
+    "paths", "resolved", "sliced_wasserstein", "slope", "tabulated", "trained_subject", "tuned", "weights_error",
 ]  # fmt: skip

@@ -12,6 +12,8 @@ some 1e-20 of the peak.
 """
 
 import math
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -64,11 +66,35 @@ def law_of(
         if memory:
             laws = [_carried(law, lambda x: end(p, x, ts, *steps, noise=_none), steps, whole=True) for law in laws]
         else:
-            for step, going, t, s in calls(p, ts, steps):
-                laws = _moved(laws, p, step, going, t, s)
+            _, laws = deque(_along(laws, p, ts, steps), maxlen=1).pop()
         if denoise and p.sde.var(ts[-1]) > 0:
             laws = [_carried(law, lambda x: p.denoise(x, ts[-1]), ("E[x_0 | x_t]",)) for law in laws]
     return replace(laws[0], coarse=laws[1])
+
+
+def law_path(
+    p: Reverse, ts: Tensor, *steps: Step, prior: Law | None = None, n: int = 256
+) -> list[tuple[float, LineLaw]]:
+    """The time and the law of `trajectory(p, x, ts, *steps)` at each of its states on a line, as `law_of` the last.
+    Raises ValueError as that does, and for steps with memory on the flow too.
+    """
+    ts, prior = beginning(p, ts, prior, (1,), False)
+    laws = [tabulated(prior, count("n", n, least=64))]
+    with torch.no_grad():
+        if memory := remembers(p, ts, steps, (1,)):
+            raise ValueError(f"{memory} remembers earlier states, so that its law is told at the end alone: law_of")
+        return [(float(ts[0]), laws[0]), *((t, law) for t, (law,) in _along(laws, p, ts, steps))]
+
+
+def _along(
+    laws: list[LineLaw], p: Reverse, ts: Tensor, steps: tuple[Step, ...]
+) -> Iterator[tuple[float, list[LineLaw]]]:
+    """The laws after each round of the steps, and its time."""
+    each = sum(step.n if isinstance(step, Langevin) else 1 for step in steps)
+    for k, (step, going, t, s) in enumerate(calls(p, ts, steps), 1):
+        laws = _moved(laws, p, step, going, t, s)
+        if k % each == 0:
+            yield float(s), laws
 
 
 def beginning(p: Reverse, ts: Tensor, prior: Law | None, shape: tuple[int, ...], denoise: bool) -> tuple[Tensor, Law]:
@@ -221,7 +247,8 @@ def _exactly(f: Callable[[Tensor], Tensor]) -> Valued:
     """f on (B, 1) and its derivative, by forward differentiation."""
 
     def valued(x: Tensor) -> tuple[Tensor, Tensor]:
-        with forward_ad.dual_level():
+        with warnings.catch_warnings(), forward_ad.dual_level():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own rules of differentiation
             y, slope = forward_ad.unpack_dual(f(forward_ad.make_dual(x[:, None], torch.ones_like(x)[:, None])))
             return y[:, 0].clone(), (torch.zeros_like(y) if slope is None else slope)[:, 0].clone()
 

@@ -11,7 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from ..files import write
-from .report import Curve, Diagram, Report, curves, side_by_side
+from .line import LineLaw
+from .report import Curve, Diagram, Report, curves, heat_maps, side_by_side
 from .subjects import Row, Subject
 
 SHOWN = 9  # curves in a picture of solvers
@@ -21,6 +22,7 @@ FEWER = (
     "A column is a budget. Where several calls pay for one interval it cannot always be spent: the cell then says how "
     "many calls were made, and pictures stand at those."
 )
+Densities = Sequence[tuple[str, Sequence[tuple[float, LineLaw]]]]
 FLOW = {"rms": "Root mean square error", "median": "Median error"}
 TITLES = {
     "frechet": "Frechet distance in the features of a small classifier",
@@ -29,6 +31,16 @@ TITLES = {
     "log_density_gap": "Mean log-density, less that of the truth, in nats",
     "mode_weights": "Error of the mode weights (total variation)",
 }
+
+
+EXACT = {
+    "kl": "KL(truth || sampler), nats",
+    "total_variation": "Total variation",
+    "wasserstein2": "Wasserstein-2",
+}
+SLOPES = {"kl": (-2.0,), "total_variation": (-1.0,), "wasserstein2": (-0.5, -1.0)}
+MAPPED = ("DDPM, fixed-small", "Annealed Langevin", "Predictor-corrector", "DDIM", "Flow(Heun())")
+"""What is pictured over time, beside the forward process."""
 
 
 def leaders(rows: Sequence[Row], key: str) -> dict[str, dict[int, Row]]:
@@ -150,15 +162,21 @@ def compare_page(
     real: Sequence[Row],
     made: Row,
     out: Path,
+    laws: Sequence[Row] = (),
+    densities: Densities = (),
 ) -> None:
-    """report.md and report.html into out: every measure by sampler and budget, and of sets of real samples; samples of
-    the smallest budget, and the orders of convergence; what was not run, and why.
+    """report.md and report.html into out: how far every sampler is from the truth on a line, exactly, and densities
+    over time, if they are given; every measure of samples by sampler and budget, and of sets of real samples; samples
+    of the smallest budget, and the orders of convergence; what was not run, and why.
     """
     r, ran = Report(f"Samplers of {subject.sde!r}, compared"), [row for row in rows if "skipped" not in row]
     r.text(_introduction(subject))
     r.text(_counted(rows))
+    order = list(dict.fromkeys(row["method"] for row in rows))
+    if laws:
+        _exactly(r, laws, densities, order, out)
     diagrams = _measures(r, rows, real)
-    curves(diagrams, out / "distances.png")
+    curves(diagrams, out / "distances.png", order)
     r.picture("distances.png", f"Distance against the network calls made; dotted: real samples.{_off(diagrams)}")
     points = subject.shape == (2,)
     if points or (len(subject.shape) == 3 and subject.shape[0] in (1, 3)):
@@ -169,13 +187,65 @@ def compare_page(
         r.heading("Samples")
         said = f"{least} network calls, or as many as are said, not selected, from the same starting points."
         r.picture("samples.png", said)
-    _convergence(paths, out, r)
+    _convergence(paths, out, r, order)
     said = (
         "results.jsonl holds one line a sampler and budget, with its grid, its steps, its seed and what was measured; "
         "samples/ holds the samples; an optimal variance was fitted with nfe_to_fit further calls, to 1000 samples of "
         "the data and noise of seed 0."
     )
-    _end(r, [said, _skipped(rows, "method")], made, out)
+    told = _skipped(laws, "method")
+    _end(r, [said, _skipped(rows, "method"), told and f"On a line. {told}"], made, out)
+
+
+def _exactly(r: Report, laws: Sequence[Row], densities: Densities, order: Sequence[str], out: Path) -> None:
+    """What is computed on a line instead of sampled."""
+    r.heading("On a line, exactly")
+    r.text(
+        "The law of what each sampler returns, computed without sampling: 0.7 N(-1, 0.01) + 0.3 N(1, 0.02), its exact "
+        "score, the same process, grid and calls as below, from the prior N(0, sigma_T^2) to t_min, against the law of "
+        "x_t there. Its numerical error is what half the points change; points below it are hollow. The slope is "
+        "between the two largest budgets. Divergence falls with the square of the step and total variation with the "
+        "step where it is of weak order 1; Wasserstein-2 with its root, as long as mass goes to the wrong mode."
+    )
+    names, budgets = list(dict.fromkeys(row["method"] for row in laws)), sorted({row["budget"] for row in laws})
+    of = {(row["method"], row["budget"]): row for row in laws if "skipped" not in row}
+    diagrams = []
+    for key, title in EXACT.items():
+        body = []
+        for name in names:
+            here = [of.get((name, k)) for k in budgets]
+            body.append([name, *(NOT_RUN if row is None else f"{row[key]:.3g}{_fewer(row)}" for row in here)])
+            body[-1].append(_last_slope([row for row in here if row], key))
+        r.heading(f"{title}: a line")
+        r.table(["sampler", *(f"{k} calls" for k in budgets), "slope"], body)
+        drawn = {name: [of[name, k] for k in budgets if (name, k) in of] for name in names}
+        lines = [
+            Curve(n, [row["nfe"] for row in q], [row[key] for row in q], [row[key] <= row["error"][key] for row in q])
+            for n, q in drawn.items()
+        ]
+        diagrams.append(Diagram(title, "network calls", lines, slopes=SLOPES[key]))
+    curves(diagrams, out / "laws.png", order)
+    worst = max((e for row in of.values() for key in EXACT if math.isfinite(e := row["error"][key])), default=0.0)
+    r.picture("laws.png", f"Against the network calls made; dashed: slopes. Numerical errors are at most {worst:.1g}.")
+    if densities:
+        panels = [
+            (
+                name,
+                [math.hypot(1.0, math.sqrt(law.var)) for _, law in path],
+                [(law.low, law.high, law.log_p.exp()) for _, law in path],
+            )
+            for name, path in densities
+        ]
+        heat_maps(panels, out / "densities.png", 2.5)
+        r.picture("densities.png", f"The density on its way, {budgets[0]} network calls each, a column a time.")
+
+
+def _last_slope(rows: Sequence[Row], key: str) -> str:
+    """Of log value by log calls, between the last two rows."""
+    if len(rows) < 2:
+        return ""
+    (x, u), (y, v) = ((row[key], row["nfe"]) for row in rows[-2:])
+    return f"{math.log(y / x) / math.log(v / u):.2f}" if 0 < x < math.inf and 0 < y < math.inf and u != v else ""
 
 
 def _measures(r: Report, rows: Sequence[Row], real: Sequence[Row]) -> list[Diagram]:
@@ -214,7 +284,7 @@ def _introduction(subject: Subject) -> str:
     )
 
 
-def _convergence(paths: Sequence[Row], out: Path, r: Report) -> None:
+def _convergence(paths: Sequence[Row], out: Path, r: Report, order: Sequence[str]) -> None:
     r.heading("On one Brownian path")
     r.text(
         "Each discretisation of the reverse SDE was given one Brownian path with ever more steps, and those of the "
@@ -234,5 +304,6 @@ def _convergence(paths: Sequence[Row], out: Path, r: Report) -> None:
     paths = [row for row in paths if "skipped" not in row]
     titles: dict[str, Any] = {"strong": "Strong error", "weak": "Weak error of |x|^2/d"}
     drawn = [[Curve(row["name"], row["steps"], row[key]) for row in paths] for key in titles]
-    curves([Diagram(t, "steps", lines) for t, lines in zip(titles.values(), drawn, strict=True)], out / "paths.png")
+    diagrams = [Diagram(t, "steps", lines) for t, lines in zip(titles.values(), drawn, strict=True)]
+    curves(diagrams, out / "paths.png", order)
     r.picture("paths.png", "Errors against the number of steps.")

@@ -109,12 +109,14 @@ def tile(x: Tensor, columns: int) -> np.ndarray:
     return sheet.numpy()
 
 
-def save_figure(figure: Figure, file: Path) -> None:
-    """Write a figure as a PNG, and close it."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130, bbox_inches="tight")
+def save_figure(figure: Figure, file: Path, paper: bool = False) -> None:
+    """Write a figure as a PNG, and close it. paper: as a PDF beside it too."""
+    kinds: dict[str, Any] = {"png": {"dpi": 130}} | ({"pdf": {"metadata": {"CreationDate": None}}} if paper else {})
+    for kind, more in kinds.items():
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, bbox_inches="tight", **more)
+        write(file.with_suffix(f".{kind}"), content.getvalue())
     plt.close(figure)
-    write(file, content.getvalue())
 
 
 def _show(axes: Axes, x: Tensor, columns: int, size: float = 4) -> None:
@@ -166,29 +168,38 @@ class Curve:
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    hollow: Sequence[bool] = ()
+    """Which points are below their own error, if any."""
 
 
 @dataclass(frozen=True)
 class Diagram:
-    """Curves on logarithmic axes, with a dotted line at `floor`, if any."""
+    """Curves on logarithmic axes, with a dotted line at `floor`, if any, and thin lines of some slopes."""
 
     title: str
     across: str
     lines: Sequence[Curve]
     floor: float | None = None
+    slopes: Sequence[float] = ()
 
 
-def curves(diagrams: Sequence[Diagram], file: Path) -> None:
-    """Diagrams two in a row, with one legend below them all. A name has one colour."""
+def curves(diagrams: Sequence[Diagram], file: Path, order: Sequence[str] = ()) -> None:
+    """Diagrams two in a row, with one legend below them all. A name has one colour, the same in every picture whose
+    names begin by the same order.
+    """
     rows = -(-len(diagrams) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(11, 4 * rows), squeeze=False)
-    names = list(dict.fromkeys(line.name for d in diagrams for line in d.lines))
+    names = list(dict.fromkeys([*order, *(line.name for d in diagrams for line in d.lines)]))
     styles = {name: (f"C{i % 10}", "ov^sDPX*<"[i % 9]) for i, name in enumerate(names)}
     shown = {}
     for a, d in zip(axes.flat, diagrams, strict=False):
         for line in d.lines:
             colour, marker = styles[line.name]
             (shown[line.name],) = a.loglog(line.x, line.y, color=colour, marker=marker, markersize=4, linewidth=1.2)
+            for x, y, hollow in zip(line.x, line.y, line.hollow, strict=False):
+                if hollow:
+                    a.plot(x, y, color=colour, marker=marker, markersize=4, markerfacecolor="white", zorder=3)
+        _guides(a, d)
         if d.floor is not None:
             shown["real samples"] = a.axhline(d.floor, color="gray", linestyle=":")
         a.set_title(d.title, fontsize=10)
@@ -201,7 +212,45 @@ def curves(diagrams: Sequence[Diagram], file: Path) -> None:
         a.axis("off")
     figure.legend(list(shown.values()), list(shown), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=9)
     figure.tight_layout()
-    save_figure(figure, file)
+    save_figure(figure, file, paper=True)
+
+
+def _guides(a: Axes, d: Diagram) -> None:
+    """A line of each slope, from the upper left corner of what is drawn on."""
+    points = [(x, y) for line in d.lines for x, y in zip(line.x, line.y, strict=True) if y > 0]
+    for slope in d.slopes if points else ():
+        low, high, top = min(x for x, _ in points), max(x for x, _ in points), max(y for _, y in points)
+        y = top * (high / low) ** slope
+        a.plot([low, high], [top, y], color="gray", linewidth=0.8, linestyle="--", zorder=0)
+        a.annotate(f"{slope:g}", (high, y), color="gray", fontsize=8, xytext=(2, 0), textcoords="offset points")
+
+
+def heat_maps(
+    panels: Sequence[tuple[str, Sequence[float], Sequence[tuple[float, float, Tensor]]]], file: Path, reach: float
+) -> None:
+    """Densities on a line over time, three panels in a row on one scale: (title, scales, columns). A column is (low,
+    high, density at equal steps from low to high); it is drawn in units of its scale, from -reach to reach, as log10 of
+    the density less that of its peak.
+    """
+    rows = -(-len(panels) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(11, 3 * rows), squeeze=False, sharey=True, layout="constrained")
+    at = np.linspace(-reach, reach, 400)
+    for a, (title, scales, columns) in zip(axes.flat, panels, strict=False):
+        sheet = []
+        for scale, (low, high, density) in zip(scales, columns, strict=True):
+            told = np.interp(at * scale, np.linspace(low, high, len(density)), density.numpy(), 0.0, 0.0)
+            sheet.append(np.log10(np.maximum(told / told.max(), 1e-4)))
+        seen = a.imshow(
+            np.array(sheet).T, origin="lower", aspect="auto", extent=(0.0, 1.0, -reach, reach), cmap="magma", vmin=-4
+        )
+        a.set_title(title, fontsize=10)
+        a.set_xticks([0.0, 1.0], ["noise", "data"])
+    for a in axes[:, 0]:
+        a.set_ylabel("x in deviations of x_t")
+    for a in list(axes.flat)[len(panels) :]:
+        a.axis("off")
+    figure.colorbar(seen, ax=axes, label="log10 of the density, its peak being 1", shrink=0.8)
+    save_figure(figure, file, paper=True)
 
 
 def _apart(values: Sequence[float]) -> list[float]:

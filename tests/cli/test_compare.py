@@ -44,8 +44,11 @@ N = 200
 
 
 def quick(patch):
-    """Without pictures and Brownian paths, which have tests of their own."""
-    patch.setattr(pages, "curves", lambda diagrams, file: file.write_bytes(b"curves"))
+    """Without pictures, laws on a line and Brownian paths, which have tests of their own."""
+    patch.setattr(pages, "curves", lambda diagrams, file, order: file.write_bytes(b"curves"))
+    patch.setattr(module, "exact_rows", lambda sde, cells, spacing: [{"method": m.name, "budget": k} for m, k in cells])
+    patch.setattr(module, "density_paths", lambda *args: ())
+    patch.setattr(pages, "_exactly", lambda *args: None)
     patch.setattr(pages, "side_by_side", lambda parts, file: file.write_bytes(b"clouds"))
     for home in (module, lab):
         patch.setattr(home, "paths", lambda *args: iter(()), raising=False)
@@ -480,9 +483,9 @@ def test_report_of_a_checkpoint(ring, trained):
     that stand beside them.
     """
     report, page = (trained / "report.md").read_text(), (trained / "report.html").read_text()
-    for name in ("distances.png", "samples.png", "paths.png"):
+    for name in ("laws.png", "densities.png", "distances.png", "samples.png", "paths.png"):
         assert (trained / name).read_bytes().startswith(b"\x89PNG") and f"]({name})" in report
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 5
     train, held = Ring(n=150).load().train, Ring(n=150).load().held_out
     for title, distance in (
         (TITLES["sliced_wasserstein"], sliced_wasserstein),
@@ -504,8 +507,9 @@ def test_report_of_a_checkpoint(ring, trained):
 @pytest.fixture
 def four_paths(monkeypatch):
     """Four paths, and no pictures."""
-    for name in ("curves", "side_by_side"):
-        monkeypatch.setattr(pages, name, lambda parts, file: file.write_bytes(b"picture"))
+    real = module.paths
+    quick(monkeypatch)
+    monkeypatch.setattr(module, "paths", real)
     monkeypatch.setattr(module, "COMPARED", ("DDIM",))
     monkeypatch.setattr(orders, "REVERSED", ("DDPM, fixed-small", "EulerMaruyama"))
     monkeypatch.setattr(orders, "FLOWING", ("DDIM", "Flow(Euler())"))

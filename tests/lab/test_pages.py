@@ -23,7 +23,7 @@ def drawn(monkeypatch):
     """File -> what is drawn into it, in place of drawing."""
     said = {}
 
-    def draw(what, file):
+    def draw(what, file, order=()):
         said[file.name] = list(what)
         file.write_bytes(b"picture of " + file.name.encode())
 
@@ -47,14 +47,17 @@ def cells(text):
     return [head, *body]
 
 
-def complete(out, pictures):
+def complete(out, pictures, papers=()):
     """report.html has the pictures of report.md inside; made.json and both reports have where the numbers came from."""
     page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
     assert re.findall(r"^!\[.*\]\((.*)\)$", text, re.M) == pictures
     inside = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]*)"', page)]
     assert inside == [(out / name).read_bytes() for name in pictures]
     assert not re.search(r"https?:|src=\"(?!data:)|href|@import|url\(", page)
-    assert sorted(f.name for f in out.iterdir()) == sorted(["made.json", "report.html", "report.md", *pictures])
+    assert sorted(f.name for f in out.iterdir()) == sorted(
+        ["made.json", "report.html", "report.md", *pictures, *papers]
+    )
+    assert all((out / name).read_bytes().startswith(b"%PDF") for name in papers)
     assert json.loads((out / "made.json").read_text()) == MADE
     for said in (text, unescape(page)):
         assert json.dumps(MADE, indent=2) in said.partition("Where this came from")[2]
@@ -361,6 +364,44 @@ def test_compare_without_some_paths(drawn, tmp_path):
     assert [[c.name for c in d.lines] for d in drawn["paths.png"]] == [[row["name"] for row in PATHS]] * 2
 
 
+def law_rows():
+    """On a line: two samplers, the second below its error at the end, and one that was not run."""
+    error = {"kl": 1e-3, "total_variation": 1e-9, "wasserstein2": 1e-9}
+    return [
+        {
+            "method": name,
+            "budget": k,
+            "nfe": k,
+            "kl": c / k**2,
+            "total_variation": c / k,
+            "wasserstein2": c,
+            "error": error,
+        }
+        for name, c in (("DDIM", 100.0), ("EulerMaruyama", 0.2))
+        for k in (6, 12)
+    ] + [{"method": "wild", "budget": k, "skipped": "no kernel"} for k in (6, 12)]
+
+
+def test_compare_shows_laws_on_a_line_first(drawn, tmp_path):
+    """A table for each distance, with the slope between the largest budgets; points below their error are told apart,
+    and colours are those of the other pictures.
+    """
+    compare_page(subject_of(), compare_rows(), PATHS, [], real(subject_of()), MADE, tmp_path, law_rows())
+    found = sections(tmp_path)
+    assert next(iter(found)) == "On a line, exactly"
+    table = cells(found["KL(truth || sampler), nats: a line"])
+    assert table[1] == ["DDIM", "2.78", "0.694", "-2.00"] and table[3] == ["wild", "not run", "not run", ""]
+    assert cells(found["Total variation: a line"])[2] == ["EulerMaruyama", "0.0333", "0.0167", "-1.00"]
+    assert cells(found["Wasserstein-2: a line"].partition("![")[0])[1] == ["DDIM", "100", "100", "0.00"]
+    assert "On a line. Not run: wild: no kernel (cells: 2)." in found["Where this came from"]
+    first, *_ = drawn["laws.png"]
+    assert {line.name: list(line.hollow) for line in first.lines} == {
+        "DDIM": [False, False],
+        "EulerMaruyama": [False, False],
+        "wild": [],
+    }
+
+
 def test_compare_says_what_distances_are_to(drawn, tmp_path):
     """Of an exact law to draws at t_min, of a network to held-out data, after a last call that denoises; one set of
     real samples has no deviation.
@@ -396,8 +437,8 @@ def test_pages_are_drawn(tmp_path):
     samples = [("DDIM", subject.fresh[1]), ("wild", 0 * subject.fresh[1])]
     compare_page(subject, rows, PATHS, samples, real(subject), MADE, out)
     assert cells(sections(out)[TITLES["sliced_wasserstein"]])[3] == ["wild", "nan", ""]
-    complete(out, ["distances.png", "samples.png", "paths.png"])
+    complete(out, ["distances.png", "samples.png", "paths.png"], ["distances.pdf", "paths.pdf"])
     wild = [{**row, "solver": "wild", "rms": math.inf} for row in bench_rows(diffusions=0)]
     bench_page([*bench_rows(diffusions=0), *wild], FLOORS, MADE, bench)
-    complete(bench, ["flow-modes-vp.png"])
+    complete(bench, ["flow-modes-vp.png"], ["flow-modes-vp.pdf"])
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in tmp_path.rglob("*.png"))

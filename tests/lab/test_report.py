@@ -25,6 +25,7 @@ from scoresde.lab.report import (
     Report,
     curves,
     grid_picture,
+    heat_maps,
     path_picture,
     save_figure,
     side_by_side,
@@ -297,6 +298,37 @@ def test_tile(n, c, h, w, columns, seed):
     assert np.array_equal(tile(x, columns), want)
 
 
+def test_heat_maps(figure, tmp_path):
+    """A column a time, in units of its scale: a Gaussian stays where it is however it is scaled, its peak 0, its floor
+    -4; as a PDF too.
+    """
+    x = torch.linspace(-8.0, 8.0, 1601, dtype=torch.float64)
+    columns = [(-8.0 * s, 8.0 * s, (-(x**2) / 2).exp() / s) for s in (1.0, 3.0)]
+    heat_maps([("one", [1.0, 3.0], columns), ("two", [1.0], columns[:1])], tmp_path / "heat.png", 5.0)
+    (shown,) = [images(f) for f in figure]
+    sheet = shown[0][1]
+    assert sheet.shape == (400, 2) and [a.get_title() for a, _ in shown[:2]] == ["one", "two"]
+    at = np.linspace(-5, 5, 400)
+    want = np.maximum(-(at**2) / 2 / np.log(10), -4)
+    np.testing.assert_allclose(sheet, np.stack([want, want], 1), atol=1e-3)
+    assert (tmp_path / "heat.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_slopes_and_hollow_points(figure, tmp_path):
+    """A guide of slope -2 leaves the upper left corner; a hollow point is drawn in white; names have the colours of the
+    order that they are told.
+    """
+    x = [10.0, 20.0, 40.0]
+    lines = [Curve("b", x, [1.0, 0.5, 0.1], [False, False, True]), Curve("a", x, [0.5, 0.4, 0.3])]
+    curves([Diagram("t", "calls", lines, slopes=(-2.0,))], tmp_path / "c.png", ["a", "b"])
+    drawn = figure[0].axes[0].lines
+    (guide,) = [line for line in drawn if line.get_linestyle() == "--"]
+    assert list(guide.get_xdata()) == [10.0, 40.0] and list(guide.get_ydata()) == pytest.approx([1.0, 1 / 16])
+    (hollow,) = [line for line in drawn if line.get_markerfacecolor() == "white"]
+    assert (list(hollow.get_xdata()), list(hollow.get_ydata())) == ([40.0], [0.1])
+    assert drawn[0].get_color() == "C1" == hollow.get_color()
+
+
 @pytest.mark.parametrize("shape", [(2, 2, 4, 4), (2, 4, 4), (4, 4), (0, 1, 4, 4), (2, 1, 0, 4)])
 def test_tile_errors(shape):
     """Only images of one or three channels, at least one of them, in at least one column."""
@@ -311,10 +343,10 @@ def figure(monkeypatch):
     """The figures that are saved, each looked at before it is closed."""
     seen, real = [], module.save_figure
 
-    def save(figure, file):
+    def save(figure, file, **more):
         figure.canvas.draw()
         seen.append(figure)
-        real(figure, file)
+        real(figure, file, **more)
 
     monkeypatch.setattr(module, "save_figure", save)
     return seen

@@ -1,0 +1,69 @@
+"""Samplers compared on a line, where the law of what they return is computed: no error of sampling, to nine digits."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from .. import grid
+from ..exact import GaussianMixture
+from ..model import Counted
+from ..noise import iid
+from ..process import LinearSDE
+from ..reference import Reference
+from ..steps import sample
+from ..steps.catalogue import Known, Method
+from .law import law_of, law_path
+from .line import LineLaw, tabulated
+from .solvers import known_spacing, paid
+from .subjects import Row
+
+LINE = GaussianMixture(torch.tensor([0.7, 0.3]), torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.01], [0.02]]))
+"""What is sampled: 0.7 N(-1, 0.1^2) + 0.3 N(1, 0.141^2), two modes that no path joins where there is little noise."""
+KNOWN = 4000
+"""Samples of it that steps may be fitted to."""
+
+
+def _known() -> Known:
+    x_0 = LINE.sample(KNOWN, torch.Generator().manual_seed(0))
+    return Known(Reference.fit(x_0), x_0)
+
+
+def exact_rows(sde: LinearSDE, cells: Sequence[tuple[Method, int]], spacing: str = "log_snr") -> Iterator[Row]:
+    """One row for each method and number of network calls, in turn: the calls that were made, nfe, `LineLaw.distances`
+    to the law of x_t at t_min, and under `error` what half the points change in each; or `skipped`, why the law cannot
+    be told. Raises ValueError for a grid that is not a usual one.
+    """
+    known = _known()
+    usual = grid.usual(known.around)[known_spacing(spacing)]
+    for method, budget in cells:
+        row: Row = {"method": method.name, "budget": budget, "sde": repr(sde), "eta": method.eta}
+        try:
+            ts, score = usual(sde, paid(method, budget)), LINE.diffuse(sde)
+            p, counted = sde.reverse(score, method.eta), Counted(score)
+            steps = method.steps(p, ts, known)
+            x_T = sde.prior((2, 1), iid(torch.Generator().manual_seed(0)), torch.float64)
+            sample(sde.reverse(counted, method.eta), x_T, ts, *steps, noise=iid(torch.Generator().manual_seed(0)))
+            found, truth = law_of(p, ts, *steps), LINE.marginal(sde, ts[-1])
+            row |= {"nfe": counted.nfe, **found.distances(truth), "error": found.errors(truth)}
+        except (ValueError, RuntimeError) as error:
+            row["skipped"] = str(error)
+        yield row
+
+
+def density_paths(
+    sde: LinearSDE, methods: Sequence[Method], budget: int, spacing: str = "log_snr"
+) -> list[tuple[str, list[tuple[float, LineLaw]]]]:
+    """The forward process backwards, and the law of each method on its way from the prior, with that many network
+    calls; methods whose law cannot be told so are left out.
+    """
+    known = _known()
+    usual = grid.usual(known.around)[known_spacing(spacing)]
+    found = [("forward process", [(float(t), tabulated(LINE.marginal(sde, t), 256)) for t in usual(sde, budget)])]
+    for method in methods:
+        try:
+            ts = usual(sde, paid(method, budget))
+            p = sde.reverse(LINE.diffuse(sde), method.eta)
+            found.append((method.name, law_path(p, ts, *method.steps(p, ts, known))))
+        except (ValueError, RuntimeError):
+            continue
+    return found
