@@ -12,12 +12,14 @@ from .orders import Limit, PathErrors, Slope, path_errors, paths, resolved, slop
 from .problems import DigitClasses, Lattice, Modes, Problem
 from .provenance import origin
 from .solvers import COMPARED, PROCESSES, SPACINGS, Solver, adaptive, bench, compare, diffusions, flows, on_grid, tuned
+from .spectrum import Mixing, mixing
 from .subjects import Row, Subject, exact_subject, floors, memorised_subject, trained_subject
 
 __all__ = [
     "COMPARED", "PROCESSES", "SPACINGS", "Classifier", "DigitClasses", "GaussianLaw", "Lattice", "Limit", "LineLaw",
-    "Modes", "PathErrors", "Problem", "Row", "Slope", "Solver", "Subject", "Target", "adaptive", "bench", "compare",
-    "density_paths", "diffusions", "energy_distance", "exact_rows", "exact_subject", "floors", "flows", "frechet",
-    "gaussian_law_of", "law_of", "law_path", "memorised_subject", "nearest", "on_grid", "origin", "path_errors",
-    "paths", "resolved", "sliced_wasserstein", "slope", "tabulated", "trained_subject", "tuned", "weights_error",
+    "Mixing", "Modes", "PathErrors", "Problem", "Row", "Slope", "Solver", "Subject", "Target", "adaptive", "bench",
+    "compare", "density_paths", "diffusions", "energy_distance", "exact_rows", "exact_subject", "floors", "flows",
+    "frechet", "gaussian_law_of", "law_of", "law_path", "memorised_subject", "mixing", "nearest", "on_grid", "origin",
+    "path_errors", "paths", "resolved", "sliced_wasserstein", "slope", "tabulated", "trained_subject", "tuned",
+    "weights_error",
 ]  # fmt: skip

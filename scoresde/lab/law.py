@@ -143,10 +143,10 @@ def remembers(p: Reverse, ts: Tensor, steps: tuple[Step, ...], shape: tuple[int,
 def _moved(laws: list[LineLaw], p: Reverse, step: Step, going: Step, t: Tensor, s: Tensor) -> list[LineLaw]:
     """After one step."""
     kernel = Langevin(step.step_size) if isinstance(step, MALA) else going
-    kernels = _kernels(kernel, p, [law.x for law in laws], t, s)
-    if not any(c.any() for _, c in kernels):
+    told = kernels(kernel, p, [law.x for law in laws], t, s)
+    if not any(c.any() for _, c in told):
         return [_carried(law, lambda x: going(p, x, t, s, _none), (step,)) for law in laws]
-    return [_spread(law, m, c, p, step, kernel, t, s) for law, (m, c) in zip(laws, kernels, strict=True)]
+    return [_spread(law, m, c, p, step, kernel, t, s) for law, (m, c) in zip(laws, told, strict=True)]
 
 
 def _spread(law: LineLaw, m: Tensor, c: Tensor, p: Reverse, step: Step, kernel: Step, t: Tensor, s: Tensor) -> LineLaw:
@@ -162,13 +162,13 @@ def _spread(law: LineLaw, m: Tensor, c: Tensor, p: Reverse, step: Step, kernel: 
     if finer > 1:
         x = torch.linspace(law.low, law.high, finer * (n - 1) + 1, dtype=torch.float64)
         law, h = LineLaw(law.low, law.high, law.log_prob(x)), h / finer
-        ((m, c),) = _kernels(kernel, p, [x], t, s)
+        ((m, c),) = kernels(kernel, p, [x], t, s)
     weight = (h * law.log_p.exp()).numpy()
     low, high = float((m - REACH * c).min()), float((m + REACH * c).max())
     return kept(low, high, n, lambda y: torch.from_numpy(_sum(y.numpy(), m.numpy(), c.numpy(), weight)).log())
 
 
-def _kernels(step: Step, p: Reverse, xs: list[Tensor], t: Tensor, s: Tensor) -> list[tuple[Tensor, Tensor]]:
+def kernels(step: Step, p: Reverse, xs: list[Tensor], t: Tensor, s: Tensor) -> list[tuple[Tensor, Tensor]]:
     """(m, c) at each x (n,), from draws of 0, 1 and -1. Raises ValueError for what is no Gaussian kernel."""
     x, draws = torch.cat(xs), []
     z = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64).repeat_interleave(len(x))[:, None]
@@ -215,14 +215,26 @@ def _sum(y: Points, m: Points, c: Points, weight: Points) -> Points:
 
 
 def _accepted(law: LineLaw, p: Reverse, step: MALA, proposal: Step, t: Tensor, finer: int) -> LineLaw:
-    """After the steps of MALA: p(y) (1 - int a(y, x) q(x | y) dx) + int p(x) a(x, y) q(y | x) dx, with the acceptance
-    a(x, y) = min(1, pi(y) q(x | y) / (pi(x) q(y | x))) for the level pi of the score. The points stay where they are,
-    so that pi is kept to all digits; a has kinks, which cost the rest an order.
+    """After the steps of MALA: p(y) (1 - int a(y, x) q(x | y) dx) + int p(x) a(x, y) q(y | x) dx. The points stay where
+    they are, so that the level is kept to all digits; a has kinks, which cost the rest an order.
     """
-    n = finer * (len(law.log_p) - 1) + 1
-    x = torch.linspace(law.low, law.high, n, dtype=torch.float64)
-    h, level = float(x[1] - x[0]), p.score.log_prob(x[:, None], t)  # type: ignore[attr-defined]
-    ((m, c),) = _kernels(proposal, p, [x], t, t)
+    x = torch.linspace(law.low, law.high, finer * (len(law.log_p) - 1) + 1, dtype=torch.float64)
+    to, moves = metropolis(p, proposal, t, x)
+    density, stays = law.log_prob(x).exp(), (1 - moves.sum(1)).clamp_min(0)
+    for _ in range(step.n):
+        came = torch.zeros_like(density).index_add_(0, to.flatten(), (density[:, None] * moves).flatten())
+        density = came + density * stays
+    return LineLaw(law.low, law.high, density[::finer].clamp_min(1e-300).log())
+
+
+def metropolis(p: Reverse, proposal: Step, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(to, moves), (n, k): from each of the points x (n,) at equal steps, where MALA may go, and the probability that
+    it does: h a(x, y) q(y | x), with the acceptance a(x, y) = min(1, pi(y) q(x | y) / (pi(x) q(y | x))) for the level
+    pi of the score.
+    """
+    n, h = len(x), float(x[1] - x[0])
+    level = p.score.log_prob(x[:, None], t)  # type: ignore[attr-defined]
+    ((m, c),) = kernels(proposal, p, [x], t, t)
     reach = min(n - 1, math.ceil(float(((m - x).abs() + REACH * c).max()) / h))
     to = torch.arange(n)[:, None] + torch.arange(-reach, reach + 1)
     inside, to = (to >= 0) & (to < n), to.clamp(0, n - 1)
@@ -232,12 +244,7 @@ def _accepted(law: LineLaw, p: Reverse, step: MALA, proposal: Step, t: Tensor, f
 
     forth = level[:, None] + log_q(x[to], m[:, None], c[:, None])
     back = level[to] + log_q(x[:, None], m[to], c[to])
-    moves = torch.where(inside, (torch.minimum(forth, back) - level[:, None]).exp() * h, 0.0)
-    density, stays = law.log_prob(x).exp(), (1 - moves.sum(1)).clamp_min(0)
-    for _ in range(step.n):
-        came = torch.zeros_like(density).index_add_(0, to.flatten(), (density[:, None] * moves).flatten())
-        density = came + density * stays
-    return LineLaw(law.low, law.high, density[::finer].clamp_min(1e-300).log())
+    return to, torch.where(inside, (torch.minimum(forth, back) - level[:, None]).exp() * h, 0.0)
 
 
 Valued = Callable[[Tensor], tuple[Tensor, Tensor]]
