@@ -1,6 +1,7 @@
 """What the README says runs, and its numbers are those of the result files."""
 
 import json
+import math
 import os
 import re
 import runpy
@@ -119,6 +120,20 @@ def test_comparisons(folder, measure, digits):
     values = {(row["method"], str(row["budget"])): row[measure] for row in rows}
     methods = list(dict.fromkeys(row["method"] for row in rows))
     assert body == [[m, *(f"{values[m, k]:.{digits}f}" for k in head[1:])] for m in methods]
+
+
+def test_laws_on_a_line():
+    """And those that are computed, not sampled."""
+    name = "benchmarks/results/compare-vp/laws.jsonl"
+    rows = [json.loads(line) for line in (ROOT / name).read_text().splitlines()]
+    kl = {(row["method"], row["budget"]): row["kl"] for row in rows}
+    head, _, *body = numbers(name)
+    budgets = [int(k) for k in head[1:-1]]
+    for name, *told, slope in body:
+        assert told == [f"{kl[name, k]:.2e}" for k in budgets]
+        assert slope == f"{math.log(kl[name, 500] / kl[name, 200]) / math.log(2.5):.2f}"
+    assert len(body) == len({row["method"] for row in rows})
+    assert all(row["nfe"] == row["budget"] and max(row["error"].values()) < 2e-5 for row in rows)
 
 
 def test_many_starts():

@@ -1,16 +1,18 @@
 """Samplers compared on a line, where the law of what they return is computed: no error of sampling, to nine digits."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from .. import grid
-from ..exact import GaussianMixture
+from ..exact import Diffused, GaussianMixture
 from ..model import Counted
 from ..noise import iid
-from ..process import LinearSDE
+from ..process import LinearSDE, Reverse, require_reverse
 from ..reference import Reference
-from ..steps import sample
+from ..steps import Step, sample
 from ..steps.catalogue import Known, Method
 from .law import law_of, law_path
 from .line import LineLaw, tabulated
@@ -67,3 +69,30 @@ def density_paths(
         except (ValueError, RuntimeError):
             continue
     return found
+
+
+def error_budget(
+    law: GaussianMixture, p: Reverse, ts: Tensor, *steps: Step, denoise: bool = False
+) -> dict[str, dict[str, float]]:
+    """Where the distance of a sampler to the law of the data on a line comes from, by switching one thing at a time,
+    each as `LineLaw.distances`:
+
+    stopping: from the data to the law of x_t at the last time; discretisation: from that to what the steps return from
+    the true law of x_T by the exact score; prior: from what they return so to what they return from N(0, sigma_T^2);
+    score: from that to what they return by the score of p, absent if it is the exact one; whole: from the data to that.
+    denoise: the samplers end with E[x_0 | x_t], and there is no stopping: what that does is in the discretisation.
+
+    Parts do not add up, as divergences do not; the larger ones are what to mend. Raises ValueError as `law_of` does.
+    """
+    require_reverse(p)
+    exact = replace(p, score=law.diffuse(p.sde))
+    start, stop = (law.marginal(p.sde, t) for t in (ts[0], ts[-1]))
+    truth = law if denoise else stop
+    true_start, from_prior = (law_of(exact, ts, *steps, prior=prior, denoise=denoise) for prior in (start, None))
+    parts = {} if denoise else {"stopping": tabulated(stop).distances(law)}
+    parts |= {"discretisation": true_start.distances(truth), "prior": from_prior.distances(true_start)}
+    own = from_prior
+    if not isinstance(p.score, Diffused):
+        own = law_of(p, ts, *steps, denoise=denoise)
+        parts["score"] = own.distances(from_prior)
+    return parts | {"whole": own.distances(law)}

@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 
-from scoresde import VE, VP, grid, iid, sample
-from scoresde.lab import density_paths, exact_rows, law_of
+from scoresde import VE, VP, Karras, Reference, ScoreModel, grid, iid, sample
+from scoresde.exact import Gaussian
+from scoresde.lab import density_paths, error_budget, exact_rows, law_of, tabulated
 from scoresde.lab.exactly import LINE
-from scoresde.steps import METHODS, Ancestral
+from scoresde.nn import MLP
+from scoresde.ode import Heun
+from scoresde.steps import METHODS, Ancestral, Flow
 from scoresde.steps.catalogue import own
 
 NAMES = ("DDPM, fixed-small", "DDIM", "Annealed Langevin", "SASolver(3, 4), eta 1")
@@ -60,3 +63,36 @@ def test_paths_of_densities_end_where_the_law_does():
     x = sample(p, sde.prior((n, 1), noise, torch.float64), ts[:7], Ancestral(), noise=noise)[:, 0].sort()[0]
     off = (path[6][1].cdf(x) - torch.arange(n) / n).abs().max()
     assert float(off) * math.sqrt(n) < 1.95
+
+
+def test_the_error_budget_switches_one_thing_at_a_time():
+    """From the true law of x_T with many steps only the stop is left; a prior that is wrong shows as that alone, and on
+    the flow as KL(p_T || prior), which a map keeps; a score that is wrong by a factor shows as that alone.
+    """
+    sde = VP(beta_max=12.0)
+    ts, score = grid.log_snr(sde, 80), LINE.diffuse(sde)
+    found = error_budget(LINE, sde.reverse(score, 0.0), ts, Flow(Heun()))
+    assert set(found) == {"stopping", "discretisation", "prior", "whole"}
+    start = LINE.marginal(sde, 1.0)
+    mismatch = tabulated(Gaussian(torch.zeros(1), float(sde.var(torch.tensor(1.0))))).distances(start)["kl"]
+    assert found["prior"]["kl"] == pytest.approx(mismatch, rel=1e-4)
+    assert found["discretisation"]["kl"] < 1e-4 < found["prior"]["kl"]
+    assert found["stopping"]["kl"] == pytest.approx(tabulated(LINE.marginal(sde, ts[-1])).distances(LINE)["kl"])
+    off = error_budget(LINE, sde.reverse(lambda x, t: 1.1 * score(x, t)), ts, Ancestral())
+    assert off["score"]["kl"] > 10 * off["prior"]["kl"]
+    exactly = error_budget(LINE, sde.reverse(score), ts, Ancestral())
+    for key in ("stopping", "discretisation", "prior"):
+        assert off[key] == pytest.approx(exactly[key], rel=1e-9)
+    same = error_budget(LINE, sde.reverse(lambda x, t: score(x, t)), ts, Ancestral())
+    assert max(same["score"].values()) < 1e-7 and same["whole"] == pytest.approx(exactly["whole"], rel=1e-9)
+
+
+def test_the_error_budget_of_a_network():
+    """A network in float32 that knows the mean and the deviation of the data and no more; with the last step that
+    denoises, nothing is said of stopping.
+    """
+    sde = VP()
+    model = ScoreModel(MLP((1,), width=16, depth=1), sde, Karras(Reference(-0.4, 0.925)))
+    found = error_budget(LINE, sde.reverse(model), grid.log_snr(sde, 12), Ancestral(), denoise=True)
+    assert set(found) == {"discretisation", "prior", "score", "whole"}
+    assert found["score"]["total_variation"] > 0.1 and found["whole"]["total_variation"] > 0.1
