@@ -219,7 +219,7 @@ def _accepted(law: LineLaw, p: Reverse, step: MALA, proposal: Step, t: Tensor, f
     they are, so that the level is kept to all digits; a has kinks, which cost the rest an order.
     """
     x = torch.linspace(law.low, law.high, finer * (len(law.log_p) - 1) + 1, dtype=torch.float64)
-    to, moves = metropolis(p, proposal, t, x)
+    to, moves = metropolis(p, step, proposal, t, x)
     density, stays = law.log_prob(x).exp(), (1 - moves.sum(1)).clamp_min(0)
     for _ in range(step.n):
         came = torch.zeros_like(density).index_add_(0, to.flatten(), (density[:, None] * moves).flatten())
@@ -227,13 +227,12 @@ def _accepted(law: LineLaw, p: Reverse, step: MALA, proposal: Step, t: Tensor, f
     return LineLaw(law.low, law.high, density[::finer].clamp_min(1e-300).log())
 
 
-def metropolis(p: Reverse, proposal: Step, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def metropolis(p: Reverse, step: MALA, proposal: Step, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """(to, moves), (n, k): from each of the points x (n,) at equal steps, where MALA may go, and the probability that
     it does: h a(x, y) q(y | x), with the acceptance a(x, y) = min(1, pi(y) q(x | y) / (pi(x) q(y | x))) for the level
-    pi of the score.
+    pi of the score, or its ratio by the scores.
     """
     n, h = len(x), float(x[1] - x[0])
-    level = p.score.log_prob(x[:, None], t)  # type: ignore[attr-defined]
     ((m, c),) = kernels(proposal, p, [x], t, t)
     reach = min(n - 1, math.ceil(float(((m - x).abs() + REACH * c).max()) / h))
     to = torch.arange(n)[:, None] + torch.arange(-reach, reach + 1)
@@ -242,9 +241,17 @@ def metropolis(p: Reverse, proposal: Step, t: Tensor, x: Tensor) -> tuple[Tensor
     def log_q(y: Tensor, m: Tensor, c: Tensor) -> Tensor:
         return -(((y - m) / c) ** 2) / 2 - c.log() - math.log(2 * math.pi) / 2
 
-    forth = level[:, None] + log_q(x[to], m[:, None], c[:, None])
-    back = level[to] + log_q(x[:, None], m[to], c[to])
-    return to, torch.where(inside, (torch.minimum(forth, back) - level[:, None]).exp() * h, 0.0)
+    if step.by_scores:
+        score = p.ask(x[:, None], t)[:, 0]
+        x_0, x_1, score_0, score_1 = (
+            v.expand_as(to).reshape(-1, 1) for v in (x[:, None], x[to], score[:, None], score[to])
+        )
+        ratio = step.integral(p, x_0, x_1, score_0, score_1, t).view(to.shape)
+    else:
+        level = p.score.log_prob(x[:, None], t)  # type: ignore[attr-defined]
+        ratio = level[to] - level[:, None]
+    forth, back = log_q(x[to], m[:, None], c[:, None]), ratio + log_q(x[:, None], m[to], c[to])
+    return to, torch.where(inside, torch.minimum(forth, back).exp() * h, 0.0)
 
 
 Valued = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -100,7 +100,7 @@ def mixing(p: Reverse, t: Tensor | float, step: Langevin | MALA, within: LineLaw
             if n > MOST:
                 raise ValueError(f"step_size must be such that {MOST} points tell a step, not {n}, got {step}")
         if isinstance(step, MALA):
-            to, moves = metropolis(p, one, t, x)
+            to, moves = metropolis(p, step, one, t, x)
             P = torch.zeros(n, n, dtype=torch.float64).scatter_add_(1, to, moves)
             P += torch.diag((1 - P.sum(1)).clamp_min(0))
         else:

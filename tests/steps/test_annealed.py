@@ -156,6 +156,22 @@ def test_mala_accepts_by_the_metropolis_ratio():
     assert 0.02 < (got == x).double().mean() < 0.6
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_mala_by_scores(k):
+    """For Gaussian data both rules are exact: every decision is that by log_prob, from the same draws. A network is
+    asked n + 1 or 2n + 1 times, and for no log_prob.
+    """
+    sde, t = VP(), torch.tensor(0.4, dtype=F64)
+    law = exact.Gaussian(torch.tensor([0.3, -0.2]), torch.tensor([0.5, 0.1]))
+    x = torch.randn(500, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    p, noise = sde.reverse(law.diffuse(sde)), lambda: iid(torch.Generator().manual_seed(1))
+    by_level, by_scores = (MALA(NCSN(0.5, 1.0), 5, how)(p, x, t, t, noise()) for how in (0, k))
+    torch.testing.assert_close(by_scores, by_level, rtol=1e-10, atol=1e-10)
+    score = Counted(lambda x, t: -x)
+    MALA(NCSN(0.5, 1.0), 3, k)(sde.reverse(score), x, t, t, noise())
+    assert score.nfe == {2: 4, 3: 7}[k]
+
+
 def test_mala_leaves_the_law_as_it_is_where_langevin_does_not():
     """From exact samples, 30 large steps: MALA's moments stay within 4 standard errors, plain Langevin's do not."""
     sde, t, n = VP(), torch.tensor(0.02, dtype=F64), 20_000
@@ -280,6 +296,7 @@ def test_clamped_cuts_the_denoiser():
     [
         (lambda: MALA(SNR()), "step_size"),
         (lambda: MALA(Constant(0.1), 0), "n must"),
+        (lambda: MALA(Constant(0.1), by_scores=1), "by_scores must be 0, 2 or 3"),
         (lambda: ConsistentAnnealed(0.0), "h must"),
         (lambda: ConsistentAnnealed(1.1), "h must"),
         (lambda: ConsistentAnnealed(ratio=0.5), "ratio"),
