@@ -114,7 +114,8 @@ def compare(parser: ArgumentParser) -> None:
     """Compare DDPM, annealed Langevin, predictor-corrector, DDIM, ... as discretisations of one SDE, from the same
     starting points. Without a MODEL the score is that of an exact law, and distances are to that law at t = t_min,
     where all samplers stop; with one they are to held-out data. One line a sampler and budget goes to results.jsonl,
-    everything to report.html; an interrupted run goes on when called again.
+    and to laws.jsonl one of its law on a line, which is computed without samples; everything to report.html. An
+    interrupted run goes on when called again.
     """
     add = parser.add_argument
     add("model", type=place, nargs="?", help=MODEL)
