@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import grid
-from ..exact import Diffused, GaussianMixture
+from ..exact import GaussianMixture
 from ..model import Counted
 from ..noise import iid
 from ..process import LinearSDE, Reverse, require_reverse
@@ -92,7 +92,7 @@ def error_budget(
     parts = {} if denoise else {"stopping": tabulated(stop).distances(law)}
     parts |= {"discretisation": true_start.distances(truth), "prior": from_prior.distances(true_start)}
     own = from_prior
-    if not isinstance(p.score, Diffused):
+    if p.score != exact.score:
         own = law_of(p, ts, *steps, denoise=denoise)
         parts["score"] = own.distances(from_prior)
     return parts | {"whole": own.distances(law)}

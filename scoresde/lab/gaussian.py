@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..exact import Gaussian, GaussianMixture
 from ..noise import Noise
-from ..process import Reverse
+from ..process import Reverse, require_reverse
 from ..steps import MALA, Step
 from ..steps.step import end
 from .law import beginning, calls, remembers
@@ -64,8 +64,8 @@ def gaussian_law_of(
     more than 1,024 dimensions, and, naming the step, for one that is not affine: data that are not Gaussian, a rule
     that looks at the noise (`SNR`), Metropolis' acceptance, sizes that depend on x.
     """
-    shape = getattr(getattr(p.score, "law", None), "shape", None)
-    if not isinstance(p, Reverse) or shape is None:
+    shape = getattr(getattr(require_reverse(p).score, "law", None), "shape", None)
+    if shape is None:
         raise ValueError("p must be a Reverse whose score knows the law of the data, such as law.diffuse(sde)")
     if prior is not None and (not isinstance(prior, Gaussian) or prior.shape != shape):
         raise ValueError(f"prior must be a Gaussian of shape {tuple(shape)}, got {prior!r}")

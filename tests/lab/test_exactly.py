@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoresde import VE, VP, Karras, Reference, ScoreModel, grid, iid, sample
-from scoresde.exact import Gaussian
+from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.lab import density_paths, error_budget, exact_rows, law_of, tabulated
 from scoresde.lab.exactly import LINE
 from scoresde.nn import MLP
@@ -83,6 +83,9 @@ def test_the_error_budget_switches_one_thing_at_a_time():
     exactly = error_budget(LINE, sde.reverse(score), ts, Ancestral())
     for key in ("stopping", "discretisation", "prior"):
         assert off[key] == pytest.approx(exactly[key], rel=1e-9)
+    other = GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.01], [0.02]]))
+    wrong = error_budget(LINE, sde.reverse(other.diffuse(sde)), ts, Ancestral())  # exact, but of another law
+    assert wrong["score"]["total_variation"] == pytest.approx(0.2, abs=0.02)
     same = error_budget(LINE, sde.reverse(lambda x, t: score(x, t)), ts, Ancestral())
     assert max(same["score"].values()) < 1e-7 and same["whole"] == pytest.approx(exactly["whole"], rel=1e-9)
 

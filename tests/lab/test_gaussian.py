@@ -141,6 +141,8 @@ def test_what_is_not_affine_is_refused():
     ):
         with pytest.raises(ValueError, match=said):
             gaussian_law_of(process, ts, step)
+    with pytest.raises(ValueError, match="Reverse"):
+        gaussian_law_of(None, ts, Ancestral())
     with pytest.raises(ValueError, match="ts must begin at T"):
         gaussian_law_of(p, ts[1:], Ancestral())
     with pytest.raises(ValueError, match="prior must be a Gaussian of shape"):
