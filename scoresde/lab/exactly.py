@@ -1,6 +1,6 @@
 """Samplers compared on a line, where the law of what they return is computed: no error of sampling, to nine digits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,9 +25,11 @@ KNOWN = 4000
 """Samples of it that steps may be fitted to."""
 
 
-def _known() -> Known:
+def _setting(spacing: str) -> tuple[Known, Callable[[LinearSDE, int], Tensor]]:
+    """What steps may know of the data, and the usual grid of that name."""
     x_0 = LINE.sample(KNOWN, torch.Generator().manual_seed(0))
-    return Known(Reference.fit(x_0), x_0)
+    known = Known(Reference.fit(x_0), x_0)
+    return known, grid.usual(known.around)[known_spacing(spacing)]
 
 
 def exact_rows(sde: LinearSDE, cells: Sequence[tuple[Method, int]], spacing: str = "log_snr") -> Iterator[Row]:
@@ -35,8 +37,7 @@ def exact_rows(sde: LinearSDE, cells: Sequence[tuple[Method, int]], spacing: str
     to the law of x_t at t_min, and under `error` what half the points change in each; or `skipped`, why the law cannot
     be told. Raises ValueError for a grid that is not a usual one.
     """
-    known = _known()
-    usual = grid.usual(known.around)[known_spacing(spacing)]
+    known, usual = _setting(spacing)
     for method, budget in cells:
         row: Row = {"method": method.name, "budget": budget, "sde": repr(sde), "eta": method.eta}
         try:
@@ -58,8 +59,7 @@ def density_paths(
     """The forward process backwards, and the law of each method on its way from the prior, with that many network
     calls; methods whose law cannot be told so are left out.
     """
-    known = _known()
-    usual = grid.usual(known.around)[known_spacing(spacing)]
+    known, usual = _setting(spacing)
     found = [("forward process", [(float(t), tabulated(LINE.marginal(sde, t), 256)) for t in usual(sde, budget)])]
     for method in methods:
         try:

@@ -278,12 +278,12 @@ def _smoothly(f: Callable[[Tensor], Tensor], x: Tensor) -> Valued:
 
 def _carried(law: LineLaw, f: Callable[[Tensor], Tensor], names: tuple[object, ...], whole: bool = False) -> LineLaw:
     """The law of f(x), for an increasing f on (B, 1): at y, p(x)/f'(x) where f(x) = y. whole: f is not one step, but
-    all of them."""
+    all of them. Raises ValueError, with the names of the steps, if f is not increasing.
+    """
     n = len(law.log_p)
     x = torch.linspace(law.low, law.high, FINER * (n - 1) + 1, dtype=torch.float64)
-    for valued in (
-        (_exactly(f),) if whole else (_smoothly(f, x), _exactly(f))
-    ):  # the second where the first is too rough
+    tries = (_exactly(f),) if whole else (_smoothly(f, x), _exactly(f))  # the second where the first is too rough
+    for valued in tries:
         y, slope = valued(x)
         if (y.diff() > 0).all() and (slope > 0).all():
             break

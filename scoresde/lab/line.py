@@ -111,7 +111,7 @@ class LineLaw:
             "kl": _divergence(other, self.log_prob(other.x)),
             "reverse_kl": _divergence(self, true(self.x)),
             "total_variation": _total_variation(self, other),
-            "wasserstein2": math.sqrt(max(0.0, _carried(self, other))),
+            "wasserstein2": math.sqrt(max(0.0, _transport(self, other))),
         }
 
     def errors(self, truth: "Law | LineLaw") -> dict[str, float]:
@@ -176,7 +176,7 @@ def _total_variation(p: LineLaw, q: LineLaw) -> float:
     return float((p.cdf(x) - q.cdf(x)).diff().abs().sum()) / 2
 
 
-def _carried(p: LineLaw, q: LineLaw) -> float:
+def _transport(p: LineLaw, q: LineLaw) -> float:
     """int (F^-1(u) - G^-1(u))^2 du, by Gauss' rule between all u that points of either law have: there both are
     smooth.
     """

@@ -27,7 +27,7 @@ from .coordinates import Coordinates, Place
 from .dequantize import Decoded, Dequantization, TruncatedNormal, Uniform
 from .prior import prior_mismatch
 from .quadrature import AsNeeded, Integrator, Node, integrate
-from .samples import entry, finite
+from .samples import entry, finite, rounding
 from .trace import Exact, Hutchinson, Probes, Trace
 
 FEW = 16  # dimensions up to which accuracy costs little
@@ -394,12 +394,3 @@ class _Path:
         L, V = self.p.sde.log_alpha(t), self.p.sde.var(t) / self.p.sde.alpha(t) ** 2
         inner, square = ((a * score).flatten(1).sum(1) for a in (x, score))
         return -x[0].numel() * L - L * inner + V / 2 * (trace + square)
-
-
-def rounding(score: Any) -> float:
-    """Half the distance of 1 to the next number in the type of a score's weights, if that is half precision, or 0."""
-    while isinstance(score, Counted):
-        score = score.f
-    types = {v.dtype for v in score.parameters()} if isinstance(score, torch.nn.Module) else set()
-    half = types & {torch.float16, torch.bfloat16}
-    return max((torch.finfo(dtype).eps / 2 for dtype in half), default=0.0)

@@ -1,8 +1,11 @@
-"""What every likelihood asks of its samples, and the name of a sample that fails."""
+"""What every likelihood asks of its samples and of the type of a score, and the name of a sample that fails."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..model import Counted
 from ..ode import SampleError
 from ..quantize import Quantized
 from ..shapes import lifted, state
@@ -30,3 +33,12 @@ def finite(what: str, t: Tensor, *values: Tensor, rows: Tensor | None = None) ->
         at = float(t.expand(len(good))[i])
         raise SampleError(f"{what} of sample {{}} is not finite at t = {at:.6g}", i if rows is None else int(rows[i]))
     return values[0]
+
+
+def rounding(score: Any) -> float:
+    """Half the distance of 1 to the next number in the type of a score's weights, if that is half precision, or 0."""
+    while isinstance(score, Counted):
+        score = score.f
+    types = {v.dtype for v in score.parameters()} if isinstance(score, torch.nn.Module) else set()
+    half = types & {torch.float16, torch.bfloat16}
+    return max((torch.finfo(dtype).eps / 2 for dtype in half), default=0.0)
