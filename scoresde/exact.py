@@ -29,6 +29,9 @@ class Law(ABC):
 
     shape: torch.Size
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of shape {tuple(self.shape)}>"
+
     @abstractmethod
     def _log_prob(self, x: Tensor, alpha: Tensor, var: Tensor) -> Tensor:
         """log p_t(x) in nats, (B,)."""

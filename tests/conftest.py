@@ -13,6 +13,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+torch.manual_seed(0)  # of what modules draw for their tests: every worker collects the same ones
 os.environ["OMP_NUM_THREADS"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in processes that a shell put behind
 hypothesis.settings.register_profile("laws", deadline=None, max_examples=25, derandomize=True)

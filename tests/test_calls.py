@@ -80,7 +80,7 @@ from scoresde.steps import (
 )
 from scoresde.training import Settings
 
-CALLS, SECONDS = 500, 20
+CALLS, SECONDS = 500, 120
 F64 = torch.float64
 LAW = exact.Gaussian(torch.zeros(2), torch.ones(2))
 P, Q = VP().reverse(LAW.diffuse(VP())), VP().reverse(LAW.diffuse(VP()), 0.0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scoresde.cli import main
 
-LINES, SECONDS = 300, 30
+LINES, SECONDS = 300, 120
 
 ODD = [
     "0", "-1", "1e23", "1e-320", "1e200", "nan", "inf", "-inf", "1j", "None", "True", "x", "", " ", "()", "[1]", "\\",
@@ -71,6 +71,7 @@ def finite(folder):
     return all(np.isfinite(a).all() for a in arrays) and all(map(math.isfinite, numbers))
 
 
+@pytest.mark.slow
 def test_lines(model, tmp_path_factory, monkeypatch, capsys):
     """300 lines, the same each time: never a traceback, never longer than a moment, never an error of more than a line,
     and never a result that is not finite without a word.
