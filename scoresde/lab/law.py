@@ -27,6 +27,7 @@ from ..exact import Gaussian, Law
 from ..process import Reverse, require_reverse
 from ..shapes import as_time, count, times
 from ..steps import MALA, Langevin, Step
+from ..steps.kernel import gaussian_kernel
 from ..steps.step import end, started
 from .line import FLOOR, LineLaw, kept, spline, tabulated
 
@@ -169,32 +170,10 @@ def _spread(law: LineLaw, m: Tensor, c: Tensor, p: Reverse, step: Step, kernel: 
 
 
 def kernels(step: Step, p: Reverse, xs: list[Tensor], t: Tensor, s: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(m, c) at each x (n,), from draws of 0, 1 and -1. Raises ValueError for what is no Gaussian kernel."""
-    x, draws = torch.cat(xs), []
-    z = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64).repeat_interleave(len(x))[:, None]
-
-    def noise(*_: Tensor) -> Tensor:
-        draws.append(1)
-        return z
-
-    m, up, down = step(p, x.repeat(3)[:, None], t, s, noise).view(3, -1)
-    if len(draws) > 1:
-        raise ValueError(
-            f"{_name(step)} draws {len(draws)} times from t = {t:g} to {s:g}, which is no Gaussian kernel: sample it"
-        )
-    c = (up - down) / 2
-    if (((up + down) / 2 - m).abs() > 1e-9 * (c.abs() + 1e-3 * m.abs() + 1e-12)).any():
-        raise ValueError(
-            f"the noise of {_name(step)} at t = {t:g} does not enter linearly, so that it is no Gaussian kernel: "
-            "sample it, or take a rule that does not look at the noise, such as NCSN"
-        )
+    """(m, c) at each x (n,). Raises ValueError for what is no Gaussian kernel."""
+    m, c = gaussian_kernel(step, p, torch.cat(xs)[:, None], t, s)
     sizes = [len(x) for x in xs]
-    return list(zip(m.split(sizes), c.abs().split(sizes), strict=True))
-
-
-def _name(step: Step) -> Step:
-    """Of a step at work, the step."""
-    return getattr(step, "step", step)
+    return list(zip(m[:, 0].split(sizes), c[:, 0].split(sizes), strict=True))
 
 
 def _sum(y: Points, m: Points, c: Points, weight: Points) -> Points:

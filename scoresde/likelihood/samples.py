@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..exact import Law
 from ..model import Counted
 from ..ode import SampleError
 from ..quantize import Quantized
@@ -42,3 +43,10 @@ def rounding(score: Any) -> float:
     types = {v.dtype for v in score.parameters()} if isinstance(score, torch.nn.Module) else set()
     half = types & {torch.float16, torch.bfloat16}
     return max((torch.finfo(dtype).eps / 2 for dtype in half), default=0.0)
+
+
+def lawful(name: str, law: Law | None, x: Tensor) -> Tensor:
+    """Return x (B, *D); raise ValueError, naming it, for a law that is not one of such samples, unless it is None."""
+    if law is not None and (not isinstance(law, Law) or law.shape != x.shape[1:]):
+        raise ValueError(f"{name} must be a law of shape {tuple(x.shape[1:])}, got {law!r}")
+    return x
