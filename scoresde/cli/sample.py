@@ -81,7 +81,11 @@ def _chosen(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, tor
     around = found.around or estimated(replace(p, eta=0.0), sde.prior(*pilots))
     every = o.step or ["GaussianReference"]
     steps = tuple(read("step", text, Step, around=around) for text in every)
-    n = (1 if any(hasattr(step, "run") for step in steps) else 20) if o.steps is None else count("steps", o.steps)
+    n = (
+        (1 if any(step.moves and hasattr(step, "run") for step in steps) else 20)
+        if o.steps is None
+        else count("steps", o.steps)
+    )
     ts = read_grid(o.grid or "reference", around=around)(sde, n, o.end)
     try:
         started(p, ts, steps)

@@ -275,16 +275,21 @@ class DPMSolverAdaptive(Adaptive):
 
 
 class Tallied(Step):
-    """A step that chooses its own sizes, as those of this module and `Flow(Dopri5())` do, with a count of those that it
-    took: after sampling, `accepted` and `rejected` are (B,), summed over the intervals of the grid.
+    """A step that accepts and rejects, as those of this module and `Flow(Dopri5())` do, which choose their own sizes,
+    and `MALA`, with a count: after sampling, `accepted` and `rejected` are (B,), summed over the intervals of the grid.
     """
 
     def __init__(self, step: Any) -> None:
         told = isinstance(step, Flow) and not isinstance(step.method, Embedded)
         if not isinstance(step, Step) or not hasattr(step, "run") or told:
-            raise ValueError(f"step must choose its own sizes, as GottaGoFast() does, got {step!r}")
+            raise ValueError(f"step must accept and reject, as GottaGoFast() and MALA() do, got {step!r}")
         self.step, self.at_work = step, step
         self.accepted, self.rejected = torch.zeros(2, 1, dtype=torch.long)
+
+    @property
+    def moves(self) -> bool:  # type: ignore[override]
+        """As the step does."""
+        return self.step.moves
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
         """The same step at work, counting from 0."""

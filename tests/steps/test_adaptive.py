@@ -667,5 +667,5 @@ def test_own_arguments_are_checked():
     with pytest.raises(ValueError, match="^r must"):
         GottaGoFast(r=0)
     for step in (EulerMaruyama(), GottaGoFast, None, Flow(Heun())):
-        with pytest.raises(ValueError, match="^step must choose its own sizes"):
+        with pytest.raises(ValueError, match="^step must accept and reject"):
             Tallied(step)
