@@ -34,7 +34,9 @@ def one_line(capsys):
 
 def network_calls(name, budget):
     """As many as fit: two an interval of the predictor-corrector and of Heun, five a level of Langevin dynamics."""
-    each = {"Predictor-corrector": 2, "Flow(Heun())": 2, "Annealed Langevin": 5}.get(name, 1)
+    each = {"Predictor-corrector": 2, "Predictor-corrector, MALA": 3, "Flow(Heun())": 2, "Annealed Langevin": 5}.get(
+        name, 1
+    )
     return budget // each * each
 
 

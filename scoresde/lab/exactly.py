@@ -12,7 +12,7 @@ from ..model import Counted
 from ..noise import iid
 from ..process import LinearSDE, Reverse, require_reverse
 from ..reference import Reference
-from ..steps import Step, sample
+from ..steps import MALA, Step, sample
 from ..steps.catalogue import Known, Method
 from .law import law_of, law_path
 from .line import LineLaw, tabulated
@@ -23,6 +23,8 @@ LINE = GaussianMixture(torch.tensor([0.7, 0.3]), torch.tensor([[-1.0], [1.0]]), 
 """What is sampled: 0.7 N(-1, 0.1^2) + 0.3 N(1, 0.141^2), two modes that no path joins where there is little noise."""
 KNOWN = 4000
 """Samples of it that steps may be fitted to."""
+COARSE = 256
+"""Points of a law under Metropolis' correction, which takes the square of them in time and keeps fewer digits."""
 
 
 def _setting(spacing: str) -> tuple[Known, Callable[[LinearSDE, int], Tensor]]:
@@ -46,7 +48,8 @@ def exact_rows(sde: LinearSDE, cells: Sequence[tuple[Method, int]], spacing: str
             steps = method.steps(p, ts, known)
             x_T = sde.prior((2, 1), iid(torch.Generator().manual_seed(0)), torch.float64)
             sample(sde.reverse(counted, method.eta), x_T, ts, *steps, noise=iid(torch.Generator().manual_seed(0)))
-            found, truth = law_of(p, ts, *steps), LINE.marginal(sde, ts[-1])
+            n = COARSE if any(isinstance(step, MALA) for step in steps) else None
+            found, truth = law_of(p, ts, *steps, n=n), LINE.marginal(sde, ts[-1])
             row |= {"nfe": counted.nfe, **found.distances(truth), "error": found.errors(truth)}
         except (ValueError, RuntimeError) as error:
             row["skipped"] = str(error)
@@ -71,9 +74,17 @@ def density_paths(
     return found
 
 
-def error_budget(
-    law: GaussianMixture, p: Reverse, ts: Tensor, *steps: Step, denoise: bool = False
-) -> dict[str, dict[str, float]]:
+class ErrorBudget(dict[str, dict[str, float]]):
+    """Distances by where they come from; `str` is a table of them."""
+
+    def __str__(self) -> str:
+        heads = list(self["whole"])
+        lines = [f"{'':15}" + "".join(f"{head:>17}" for head in heads)]
+        lines += [f"{name:15}" + "".join(f"{row[head]:17.3g}" for head in heads) for name, row in self.items()]
+        return "\n".join(lines)
+
+
+def error_budget(law: GaussianMixture, p: Reverse, ts: Tensor, *steps: Step, denoise: bool = False) -> ErrorBudget:
     """Where the distance of a sampler to the law of the data on a line comes from, by switching one thing at a time,
     each as `LineLaw.distances`:
 
@@ -95,4 +106,4 @@ def error_budget(
     if p.score != exact.score:
         own = law_of(p, ts, *steps, denoise=denoise)
         parts["score"] = own.distances(from_prior)
-    return parts | {"whole": own.distances(law)}
+    return ErrorBudget(parts | {"whole": own.distances(law)})

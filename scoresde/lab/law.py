@@ -37,6 +37,8 @@ REACH = 12.0
 """Deviations of a kernel after which it is left out."""
 NARROW = 1.5
 """The least deviation of a kernel, in steps of the grid that it is integrated over."""
+BLOCK = 1 << 17
+"""Numbers that are computed at once, which a cache holds."""
 FINER = 4
 """How many times finer than densities maps are known."""
 FINEST = 128
@@ -214,23 +216,25 @@ def metropolis(p: Reverse, step: MALA, proposal: Step, t: Tensor, x: Tensor) -> 
     n, h = len(x), float(x[1] - x[0])
     ((m, c),) = kernels(proposal, p, [x], t, t)
     reach = min(n - 1, math.ceil(float(((m - x).abs() + REACH * c).max()) / h))
-    to = torch.arange(n)[:, None] + torch.arange(-reach, reach + 1)
-    inside, to = (to >= 0) & (to < n), to.clamp(0, n - 1)
+    known = p.ask(x[:, None], t)[:, 0] if step.by_scores else p.score.log_prob(x[:, None], t)  # type: ignore[attr-defined]
+    aim = torch.arange(n)[:, None] + torch.arange(-reach, reach + 1)
+    to, moves = aim.clamp(0, n - 1), torch.empty(aim.shape, dtype=x.dtype)
 
     def log_q(y: Tensor, m: Tensor, c: Tensor) -> Tensor:
         return -(((y - m) / c) ** 2) / 2 - c.log() - math.log(2 * math.pi) / 2
 
-    if step.by_scores:
-        score = p.ask(x[:, None], t)[:, 0]
-        x_0, x_1, score_0, score_1 = (
-            v.expand_as(to).reshape(-1, 1) for v in (x[:, None], x[to], score[:, None], score[to])
-        )
-        ratio = step.integral(p, x_0, x_1, score_0, score_1, t).view(to.shape)
-    else:
-        level = p.score.log_prob(x[:, None], t)  # type: ignore[attr-defined]
-        ratio = level[to] - level[:, None]
-    forth, back = log_q(x[to], m[:, None], c[:, None]), ratio + log_q(x[:, None], m[to], c[to])
-    return to, torch.where(inside, torch.minimum(forth, back).exp() * h, 0.0)
+    for i in range(0, n, max(1, BLOCK // (2 * reach + 1))):
+        rows = slice(i, i + max(1, BLOCK // (2 * reach + 1)))
+        here, there = x[rows, None], x[to[rows]]
+        if step.by_scores:
+            ends = (here, there, known[rows, None], known[to[rows]])
+            x_0, x_1, score_0, score_1 = (v.expand_as(there).reshape(-1, 1) for v in ends)
+            ratio = step.integral(p, x_0, x_1, score_0, score_1, t).view(there.shape)
+        else:
+            ratio = known[to[rows]] - known[rows, None]
+        forth, back = log_q(there, m[rows, None], c[rows, None]), ratio + log_q(here, m[to[rows]], c[to[rows]])
+        moves[rows] = torch.where(aim[rows] == to[rows], torch.minimum(forth, back).exp() * h, 0.0)
+    return to, moves
 
 
 Valued = Callable[[Tensor], tuple[Tensor, Tensor]]

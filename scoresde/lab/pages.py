@@ -191,7 +191,7 @@ def compare_page(
     said = (
         "results.jsonl holds one line a sampler and budget, with its grid, its steps, its seed and what was measured; "
         "samples/ holds the samples; an optimal variance was fitted with nfe_to_fit further calls, to 1000 samples of "
-        "the data and noise of seed 0."
+        "the data and noise of seed 0, and step sizes of MALA to 512."
     )
     told = _skipped(laws, "method")
     _end(r, [said, _skipped(rows, "method"), told and f"On a line. {told}"], made, out)

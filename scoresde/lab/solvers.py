@@ -33,7 +33,8 @@ SWITCHED = 0.5  # deviations of the data: an error beyond it is taken for anothe
 TOLERANCES = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 COMPARED = (
     *("DDPM, fixed-small", "DDPM, fixed-large", "DDPM, optimal", "ReverseDiffusion", "EulerMaruyama"),
-    *("ConsistentAnnealed", "Predictor-corrector", "Annealed Langevin", "DDIM", "Flow(Heun())"),
+    *("ConsistentAnnealed", "Predictor-corrector", "Predictor-corrector, MALA", "Annealed Langevin", "DDIM"),
+    "Flow(Heun())",
 )
 BENCHED = (
     *("DDPM, fixed-small", "EulerMaruyama", "ReverseDiffusion", "DPMSolverPP(2), eta 1", "DPMSolverPP(3), eta 1"),

@@ -18,9 +18,13 @@ from .ancestral import AnalyticDPM, Ancestral, ConsistentAnnealed
 from .euler import EulerMaruyama, Flow, ReverseDiffusion
 from .exponential import EqualSteps
 from .langevin import NCSN, Langevin, ncsnv2_step
+from .metropolis import MALA, Calibrated
 from .multistep import DEIS, IPNDM, DPMSolverPP, GaussianReference, SASolver, UniPC
 from .singlestep import RES, DPMSolver, DPMSolverPP2S, EDMHeun
 from .step import Step, end
+
+CALIBRATED = 512
+"""Samples on which step sizes are calibrated."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,13 @@ def predictor_corrector(r: float = 0.16) -> Method:
     return fixed("Predictor-corrector", *steps, eta=1.0, each=2)
 
 
+def _adjusted(p: Reverse, ts: Tensor, known: Known) -> tuple[Step, ...]:
+    if known.x_0 is None:
+        raise ValueError("x_0 must be data to calibrate step sizes on, got none")
+    rule = Calibrated.fit(p, known.x_0[:CALIBRATED], ts[:-1], noise=iid(torch.Generator().manual_seed(0)))
+    return MALA(rule, 1, by_scores=2), ReverseDiffusion()
+
+
 def annealed_langevin(corrections: int = 5) -> Method:
     """Song & Ermon (2020): a corrector alone, so many steps a level, whose size is technique 4's for the levels."""
 
@@ -139,6 +150,7 @@ DIFFUSIONS = (
     *(fixed(f"SASolver(3, 4), eta {eta:g}", SASolver(), eta=eta) for eta in (1.0, 0.6)),
     *(gaussian_reference(f"GaussianReference, eta {eta:g}", eta) for eta in (1.0, 0.6)),
     predictor_corrector(),
+    Method("Predictor-corrector, MALA", _adjusted, 1.0, 3),
     annealed_langevin(),
 )
 METHODS = {method.name: method for method in (*FLOWS, *DIFFUSIONS)}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..noise import Noise, iid, require_noise
 from ..process import Reverse, require_reverse
-from ..shapes import as_table, choose, count, number, state, times, wide
+from ..shapes import as_table, choose, count, inside, number, state, wide
 from .langevin import NCSN, SNR, Constant, Langevin, StepSize
 from .step import Run, Step
 
@@ -150,36 +150,48 @@ class Calibrated(StepSize):
         *,
         accept: float = OPTIMAL,
         by_scores: int = 2,
+        most: float = 0.03,
         noise: Noise = iid(),
     ) -> "Calibrated":
-        """For `MALA(rule, n, by_scores)`, on data x_0 (n, *D) noised to each of the decreasing times ts, at `TRIALS` +
-        2 network calls a time. Each step size begins from the last and changes by the power of the ratio of widths
-        that many dimensions have, between 1e-4 sigma^2 and the mean square of x_t, at which a proposal for Gaussian
-        data no longer knows where it came from. Raises ValueError unless 0 < accept < 1, and as MALA does.
+        """For `MALA(rule, n, by_scores)`, on data x_0 (n, *D) noised to each of the times ts (N,), at 2 `TRIALS`
+        network calls a time and one more: the step size at which the share `accept` is accepted, or with two scores a
+        smaller one, whose doubt is `most` nats. Each begins from the last and changes by the power that the widths of
+        log ratio and doubt have in many dimensions, between 1e-4 sigma^2 and the mean square of x_t, at which a
+        proposal for Gaussian data no longer knows where it came from. Raises ValueError unless 0 < accept < 1 and
+        most > 0, and as MALA does.
         """
-        number("accept", accept, above=0, below=1)
+        number("accept", accept, above=0, below=1), number("most", most, above=0)
         require_noise(noise), require_reverse(p)
-        step, x_0, ts = MALA(Constant(1.0), 1, by_scores), wide("x_0", state("x_0", x_0)), times("ts", ts, p.T)
+        step, x_0, ts = (
+            MALA(Constant(1.0), 1, by_scores),
+            wide("x_0", state("x_0", x_0)),
+            inside(as_table("ts", ts), p.T),
+        )
         step.check(p, ts, ts)
-        goal, rows, share = float(_width(accept)), [], 0.1
+        rows, share = [], 0.1
         for t in ts:
             x = p.sde.perturb(x_0, t, noise)[0]
-            here, z = step.place(p, x, t), noise(x, t, t)
-            most = float(x.square().mean())
-            for trial in range(TRIALS):
-                e = torch.tensor(share * most, dtype=torch.float64, device="cpu")
+            here, z, square = step.place(p, x, t), noise(x, t, t), float(x.square().mean())
+            least, tried = min(1.0, 1e-4 * float(p.sde.var(t)) / square), []
+            for _ in range(TRIALS):
+                e = torch.tensor(share * square, dtype=torch.float64, device="cpu")
                 there, ratio = step.proposed(p, here, t, e, z)
                 rate = float(ratio.exp().clamp_max(1).mean())
-                if trial < TRIALS - 1:
-                    least = min(1.0, 1e-4 * float(p.sde.var(t)) / most)
-                    share = min(1.0, max(least, share * (goal / float(_width(rate))) ** (2 / 3)))
-            halfway = p.ask((x + there.x) / 2, t)
-            gap = (2 / 3 * (halfway - (here.score + there.score) / 2) * (there.x - x)).flatten(1).sum(1)
-            rows.append((float(e), rate, float(gap.square().mean().sqrt())))
+                bent = p.ask((x + there.x) / 2, t) - (here.score + there.score) / 2
+                doubt = float((2 / 3 * bent * (there.x - x)).flatten(1).sum(1).square().mean().sqrt())
+                tried.append((float(e), rate, doubt))
+                longer = _width(accept) / _width(rate)
+                if by_scores == 2:
+                    longer = min(longer, most / max(doubt, 1e-12))
+                share = min(1.0, max(least, share * longer ** (2 / 3)))
+            good = [row for row in tried if by_scores != 2 or row[2] < 1.5 * most]
+            best = min(good, key=lambda row: abs(row[1] - accept)) if good else min(tried, key=lambda row: row[2])
+            rows.append(best)
+            share = best[0] / square
         return cls(ts, *torch.tensor(rows, dtype=torch.float64, device="cpu").T)
 
 
-def _width(rate: float) -> Tensor:
+def _width(rate: float) -> float:
     """The half width w of a log ratio of N(-2 w^2, 4 w^2), which is accepted at that rate, 2 Phi(-w)."""
     at = torch.tensor(min(0.999, max(1e-3, rate)) / 2, dtype=torch.float64, device="cpu")
-    return -torch.special.ndtri(at)
+    return -float(torch.special.ndtri(at))

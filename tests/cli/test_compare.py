@@ -146,7 +146,7 @@ def test_other_options(fast, tmp_path, args, sde, law):
 
 def test_budgets_that_are_too_small(capsys, fast, tmp_path):
     """Below what a sampler needs its row, a line, its cell and the end of the report say so; others have theirs."""
-    least = {"Predictor-corrector": 2, "Flow(Heun())": 2, "Annealed Langevin": 6}
+    least = {"Predictor-corrector": 2, "Predictor-corrector, MALA": 3, "Flow(Heun())": 2, "Annealed Langevin": 6}
     found = compared(tmp_path, "--n", 20, "--nfe", 1, 5, "--corrections", 3)
     said = [line for line in capsys.readouterr().out.splitlines() if "needs" in line]
     assert sorted(said) == sorted(
@@ -160,7 +160,7 @@ def test_budgets_that_are_too_small(capsys, fast, tmp_path):
     }
     report = (tmp_path / "report.md").read_text()
     assert re.search(r"\| Predictor-corrector \| not run \| [^ |]+, 4 calls \|", report)
-    assert "| Annealed Langevin | not run | not run |" in report and "16 of 20 cells were run; why" in report
+    assert "| Annealed Langevin | not run | not run |" in report and "17 of 22 cells were run; why" in report
     assert (
         report.count("needs at least") == len(said) and "Not run: Annealed Langevin: Annealed Langevin needs" in report
     )
@@ -213,7 +213,7 @@ def test_again_and_with_more_budgets(modes, fast, tmp_path):
     assert all(after[name] == before[name] for name in before)
     found = compared(tmp_path, "--n", N, "--nfe", 5)
     text = (tmp_path / "results.jsonl").read_bytes()
-    assert text.startswith(before["results.jsonl"]) and {row["budget"] for row in found[20:]} == {5}
+    assert text.startswith(before["results.jsonl"]) and {row["budget"] for row in found[22:]} == {5}
     grown = ("results.jsonl", ".files.jsonl")
     assert all(contents(tmp_path)[name] == before[name] for name in before if name not in grown)
     report = (tmp_path / "report.md").read_text()

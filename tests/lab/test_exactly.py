@@ -80,6 +80,10 @@ def test_the_error_budget_switches_one_thing_at_a_time():
     assert found["stopping"]["kl"] == pytest.approx(tabulated(LINE.marginal(sde, ts[-1])).distances(LINE)["kl"])
     off = error_budget(LINE, sde.reverse(lambda x, t: 1.1 * score(x, t)), ts, Ancestral())
     assert off["score"]["kl"] > 10 * off["prior"]["kl"]
+    head, *lines = str(off).splitlines()
+    assert head.split() == ["kl", "reverse_kl", "total_variation", "wasserstein2"]
+    assert [line.split()[0] for line in lines] == ["stopping", "discretisation", "prior", "score", "whole"]
+    assert lines[-1].split()[1] == f"{off['whole']['kl']:.3g}"
     exactly = error_budget(LINE, sde.reverse(score), ts, Ancestral())
     for key in ("stopping", "discretisation", "prior"):
         assert off[key] == pytest.approx(exactly[key], rel=1e-9)
