@@ -2,8 +2,8 @@
 
     python examples/error_budget.py
 
-A network of 97,000 parameters is trained for 3,000 steps on 0.7 N(-1, 0.1^2) + 0.3 N(1, 0.141^2), a law on a line, where
-that of what a sampler returns is computed instead of sampled. One thing at a time is switched from exact to real: the
+A network of 97,000 parameters is trained for 3,000 steps on 0.7 N(-1, 0.1^2) + 0.3 N(1, 0.141^2), on a line, where that
+of what a sampler returns is computed instead of sampled. One thing at a time is switched from exact to real: the
 divergence of the data to the samples, and the distances, of DDPM with 20, 100 and 500 calls under the network. With few
 calls it is the steps that are wrong; with more the network, and no sampler mends that.
 """

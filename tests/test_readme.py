@@ -89,6 +89,27 @@ def test_benchmark_tables(name):
     assert body == [[str(v) for v in row.values()] for row in rows]
 
 
+def test_likelihoods_by_paths():
+    """And those of samplers, which hold a part of each."""
+    name = "benchmarks/results/paths-cpu.json"
+    rows = {(r["of"], r["sampler"], r["steps"]): r for r in json.loads((ROOT / name).read_text())["rows"]}
+    _, _, *body = numbers(name)
+    assert len(body) == len({key[:2] for key in rows})
+    for of, sampler, *told in body:
+        limit = rows.get((of, sampler, ""))
+        here = [rows[of, sampler, k] for k in ("20", "50", "200")] if limit is None else []
+        assert told == ([f"{r['1 path']} / {r['16 paths']}" for r in here] or ["", "", str(limit["16 paths"])])
+    name = "benchmarks/results/along-cpu.json"
+    rows = {
+        (r["sampler"], str(r["steps"]), r["control variate"]): r for r in json.loads((ROOT / name).read_text())["rows"]
+    }
+    head, _, *body = numbers(name)
+    assert len(body) * 4 == len(rows)
+    for sampler, steps, *told in body:
+        here = [rows[sampler, steps, variate] for variate in head[2:]]
+        assert told == [f"{r['RMS error']} ({r['told']})".removesuffix(" ()") for r in here]
+
+
 def test_demo_table():
     """So does the demo's."""
     results = json.loads((ROOT / "examples/demo-results.json").read_text())

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
+from ..exact import GaussianMixture
 from ..lab import (
     COMPARED,
+    LINE,
+    SPREAD,
     Problem,
     Subject,
     compare,
@@ -65,10 +68,11 @@ def run(o: Namespace) -> None:
         least = [row for row in ran if row["budget"] == ran[0]["budget"]]
         samples = [(row["method"], torch.from_numpy(as_array(folder.read(row["samples"]) or b""))) for row in least]
         real, lines = measured(folder, "compared", lambda: subject), _paths(o, subject, folder, journal)
-        laws = _laws(o, subject.sde, cells, folder)
+        laws = _laws(o, subject.sde, cells, folder, "laws", LINE)
+        gaussians = _laws(o, subject.sde, cells, folder, "gaussians", SPREAD)
         mapped = density_paths(subject.sde, [m for m in every if m.name in MAPPED], min(budgets), o.grid)
         made = {**origin(device), "seconds": round(monotonic() - began)}
-        compare_page(subject, table, lines, samples, real, made, o.out, laws, mapped)
+        compare_page(subject, table, lines, samples, real, made, o.out, laws, mapped, gaussians)
     print(f"{monotonic() - began:.0f} s; open {o.out / 'report.html'}")
 
 
@@ -104,11 +108,13 @@ def _subject(o: Namespace, device: torch.device) -> tuple[Subject, dict[str, Any
     return exact_subject(repr(law), law.law(), sde, n, o.seed, device), {"subject": repr(law), "data": None}
 
 
-def _laws(o: Namespace, sde: LinearSDE, cells: list[tuple[Method, int]], folder: Folder) -> list[dict[str, Any]]:
-    """Of every sampler on a line, kept for runs that go on."""
-    rows = folder.rows("laws.jsonl", "method", "budget")
+def _laws(
+    o: Namespace, sde: LinearSDE, cells: list[tuple[Method, int]], folder: Folder, name: str, law: GaussianMixture
+) -> list[dict[str, Any]]:
+    """Of every sampler for such data, kept for runs that go on."""
+    rows = folder.rows(f"{name}.jsonl", "method", "budget")
     left = [(m, k) for m, k in cells if (m.name, k) not in rows]
-    for row in bar(exact_rows(sde, left, o.grid), desc="laws", total=len(left), unit="run"):
+    for row in bar(exact_rows(sde, left, o.grid, law), desc=name, total=len(left), unit="run"):
         rows.add(row)
     return [rows[m.name, k] for m, k in cells]
 

@@ -2,7 +2,7 @@
 make tables and pictures of rows, and are imported where they are wanted.
 """
 
-from .exactly import density_paths, error_budget, exact_rows
+from .exactly import LINE, SPREAD, density_paths, error_budget, exact_rows
 from .gaussian import GaussianLaw, gaussian_law_of
 from .law import law_of, law_path
 from .likelihoods import Target
@@ -16,10 +16,10 @@ from .spectrum import Mixing, mixing
 from .subjects import Row, Subject, exact_subject, floors, memorised_subject, trained_subject
 
 __all__ = [
-    "COMPARED", "PROCESSES", "SPACINGS", "Classifier", "DigitClasses", "GaussianLaw", "Lattice", "Limit", "LineLaw",
-    "Mixing", "Modes", "PathErrors", "Problem", "Row", "Slope", "Solver", "Subject", "Target", "adaptive", "bench",
-    "compare", "density_paths", "diffusions", "energy_distance", "error_budget", "exact_rows", "exact_subject",
-    "floors", "flows", "frechet", "gaussian_law_of", "law_of", "law_path", "memorised_subject", "mixing", "nearest",
-    "on_grid", "origin", "path_errors", "paths", "resolved", "sliced_wasserstein", "slope", "tabulated",
-    "trained_subject", "tuned", "weights_error",
+    "COMPARED", "LINE", "PROCESSES", "SPACINGS", "SPREAD", "Classifier", "DigitClasses", "GaussianLaw", "Lattice",
+    "Limit", "LineLaw", "Mixing", "Modes", "PathErrors", "Problem", "Row", "Slope", "Solver", "Subject", "Target",
+    "adaptive", "bench", "compare", "density_paths", "diffusions", "energy_distance", "error_budget", "exact_rows",
+    "exact_subject", "floors", "flows", "frechet", "gaussian_law_of", "law_of", "law_path", "memorised_subject",
+    "mixing", "nearest", "on_grid", "origin", "path_errors", "paths", "resolved", "sliced_wasserstein", "slope",
+    "tabulated", "trained_subject", "tuned", "weights_error",
 ]  # fmt: skip

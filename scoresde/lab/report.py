@@ -174,13 +174,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Diagram:
-    """Curves on logarithmic axes, with a dotted line at `floor`, if any, and thin lines of some slopes."""
+    """Curves on logarithmic axes, with a dotted line at `floor`, if any, a band about it, and thin lines of some
+    slopes. signed: values have a sign; the axis is linear in the band, and logarithmic away from it on both sides.
+    """
 
     title: str
     across: str
     lines: Sequence[Curve]
     floor: float | None = None
     slopes: Sequence[float] = ()
+    band: tuple[float, float] | None = None
+    signed: bool = False
 
 
 def curves(diagrams: Sequence[Diagram], file: Path, order: Sequence[str] = ()) -> None:
@@ -190,7 +194,8 @@ def curves(diagrams: Sequence[Diagram], file: Path, order: Sequence[str] = ()) -
     rows = -(-len(diagrams) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(11, 4 * rows), squeeze=False)
     names = list(dict.fromkeys([*order, *(line.name for d in diagrams for line in d.lines)]))
-    styles = {name: (f"C{i % 10}", "ov^sDPX*<"[i % 9]) for i, name in enumerate(names)}
+    many = [f"C{i}" for i in range(10)] if len(names) <= 10 else [plt.get_cmap("tab20")(i) for i in range(20)]
+    styles = {name: (many[i % len(many)], "ov^sDPX*<"[i % 9]) for i, name in enumerate(names)}
     shown = {}
     for a, d in zip(axes.flat, diagrams, strict=False):
         for line in d.lines:
@@ -202,6 +207,12 @@ def curves(diagrams: Sequence[Diagram], file: Path, order: Sequence[str] = ()) -
         _guides(a, d)
         if d.floor is not None:
             shown["real samples"] = a.axhline(d.floor, color="gray", linestyle=":")
+        if d.signed:
+            reach = max(map(abs, d.band or (0.0,))) or 1e-3
+            a.set_yscale("symlog", linthresh=reach)
+        if d.band is not None:
+            low = d.band[0] if d.signed else max(d.band[0], a.get_ylim()[0])
+            a.axhspan(low, d.band[1], color="gray", alpha=0.15, linewidth=0, zorder=0)
         a.set_title(d.title, fontsize=10)
         a.set_xlabel(d.across)
         a.set_xticks(_apart([v for line in d.lines for v in line.x]), minor=False)

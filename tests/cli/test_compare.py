@@ -46,7 +46,7 @@ N = 200
 def quick(patch):
     """Without pictures, laws on a line and Brownian paths, which have tests of their own."""
     patch.setattr(pages, "curves", lambda diagrams, file, order: file.write_bytes(b"curves"))
-    patch.setattr(module, "exact_rows", lambda sde, cells, spacing: [{"method": m.name, "budget": k} for m, k in cells])
+    patch.setattr(module, "exact_rows", lambda sde, cells, *_: [{"method": m.name, "budget": k} for m, k in cells])
     patch.setattr(module, "density_paths", lambda *args: ())
     patch.setattr(pages, "_exactly", lambda *args: None)
     patch.setattr(pages, "side_by_side", lambda parts, file: file.write_bytes(b"clouds"))
@@ -483,9 +483,9 @@ def test_report_of_a_checkpoint(ring, trained):
     that stand beside them.
     """
     report, page = (trained / "report.md").read_text(), (trained / "report.html").read_text()
-    for name in ("laws.png", "densities.png", "distances.png", "samples.png", "paths.png"):
+    for name in ("laws.png", "gaussians.png", "densities.png", "distances.png", "samples.png", "paths.png"):
         assert (trained / name).read_bytes().startswith(b"\x89PNG") and f"]({name})" in report
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     train, held = Ring(n=150).load().train, Ring(n=150).load().held_out
     for title, distance in (
         (TITLES["sliced_wasserstein"], sliced_wasserstein),

@@ -7,7 +7,7 @@ import torch
 
 from scoresde import VE, VP, Karras, Reference, ScoreModel, grid, iid, sample
 from scoresde.exact import Gaussian, GaussianMixture
-from scoresde.lab import density_paths, error_budget, exact_rows, law_of, tabulated
+from scoresde.lab import SPREAD, density_paths, error_budget, exact_rows, law_of, tabulated
 from scoresde.lab.exactly import LINE
 from scoresde.nn import MLP
 from scoresde.ode import Heun
@@ -36,6 +36,27 @@ def test_rows_are_those_of_the_law():
     assert "needs at least" in short["skipped"]
     with pytest.raises(ValueError, match="spacing must be one of"):
         list(exact_rows(sde, [], "linear"))
+
+
+def test_rates_in_more_dimensions():
+    """Gaussian data, in closed form: divergence falls with the square of the step, Wasserstein-2 with the step; under
+    Metropolis' correction there is no Gaussian.
+    """
+    sde, names = VP(), ("DDPM, fixed-small", "ReverseDiffusion", "EulerMaruyama")
+    rows = list(exact_rows(sde, [(METHODS[name], k) for name in names for k in (200, 400)], law=SPREAD))
+    for half, whole in zip(rows[::2], rows[1::2]):
+        assert half["kl"] / whole["kl"] == pytest.approx(4, rel=0.05)
+        assert half["wasserstein2"] / whole["wasserstein2"] == pytest.approx(2, rel=0.1)
+        assert set(half["error"].values()) == {0.0} and half["nfe"] == 200
+    (adjusted,) = exact_rows(sde, [(METHODS["Predictor-corrector, MALA"], 12)], law=SPREAD)
+    assert "not affine" in adjusted["skipped"]
+
+
+def test_metropolis_on_a_line():
+    """Corrected by the scores alone, predictor-corrector sampling with as many calls comes several times closer."""
+    names = ("Predictor-corrector, MALA", "Predictor-corrector")
+    adjusted, plain = exact_rows(VP(), [(METHODS[name], 50) for name in names])
+    assert adjusted["nfe"] == 48 and adjusted["kl"] < plain["kl"] / 3
 
 
 def test_a_step_of_ones_own():

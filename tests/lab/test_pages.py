@@ -313,9 +313,12 @@ def test_compare_draws_what_it_says(drawn, tmp_path):
     distances, errors = drawn["distances.png"], drawn["paths.png"]
     for diagram, (key, measure) in zip(distances, MEASURES.items(), strict=True):
         assert (diagram.title, diagram.across) == (TITLES[key], "network calls")
-        assert diagram.floor == pytest.approx(np.mean([abs(measure(x)) for x in subject.fresh]))
+        size = (lambda v: v) if key == "log_density_gap" else abs
+        sets = [size(measure(x)) for x in subject.fresh]
+        assert diagram.floor == pytest.approx(np.mean(sets)) and diagram.signed == (size is not abs)
+        assert np.diff(diagram.band)[0] == pytest.approx(4 * np.std(sets, ddof=1))
         lines = [(c.name, list(c.x), list(c.y)) for c in diagram.lines]
-        a, b, c = (abs(row[key]) for row in rows)
+        a, b, c = (size(row[key]) for row in rows)
         assert lines == [("DDIM", [5, 12], [a, b]), ("UniPC(3)", [11], [c])]
     for diagram, title, key in zip(errors, ("Strong error", "Weak error of |x|^2/d"), ("strong", "weak"), strict=True):
         assert (diagram.title, diagram.across, diagram.floor) == (title, "steps", None)
@@ -341,7 +344,7 @@ def test_compare_shows_samples(drawn, tmp_path, shape, shown):
 
 def test_compare_without_some_rows(drawn, tmp_path):
     """What could not be run is counted at the head, is no empty cell, and stands at the end with why; 0 and nan are in
-    the tables, and counted below the picture, which cannot show them.
+    the tables, and nan is counted below the picture, which cannot show it.
     """
     skipped = {"method": "UniPC(3)", "budget": 6, "skipped": "sample 3 is not finite"}
     wild = {"method": "wild", "budget": 6, "nfe": 6, "sliced_wasserstein": math.nan, "log_density_gap": 0.0}
@@ -351,7 +354,7 @@ def test_compare_without_some_rows(drawn, tmp_path):
     assert "Not run: UniPC(3): sample 3 is not finite (cells: 1)." in end
     for key, said in (("sliced_wasserstein", "nan"), ("log_density_gap", "0")):
         assert [line[:2] for line in cells(found[TITLES[key]])[2:4]] == [["UniPC(3)", "not run"], ["wild", said]]
-    assert "real samples. Not drawn: 2 values that are 0 or not finite.](" in (tmp_path / "report.md").read_text()
+    assert "from set to set. Not drawn: 1 values that are 0 or not finite.](" in (tmp_path / "report.md").read_text()
 
 
 def test_compare_without_some_paths(drawn, tmp_path):
@@ -400,6 +403,18 @@ def test_compare_shows_laws_on_a_line_first(drawn, tmp_path):
         "EulerMaruyama": [False, False],
         "wild": [],
     }
+
+
+def test_compare_shows_gaussian_data_next(drawn, tmp_path):
+    """Two distances, each with its slope; and why one is missing there."""
+    rows = [{k: v for k, v in row.items() if k != "total_variation"} for row in law_rows()]
+    compare_page(subject_of(), compare_rows(), PATHS, [], real(subject_of()), MADE, tmp_path, law_rows(), (), rows)
+    found = sections(tmp_path)
+    assert "In eight dimensions, exactly" in found
+    assert cells(found["KL(truth || sampler), nats: eight dimensions"])[1] == ["DDIM", "2.78", "0.694", "-2.00"]
+    assert "Total variation: eight dimensions" not in found
+    assert "In eight dimensions. Not run: wild: no kernel (cells: 2)." in found["Where this came from"]
+    assert [d.slopes for d in drawn["gaussians.png"]] == [(-2.0,), (-1.0,)]
 
 
 def test_compare_says_what_distances_are_to(drawn, tmp_path):

@@ -329,6 +329,24 @@ def test_slopes_and_hollow_points(figure, tmp_path):
     assert drawn[0].get_color() == "C1" == hollow.get_color()
 
 
+def test_bands_and_signs(figure, tmp_path):
+    """A band is shaded about the floor; values with a sign stand on their side of 0, linear in the band. Of more than
+    ten names no two have one colour.
+    """
+    x, y = [10.0, 20.0], [[-0.5, -0.1], [0.2, 0.01]]
+    lines = [Curve(name, x, v) for name, v in zip("ab", y)]
+    signed = Diagram("s", "calls", lines, 0.0, band=(-0.05, 0.05), signed=True)
+    plain = Diagram("p", "calls", [Curve(c, x, [1.0, 0.5]) for c in "abcdefghijkl"], 0.3, band=(-0.1, 0.7))
+    curves([signed, plain], tmp_path / "c.png")
+    left, right = figure[0].axes[:2]
+    assert left.get_yscale() == "symlog" and right.get_yscale() == "log"
+    assert [list(line.get_ydata()) for line in left.lines[:2]] == y
+    (band,), (other,) = left.patches, right.patches
+    assert (band.get_y(), band.get_height()) == (-0.05, pytest.approx(0.1))
+    assert 0 < other.get_y() < 0.5 and other.get_y() + other.get_height() == pytest.approx(0.7)
+    assert len({line.get_color() for line in right.lines[:12]}) == 12
+
+
 @pytest.mark.parametrize("shape", [(2, 2, 4, 4), (2, 4, 4), (4, 4), (0, 1, 4, 4), (2, 1, 0, 4)])
 def test_tile_errors(shape):
     """Only images of one or three channels, at least one of them, in at least one column."""
