@@ -6,7 +6,8 @@ Bounds: -log p under the sampler itself, by the importance-weighted bound of its
 first is DDPM's bound. Densities at t_min: of the digits' mixture in 64 dimensions in nats/dim, whose true law is known;
 and of held-out digits under the demo's U-Net (trained first, if it is not there) in bits/dim, dequantised. The
 same images or samples in every row, whose standard error is the last column; differences between rows are far more
-certain. "the flow" is `log_prob`, "the reverse SDE" `continuous_elbo`: what many steps come to.
+certain. "DDPM, optimal" and "AffineDPM" are fitted to 1,000 samples or training images. "the flow" is `log_prob`, "the
+reverse SDE" `continuous_elbo`: what many steps come to.
 
 Along the path: root mean square error in nats of the log-density that `sample_and_log_prob` tells of samples of that
 mixture, whose log-density is known; the mean error, the root mean square of the error that it tells, and how many of
@@ -45,7 +46,9 @@ from scoresde.lab.problems import DigitClasses
 from scoresde.likelihood import continuous_elbo, sample_and_log_prob, sampler_log_prob
 from scoresde.process import Score
 from scoresde.quantize import Quantized
+from scoresde.steps import AffineDPM, AnalyticDPM
 
+FITTED: dict[str, type[AffineDPM] | type[AnalyticDPM]] = {"DDPM, optimal": AnalyticDPM, "AffineDPM": AffineDPM}
 SAMPLERS: dict[str, Step] = {
     "DDPM, fixed-small": Ancestral(),
     "DDPM, v = 0.5": Ancestral(0.5),
@@ -58,9 +61,16 @@ SAMPLERS: dict[str, Step] = {
 
 
 def bounds(
-    of: str, sde: LinearSDE, score: Score, x: Tensor, around: Reference, grey: Quantized | None, paths: int
+    of: str,
+    sde: LinearSDE,
+    score: Score,
+    x: Tensor,
+    data: Tensor,
+    around: Reference,
+    grey: Quantized | None,
+    paths: int,
 ) -> list[dict[str, Any]]:
-    """A row for each sampler and number of steps."""
+    """A row for each sampler and number of steps; two of them are fitted to data."""
     p, rows, d = sde.reverse(score), [], x[0].numel()
 
     def row(sampler: str, steps: str, log_p: Tensor, few: tuple[Tensor, ...] = ()) -> dict[str, Any]:
@@ -71,9 +81,10 @@ def bounds(
             "error": round(float(told[-1].std()) / math.sqrt(len(x)), 4),
         }  # fmt: skip
 
-    for name, step in SAMPLERS.items():
+    for name in (*SAMPLERS, *FITTED):
         for n in (20, 50, 200):
             ts = grid.reference(sde, n, around=around)
+            step = SAMPLERS[name] if name in SAMPLERS else FITTED[name].fit(p, data, ts, noise(5))
             w = sampler_log_prob(p, x, ts, step, paths=paths, noise=noise(n))
             four = w.log_w.view(-1, 4, len(x)).logsumexp(1).mean(0) - math.log(4)
             rows.append(row(name, str(n), w.log_p, (w.elbo, four)))
@@ -145,11 +156,14 @@ def main() -> None:
     data, law, sde = Digits().load(), DigitClasses().law(), VP()
     around, score = Reference.fit(data.train).overall, law.diffuse(sde)
     x = score.sample(options.samples, sde.t_min, torch.Generator().manual_seed(3))
-    rows = bounds("mixture", sde, score, x, around, None, options.paths)
+    rows = bounds(
+        "mixture", sde, score, x, law.sample(1000, torch.Generator().manual_seed(6)), around, None, options.paths
+    )
     model = network("U-Net", options.models, "cpu")
     assert data.quantized is not None
     x = data.quantized.dequantize(data.held_out[: options.images], noise(4))
-    rows += bounds("U-Net", model.sde, model, x, around, data.quantized, options.paths)
+    fit = data.quantized.dequantize(data.train[:1000], noise(7))
+    rows += bounds("U-Net", model.sde, model, x, fit, around, data.quantized, options.paths)
     file = save("paths", "cpu", ("scoresde", "torch"), rows)
     print(table(rows), f"\nwritten to {file}")
 

@@ -1,7 +1,7 @@
 """The loop of sampling, and everything that carries x from t to s."""
 
 from .adaptive import Adaptive, DPMSolverAdaptive, GottaGoFast, Tallied
-from .ancestral import AnalyticDPM, Ancestral, ConsistentAnnealed, LearnedVariance, Posterior
+from .ancestral import AffineDPM, AnalyticDPM, Ancestral, ConsistentAnnealed, LearnedVariance, Posterior
 from .capture import captured
 from .catalogue import METHODS, Known, Method
 from .euler import Churn, EulerMaruyama, Flow, ReverseDiffusion
@@ -15,8 +15,8 @@ from .step import Affine, Prepared, Run, Step, draw, run, sample, started, traje
 from .tuned import Error, Tuned, Tuning, distance
 
 __all__ = [
-    "DDIM", "DEIS", "IPNDM", "MALA", "METHODS", "NCSN", "RES", "SNR", "Adaptive", "Affine", "AnalyticDPM",
-    "Ancestral", "Calibrated", "Centred", "Churn", "ConsistentAnnealed", "Constant", "DPMSolver",
+    "DDIM", "DEIS", "IPNDM", "MALA", "METHODS", "NCSN", "RES", "SNR", "Adaptive", "Affine", "AffineDPM",
+    "AnalyticDPM", "Ancestral", "Calibrated", "Centred", "Churn", "ConsistentAnnealed", "Constant", "DPMSolver",
     "DPMSolverAdaptive", "DPMSolverPP", "DPMSolverPP2S", "EDMHeun", "EqualSteps", "Error", "EulerMaruyama",
     "Exponential", "Flow", "GaussianReference", "GottaGoFast", "HalfBent", "InLogSNR", "InSigma", "InTime",
     "Interpolation", "Known", "Langevin", "LearnedVariance", "Line", "Method", "Multistep", "Pilots", "Posterior",

@@ -12,14 +12,15 @@ eq. 47 for VE).
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..noise import Noise, iid
-from ..process import Reverse
-from ..shapes import as_table, like, number, rounded, state, wide
+from ..process import Reverse, require_reverse
+from ..shapes import as_table, like, number, rounded, state, times, wide
 from .step import Affine, Step
 
 
@@ -139,6 +140,69 @@ class AnalyticDPM(FixedVariance):
             raise ValueError(f"t must be a time that the variances were fitted at, got {t.tolist()}")
         spread = (1 - self.second_moment[i]).clamp_min(0).to(t.device)
         return self.small(p, t, s) + self.slope(p, t, s) ** 2 * spread
+
+
+@dataclass(frozen=True, eq=False)
+class AffineDPM(Affine):
+    """The affine step of largest likelihood: of all kernels N(a x + b score, c^2 I) that nearest to x_s | x_t.
+
+    E KL(q(x_s | x_t) || N(a x + b score, c^2 I)) is least where a x + b score is the regression of x_s on x_t and its
+    score, and c^2 what it leaves, a dimension. With the exact score that is the mean of DDPM and the variance of
+    `AnalyticDPM` (Bao et al. 2022, theorem 1); of a network that is too long or too short by a factor it makes up for
+    that. ts: (N + 1,) times, decreasing; a, b, c: (N,) of the intervals between them. `fit` measures them. Raises
+    ValueError on other intervals, and for eta other than 1.
+    """
+
+    ts: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
+
+    def __post_init__(self) -> None:
+        as_table("ts", self.ts, least=2)
+        for name in "abc":
+            if len(as_table(name, getattr(self, name))) != len(self.ts) - 1:
+                raise ValueError(f"{name} must have one number for each of the {len(self.ts) - 1} intervals of ts")
+
+    def __repr__(self) -> str:
+        return f"AffineDPM(fitted on {len(self.a)} intervals)"
+
+    @classmethod
+    @torch.no_grad()
+    def fit(cls, p: Reverse, x_0: Tensor, ts: Tensor, noise: Noise = iid()) -> "AffineDPM":
+        """From data x_0 (n, *D), noised anew at the beginning of each interval of the grid ts: len(ts) - 1 network
+        calls. x_s itself is replaced by its mean given x_t and x_0, whose variance is known.
+        """
+        x_0, ts = wide("x_0", state("x_0", x_0)), times("ts", ts, require_reverse(p).T)
+        sde, rows = p.sde, []
+        for t, s in pairwise(ts):
+            x, _ = sde.perturb(x_0, t, noise)
+            v = float(((sde.log_snr(t) - sde.log_snr(s)) * 2).exp())  # of v_s/v_t, 0 at sigma_s = 0
+            mean = float(sde.alpha(s)) * (x_0 + v * (x / float(sde.alpha(t)) - x_0))
+            y, *known = (u.flatten().double().cpu() for u in (mean, x, p.ask(x, t)))
+            size = torch.stack([u.square().mean().sqrt() for u in known])
+            X = torch.stack(known, 1) / size
+            told = torch.linalg.lstsq(X, y).solution
+            left = (y - X @ told).square().mean() + sde.var(s) * (1 - v)
+            rows.append((*(told / size).tolist(), float(left.sqrt()) if sde.var(s) > 0 else 0.0))
+        return cls(ts, *torch.tensor(rows, dtype=torch.float64, device="cpu").T)
+
+    def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
+        """eta = 1, and the intervals are those that were fitted."""
+        if p.eta != 1:
+            raise ValueError(f"eta must be 1, at which the kernels were fitted, got {p.eta:g}")
+        self._rows(p, t, s)
+
+    def _rows(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:
+        off, i = (self.ts[:-1] - t.cpu()[..., None]).abs().min(-1)
+        if (torch.maximum(off, (self.ts[i + 1] - s.cpu()).abs()) > 1e-9 * p.T).any():
+            raise ValueError(f"t and s must be an interval that was fitted, got {t.tolist()} and {s.tolist()}")
+        return i
+
+    def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The numbers of the fit."""
+        i = self._rows(p, t, s)
+        return self.a[i], self.b[i], self.c[i]
 
 
 @dataclass(frozen=True)
