@@ -143,18 +143,37 @@ def test_comparisons(folder, measure, digits):
     assert body == [[m, *(f"{values[m, k]:.{digits}f}" for k in head[1:])] for m in methods]
 
 
-def test_laws_on_a_line():
-    """And those that are computed, not sampled."""
+def test_laws_that_are_computed():
+    """And those that are computed, not sampled: all digits hold, but for Metropolis' correction, as is said."""
     name = "benchmarks/results/compare-vp/laws.jsonl"
     rows = [json.loads(line) for line in (ROOT / name).read_text().splitlines()]
-    kl = {(row["method"], row["budget"]): row["kl"] for row in rows}
+    of = {(row["method"], row["budget"]): row for row in rows}
     head, _, *body = numbers(name)
     budgets = [int(k) for k in head[1:-1]]
-    for name, *told, slope in body:
-        assert told == [f"{kl[name, k]:.2e}" for k in budgets]
-        assert slope == f"{math.log(kl[name, 500] / kl[name, 200]) / math.log(2.5):.2f}"
+    for method, *told, slope in body:
+        assert told == [f"{of[method, k]['kl']:.2e}" for k in budgets]
+        assert slope == rate(of[method, 200], of[method, 500], "kl")
     assert len(body) == len({row["method"] for row in rows})
-    assert all(row["nfe"] == row["budget"] and max(row["error"].values()) < 2e-5 for row in rows)
+    for row in rows:
+        if row["method"] == "Predictor-corrector, MALA":
+            assert row["nfe"] == row["budget"] // 3 * 3
+            assert row["error"]["kl"] < (0.45 if row["budget"] == 500 else 0.03) * row["kl"]
+        else:
+            assert row["nfe"] == row["budget"] and max(row["error"].values()) < 2e-5
+    name = "benchmarks/results/compare-vp/gaussians.jsonl"
+    rows = [json.loads(line) for line in (ROOT / name).read_text().splitlines()]
+    of = {(row["method"], row["budget"]): row for row in rows if "skipped" not in row}
+    _, _, *body = numbers(name)
+    for method, *told in body:
+        few, more, many = (of[method, k] for k in (50, 200, 500))
+        want = [[f"{few[k]:.2e}", f"{many[k]:.2e}", rate(more, many, k)] for k in ("kl", "wasserstein2")]
+        assert told == want[0] + want[1]
+    assert len(body) * 5 == len(of)
+
+
+def rate(a, b, key):
+    """The slope of a distance between two rows, by the calls that were made."""
+    return f"{math.log(b[key] / a[key]) / math.log(b['nfe'] / a['nfe']):.2f}"
 
 
 def test_many_starts():

@@ -198,7 +198,7 @@ def curves(diagrams: Sequence[Diagram], file: Path, order: Sequence[str] = ()) -
     styles = {name: (many[i % len(many)], "ov^sDPX*<"[i % 9]) for i, name in enumerate(names)}
     shown = {}
     for a, d in zip(axes.flat, diagrams, strict=False):
-        for line in d.lines:
+        for line in filter(lambda line: len(line.x), d.lines):
             colour, marker = styles[line.name]
             (shown[line.name],) = a.loglog(line.x, line.y, color=colour, marker=marker, markersize=4, linewidth=1.2)
             for x, y, hollow in zip(line.x, line.y, line.hollow, strict=False):
