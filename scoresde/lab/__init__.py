@@ -9,6 +9,7 @@ from .likelihoods import Target
 from .line import LineLaw, tabulated
 from .metrics import Classifier, energy_distance, frechet, nearest, sliced_wasserstein, weights_error
 from .orders import Limit, PathErrors, Slope, path_errors, paths, resolved, slope
+from .plane import PlaneLaw, plane_law_of
 from .problems import DigitClasses, Lattice, Modes, Problem
 from .provenance import origin
 from .solvers import COMPARED, PROCESSES, SPACINGS, Solver, adaptive, bench, compare, diffusions, flows, on_grid, tuned
@@ -17,9 +18,9 @@ from .subjects import Row, Subject, exact_subject, floors, memorised_subject, tr
 
 __all__ = [
     "COMPARED", "LINE", "PROCESSES", "SPACINGS", "SPREAD", "Classifier", "DigitClasses", "GaussianLaw", "Lattice",
-    "Limit", "LineLaw", "Mixing", "Modes", "PathErrors", "Problem", "Row", "Slope", "Solver", "Subject", "Target",
-    "adaptive", "bench", "compare", "density_paths", "diffusions", "energy_distance", "error_budget", "exact_rows",
-    "exact_subject", "floors", "flows", "frechet", "gaussian_law_of", "law_of", "law_path", "memorised_subject",
-    "mixing", "nearest", "on_grid", "origin", "path_errors", "paths", "resolved", "sliced_wasserstein", "slope",
-    "tabulated", "trained_subject", "tuned", "weights_error",
+    "Limit", "LineLaw", "Mixing", "Modes", "PathErrors", "PlaneLaw", "Problem", "Row", "Slope", "Solver", "Subject",
+    "Target", "adaptive", "bench", "compare", "density_paths", "diffusions", "energy_distance", "error_budget",
+    "exact_rows", "exact_subject", "floors", "flows", "frechet", "gaussian_law_of", "law_of", "law_path",
+    "memorised_subject", "mixing", "nearest", "on_grid", "origin", "path_errors", "paths", "plane_law_of",
+    "resolved", "sliced_wasserstein", "slope", "tabulated", "trained_subject", "tuned", "weights_error",
 ]  # fmt: skip
