@@ -27,12 +27,12 @@ from torch.nn.functional import avg_pool1d
 from ..exact import Diffused, Gaussian, GaussianMixture, Law
 from ..model import Counted
 from ..noise import Noise, iid
-from ..process import Reverse, needs_noise, require_linear, require_reverse
+from ..process import Reverse, needs_noise
 from ..reference import UNIT, Reference, known
-from ..shapes import state, times
+from ..shapes import state
 from ..steps import Step
 from ..steps.step import trajectory
-from .samples import lawful
+from .samples import lawful, sampled
 
 SIZES = 64
 """Numbers from which the size of the noise is told."""
@@ -104,16 +104,13 @@ def sample_and_log_prob(
     Raises ValueError before any work as `sample` does, and unless p is the reverse SDE (eta = 1) of a linear SDE, and
     step a predictor that takes the intervals that it is given; RuntimeError as `sample`.
     """
-    sde, ts, x = require_linear("sde", require_reverse(p).sde), times("ts", ts, p.T), state("x", x)
+    x = state("x", x)
+    ts, sde = sampled(p, x, ts, step, prior), p.sde
     if p.eta != 1:
         raise ValueError(f"eta must be 1, on whose paths log p needs no divergence, got {p.eta:g}: take log_prob")
-    if not isinstance(step, Step) or not step.moves or hasattr(step, "run"):
-        raise ValueError(f"step must be a predictor that takes the intervals of ts, such as Ancestral(), got {step!r}")
-    if prior is None and ts[0] < p.T * (1 - 1e-6):
-        raise ValueError(f"ts must begin at T = {p.T:g} unless a prior is given for its first time, got {ts[0]:.6g}")
     needs_noise(p, ts)
     law = _near(around, p.score, x)
-    lawful("around", law, lawful("prior", prior, x))
+    lawful("around", law, x)
     score, q = _Remembering(p.score), law.diffuse(sde)
     asked = replace(p, score=score)
     states = trajectory(asked, x, ts, step, noise=noise)

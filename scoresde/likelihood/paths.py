@@ -19,14 +19,14 @@ from torch import Tensor
 from ..exact import Law
 from ..model import Counted
 from ..noise import Noise, iid, require_noise
-from ..process import Reverse, require_linear, require_reverse
+from ..process import Reverse
 from ..quantize import Quantized
-from ..shapes import WITHOUT_FLOAT64, count, times
+from ..shapes import WITHOUT_FLOAT64, count
 from ..steps import Step
 from ..steps.kernel import gaussian_kernel
 from ..steps.step import started
 from .conditions import conditions, given, under
-from .samples import MANY, entry, finite, lawful
+from .samples import MANY, entry, finite, sampled
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,9 @@ def sampler_log_prob(
     once an interval, or draws no noise (eta = 0, and the hop to sigma = 0); `SampleError`, a RuntimeError naming the
     sample and the time, for a weight that is not finite.
     """
-    ts = times("ts", ts, require_linear("sde", require_reverse(p).sde).T)
     require_noise(noise), count("paths", paths, most=MANY)
-    if prior is None and ts[0] < p.T * (1 - 1e-6):
-        raise ValueError(f"ts must begin at T = {p.T:g} unless a prior is given for its first time, got {ts[0]:.6g}")
-    if not isinstance(step, Step) or not step.moves:
-        raise ValueError(f"step must be a predictor, which carries x from t to s, such as Ancestral(), got {step!r}")
-    x, score = lawful("prior", prior, entry(x, quantized)), Counted(p.score)
+    x = entry(x, quantized)
+    ts, score = sampled(p, x, ts, step, prior), Counted(p.score)
     told = conditions(cond, x, p.score)
     dtype, x = x.dtype, x.to(torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64)
 
