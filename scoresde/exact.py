@@ -13,6 +13,7 @@ float32 loses them at small sigma. Everything is differentiable in x.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,13 @@ class Law(ABC):
         if floating("x", x).ndim == 0 or x.shape[1:] != self.shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         return x.flatten(1).to(torch.float64)
+
+
+def require_law(name: str, law: Any, shape: torch.Size | tuple[int, ...]) -> Law:
+    """Return law; raise ValueError naming it unless it is a `Law` of samples of that shape."""
+    if not isinstance(law, Law) or law.shape != shape:
+        raise ValueError(f"{name} must be a law of shape {tuple(shape)}, got {law!r}")
+    return law
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..exact import Gaussian, Law
+from ..exact import Gaussian, Law, require_law
 from ..process import Reverse, require_reverse
 from ..shapes import as_time, count, times
 from ..steps import MALA, Langevin, Step
@@ -107,7 +107,9 @@ def beginning(p: Reverse, ts: Tensor, prior: Law | None, shape: tuple[int, ...],
         raise ValueError(f"ts must begin at T = {p.T:g} unless a prior is given for its first time, got {ts[0]:.6g}")
     if not isinstance(denoise, bool):
         raise ValueError(f"denoise must be True or False, got {denoise!r}")
-    return ts, Gaussian(torch.zeros(shape), float(p.sde.var(as_time(p.T)))) if prior is None else prior
+    if prior is None:
+        return ts, Gaussian(torch.zeros(shape), float(p.sde.var(as_time(p.T))))
+    return ts, require_law("prior", prior, shape)
 
 
 def _none(x: Tensor, t: Tensor, s: Tensor) -> Tensor:

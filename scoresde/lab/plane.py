@@ -78,22 +78,22 @@ class PlaneLaw:
 
     def distances(self, truth: Law) -> dict[str, float]:
         """How far it is from the truth, a law of shape (2,): kl, KL(truth || this), and reverse_kl, KL(this || truth),
-        in nats, where either has more than 1e-13 of the largest density; total_variation, half of int |p - q| dx. What
-        the truth has beyond the rectangle is left out, up to 1e-6 of its mass; with more kl is nan, as the density is
-        not known there.
+        in nats; total_variation, half of int |p - q| dx, at most 1. Densities below 1e-13 of this law's largest are as
+        good as that. Where the truth has more than 1e-6 of its mass beyond the rectangle kl is nan, as this law is not
+        known there.
         """
         if not isinstance(truth, Law) or truth.shape != (2,):
             raise ValueError(f"a law in the plane is wanted, of shape (2,), got {truth!r}")
         least = KEPT * float(self.p.max())
         log_q, p = truth.log_prob(self.x).view_as(self.p), self.p.clamp_min(least)
         q = log_q.exp()
-        both = torch.where(q > least, q * (log_q - p.log()) - q + p, 0.0)
-        back = torch.where(self.p > least, p * (p.log() - log_q) - p + q, 0.0)
-        outside = 1 - float(q.sum()) * self.area > BEYOND
+        both = torch.where(q > least, q * (log_q - p.log()) - q + p, self.p)
+        back = torch.where(self.p > least, p * (p.log() - log_q) - p + q, q)
+        outside = max(0.0, 1 - float(q.sum()) * self.area)  # the mass of the truth where this law has none
         return {
-            "kl": math.nan if outside else float(both.sum()) * self.area,
-            "reverse_kl": float(back.sum()) * self.area,
-            "total_variation": float((p - q).abs().sum()) * self.area / 2,
+            "kl": math.nan if outside > BEYOND else float(both.sum()) * self.area,
+            "reverse_kl": float(back.sum()) * self.area + outside,
+            "total_variation": (float((self.p - q).abs().sum()) * self.area + outside) / 2,
         }
 
     def errors(self, truth: Law) -> dict[str, float]:

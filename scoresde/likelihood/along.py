@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from ..exact import Diffused, Gaussian, GaussianMixture, Law
+from ..exact import Diffused, Gaussian, GaussianMixture, Law, require_law
 from ..model import Counted
 from ..noise import Noise, iid
 from ..process import Reverse, needs_noise
@@ -32,7 +32,7 @@ from ..reference import UNIT, Reference, known
 from ..shapes import state
 from ..steps import Step
 from ..steps.step import trajectory
-from .samples import lawful, sampled
+from .samples import finite, sampled
 
 SIZES = 64
 """Numbers from which the size of the noise is told."""
@@ -102,16 +102,16 @@ def sample_and_log_prob(
     large as the data, as on `grid.reference`.
 
     Raises ValueError before any work as `sample` does, and unless p is the reverse SDE (eta = 1) of a linear SDE, and
-    step a predictor that takes the intervals that it is given; RuntimeError as `sample`.
+    step a predictor that takes the intervals that it is given; RuntimeError as `sample`, and naming the first sample
+    whose log p is not finite.
     """
     x = state("x", x)
     ts, sde = sampled(p, x, ts, step, prior), p.sde
     if p.eta != 1:
         raise ValueError(f"eta must be 1, on whose paths log p needs no divergence, got {p.eta:g}: take log_prob")
     needs_noise(p, ts)
-    law = _near(around, p.score, x)
-    lawful("around", law, x)
-    score, q = _Remembering(p.score), law.diffuse(sde)
+    q = require_law("around", _near(around, p.score, x), x.shape[1:]).diffuse(sde)
+    score = _Remembering(p.score)
     asked = replace(p, score=score)
     states = trajectory(asked, x, ts, step, noise=noise)
     y = next(states)
@@ -130,7 +130,7 @@ def sample_and_log_prob(
     n = len(coarse)
     off = gains[: 2 * n].view(n, 2, -1).sum(1) - coarse if n else torch.full_like(gains[:1], math.nan)
     error = (off.sum(0).square() + off.square().sum(0)).sqrt()
-    log_p = q.log_prob(y.double(), ts[-1]) + gap + gains.sum(0)
+    log_p = finite("log p", ts[-1], q.log_prob(y.double(), ts[-1]) + gap + gains.sum(0))
     return Sampled(y, log_p, error, float(ts[-1]), score.nfe)
 
 
@@ -185,6 +185,6 @@ class _Ito:
             return torch.empty(0, 0)
         size, n = torch.stack(self.sizes), len(self.sizes)
         reach = min(math.ceil(SIZES / self.d) // 2, n - 1)
-        var = torch.tensor(self.var).to(size)[:, None]
+        var = torch.tensor(self.var, dtype=torch.float64).to(size)[:, None]
         size, var = (avg_pool1d(v.T, 2 * reach + 1, 1, reach, count_include_pad=False).T for v in (size, var))
         return torch.stack(self.known) + torch.stack(self.bent) * (1 - var / size)

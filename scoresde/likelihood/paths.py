@@ -23,7 +23,7 @@ from ..process import Reverse
 from ..quantize import Quantized
 from ..shapes import WITHOUT_FLOAT64, count
 from ..steps import Step
-from ..steps.kernel import gaussian_kernel
+from ..steps.kernel import gaussian_kernel, named
 from ..steps.step import started
 from .conditions import conditions, given, under
 from .samples import MANY, entry, finite, sampled
@@ -113,14 +113,17 @@ def sampler_log_prob(
     `ReverseDiffusion`, `EulerMaruyama`, or a multistep method on the SDE. cond: as in `elbo`. Each path costs what
     the sampler does.
 
-    Raises ValueError before any work unless all is as stated; naming the step if it is a corrector, draws more than
-    once an interval, or draws no noise (eta = 0, and the hop to sigma = 0); `SampleError`, a RuntimeError naming the
-    sample and the time, for a weight that is not finite.
+    Raises ValueError before any work unless all is as stated, the step is a predictor, eta > 0, without which it draws
+    no noise, and sigma > 0 at the last time; on its way, naming the step, if that draws more than once an interval or
+    not at all; `SampleError`, a RuntimeError naming the sample and the time, for a weight that is not finite.
     """
     require_noise(noise), count("paths", paths, most=MANY)
     x = entry(x, quantized)
     ts, score = sampled(p, x, ts, step, prior), Counted(p.score)
     told = conditions(cond, x, p.score)
+    if not p.eta or p.sde.var(ts[-1]) == 0:
+        why = f"eta = {p.eta:g}" if not p.eta else f"the hop to sigma = 0 at t = {ts[-1]:g}"
+        raise ValueError(f"{step} draws no noise for {why}, so that what it returns has no density")
     dtype, x = x.dtype, x.to(torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64)
 
     def ask(y: Tensor, t: Tensor, **c: Any) -> Tensor:
@@ -149,7 +152,9 @@ def _weight(
     for i, (t, s) in enumerate(pairwise(ts), 1):
         m, c = gaussian_kernel(step, p, x, t, s)
         if not c.any():
-            raise ValueError(f"{step} draws no noise from t = {t:g} to {s:g}, so that what it returns has no density")
+            raise ValueError(
+                f"{named(step)} draws no noise from t = {t:g} to {s:g}, so that what it returns has no density"
+            )
         last = i == len(ts) - 1 and not quantized
         if last:
             x = x_0

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..exact import Law
+from ..exact import Law, require_law
 from ..model import Counted
 from ..ode import SampleError
 from ..process import require_linear, require_reverse
@@ -47,13 +47,6 @@ def rounding(score: Any) -> float:
     return max((torch.finfo(dtype).eps / 2 for dtype in half), default=0.0)
 
 
-def lawful(name: str, law: Law | None, x: Tensor) -> Tensor:
-    """Return x (B, *D); raise ValueError, naming it, for a law that is not one of such samples, unless it is None."""
-    if law is not None and (not isinstance(law, Law) or law.shape != x.shape[1:]):
-        raise ValueError(f"{name} must be a law of shape {tuple(x.shape[1:])}, got {law!r}")
-    return x
-
-
 def sampled(p: Any, x: Tensor, ts: Tensor, step: Any, prior: Law | None) -> Tensor:
     """ts, the times of a sampler of one predictor. Raises ValueError unless they begin at T, or at the prior, a law of
     samples like x, and the step carries x through the intervals that it is given.
@@ -61,7 +54,8 @@ def sampled(p: Any, x: Tensor, ts: Tensor, step: Any, prior: Law | None) -> Tens
     ts = times("ts", ts, require_linear("sde", require_reverse(p).sde).T)
     if not isinstance(step, Step) or not step.moves or hasattr(step, "run"):
         raise ValueError(f"step must be a predictor that takes the intervals of ts, such as Ancestral(), got {step!r}")
-    lawful("prior", prior, x)
-    if prior is None and ts[0] < p.T * (1 - 1e-6):
+    if prior is not None:
+        require_law("prior", prior, x.shape[1:])
+    elif ts[0] < p.T * (1 - 1e-6):
         raise ValueError(f"ts must begin at T = {p.T:g} unless a prior is given for its first time, got {ts[0]:.6g}")
     return ts

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..noise import Noise, iid
 from ..process import Reverse, require_reverse
-from ..shapes import as_table, like, number, rounded, state, times, wide
+from ..shapes import as_table, like, number, rounded, shown, state, times, wide
 from .step import Affine, Step
 
 
@@ -115,7 +115,8 @@ class AnalyticDPM(FixedVariance):
     second_moment: Tensor
 
     def __post_init__(self) -> None:
-        as_table("ts", self.ts), as_table("second_moment", self.second_moment)
+        for name in ("ts", "second_moment"):
+            object.__setattr__(self, name, as_table(name, getattr(self, name)))
         if self.ts.shape != self.second_moment.shape:
             shapes = f"{tuple(self.ts.shape)} and {tuple(self.second_moment.shape)}"
             raise ValueError(f"ts and second_moment must have one shape (N,), got {shapes}")
@@ -142,6 +143,11 @@ class AnalyticDPM(FixedVariance):
         return self.small(p, t, s) + self.slope(p, t, s) ** 2 * spread
 
 
+def _needs_one(p: Reverse) -> None:
+    if p.eta != 1:
+        raise ValueError(f"eta must be 1, for which such kernels are fitted, got {p.eta:g}")
+
+
 @dataclass(frozen=True, eq=False)
 class AffineDPM(Affine):
     """The affine step of largest likelihood: of all kernels N(a x + b score, c^2 I) that nearest to x_s | x_t.
@@ -159,10 +165,16 @@ class AffineDPM(Affine):
     c: Tensor
 
     def __post_init__(self) -> None:
-        as_table("ts", self.ts, least=2)
+        object.__setattr__(self, "ts", as_table("ts", self.ts, least=2))
+        if not (self.ts.diff() < 0).all():
+            raise ValueError(f"ts must strictly decrease, got {shown(self.ts.tolist())}")
         for name in "abc":
-            if len(as_table(name, getattr(self, name))) != len(self.ts) - 1:
+            told = as_table(name, getattr(self, name))
+            object.__setattr__(self, name, told)
+            if len(told) != len(self.ts) - 1:
                 raise ValueError(f"{name} must have one number for each of the {len(self.ts) - 1} intervals of ts")
+            if not told.isfinite().all() or (name == "c" and (told < 0).any()):
+                raise ValueError(f"{name} must be finite{', and at least 0' if name == 'c' else ''}")
 
     def __repr__(self) -> str:
         return f"AffineDPM(fitted on {len(self.a)} intervals)"
@@ -171,8 +183,10 @@ class AffineDPM(Affine):
     @torch.no_grad()
     def fit(cls, p: Reverse, x_0: Tensor, ts: Tensor, noise: Noise = iid()) -> "AffineDPM":
         """From data x_0 (n, *D), noised anew at the beginning of each interval of the grid ts: len(ts) - 1 network
-        calls. x_s itself is replaced by its mean given x_t and x_0, whose variance is known.
+        calls. x_s itself is replaced by its mean given x_t and x_0, whose variance is known. Raises ValueError for eta
+        other than 1, and naming the time where the score is not finite.
         """
+        _needs_one(require_reverse(p))
         x_0, ts = wide("x_0", state("x_0", x_0)), times("ts", ts, require_reverse(p).T)
         sde, rows = p.sde, []
         for t, s in pairwise(ts):
@@ -180,17 +194,19 @@ class AffineDPM(Affine):
             v = float(((sde.log_snr(t) - sde.log_snr(s)) * 2).exp())  # of v_s/v_t, 0 at sigma_s = 0
             mean = float(sde.alpha(s)) * (x_0 + v * (x / float(sde.alpha(t)) - x_0))
             y, *known = (u.flatten().double().cpu() for u in (mean, x, p.ask(x, t)))
+            if not known[1].isfinite().all():
+                raise ValueError(f"score must be finite on the data, but at t = {t:.6g} it is not")
             size = torch.stack([u.square().mean().sqrt() for u in known])
+            size = torch.where(size > 0, size, 1.0)  # a score that is 0 everywhere tells nothing
             X = torch.stack(known, 1) / size
-            told = torch.linalg.lstsq(X, y).solution
+            told = torch.linalg.lstsq(X, y, driver="gelsd").solution  # of least norm where the two are one direction
             left = (y - X @ told).square().mean() + sde.var(s) * (1 - v)
             rows.append((*(told / size).tolist(), float(left.sqrt()) if sde.var(s) > 0 else 0.0))
         return cls(ts, *torch.tensor(rows, dtype=torch.float64, device="cpu").T)
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
         """eta = 1, and the intervals are those that were fitted."""
-        if p.eta != 1:
-            raise ValueError(f"eta must be 1, at which the kernels were fitted, got {p.eta:g}")
+        _needs_one(p)
         self._rows(p, t, s)
 
     def _rows(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:

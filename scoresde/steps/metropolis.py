@@ -6,6 +6,7 @@ the score from x to y, which a network can be asked for. In d dimensions mixing 
 log of the ratio is as wide as e^(3/2) (Roberts & Rosenthal 1998, theorem 1).
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -76,12 +77,14 @@ class MALA(Step):
         self.check(p, t, s)
         here = self.place(p, wide("x", x), t)
         e = self.step_size(p, t, here.score, here.score)
-        here = here._replace(x=here.x + 0 * here.score)  # what is not finite is not rejected in silence
+        here = here._replace(x=here.x + 0 * here.score)
         accepted = torch.zeros(len(x), dtype=torch.long, device=x.device)
         for _ in range(self.n):
             there, ratio = self.proposed(p, here, t, e, noise(here.x, t, t))
             accept = torch.special.ndtr(noise(here.x, t, t).flatten(1)[:, 0]).log() < ratio
+            torn = here.x + math.nan  # what is not a number is not rejected in silence
             here = _Place(*(choose(accept, new, old) for new, old in zip(there, here, strict=True)))
+            here = here._replace(x=choose(ratio.isnan(), torn, here.x))
             accepted += accept
         return Run(here.x.to(x.dtype), accepted, self.n - accepted)
 
@@ -123,13 +126,14 @@ class Calibrated(StepSize):
     doubt: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
-        as_table("ts", self.ts), as_table("sizes", self.sizes)
+        for name in ("ts", "sizes"):
+            object.__setattr__(self, name, as_table(name, getattr(self, name)))
         if self.ts.shape != self.sizes.shape:
             raise ValueError(
                 f"ts and sizes must have one shape (N,), got {tuple(self.ts.shape)} and {tuple(self.sizes.shape)}"
             )
-        if not (self.sizes > 0).all():
-            raise ValueError("sizes must be a table of numbers > 0")
+        if not ((self.sizes > 0) & self.sizes.isfinite()).all():
+            raise ValueError("sizes must be a table of numbers > 0, and finite")
 
     def __repr__(self) -> str:
         return f"Calibrated(fitted at {len(self.ts)} times)"
@@ -153,20 +157,19 @@ class Calibrated(StepSize):
         most: float = 0.03,
         noise: Noise = iid(),
     ) -> "Calibrated":
-        """For `MALA(rule, n, by_scores)`, on data x_0 (n, *D) noised to each of the times ts (N,), at 2 `TRIALS`
-        network calls a time and one more: the step size at which the share `accept` is accepted, or with two scores a
-        smaller one, whose doubt is `most` nats. Each begins from the last and changes by the power that the widths of
-        log ratio and doubt have in many dimensions, between 1e-4 sigma^2 and the mean square of x_t, at which a
-        proposal for Gaussian data no longer knows where it came from. Raises ValueError unless 0 < accept < 1 and
-        most > 0, and as MALA does.
+        """For `MALA(rule, n, by_scores)`, on data x_0 (n, *D) noised to each of the times ts (N,), at 2 `TRIALS` + 1
+        network calls a time, `TRIALS` more with three scores: the step size at which the share `accept` is accepted, or
+        with two scores a smaller one, whose doubt is `most` nats. Each begins from the last and changes by the power
+        that the widths of log ratio and doubt have in many dimensions, between 1e-4 sigma^2 and the mean square of x_t,
+        at which a proposal for Gaussian data no longer knows where it came from.
+
+        Raises ValueError unless 0 < accept < 1 and most > 0, as MALA does, and naming the time where the score is not
+        finite.
         """
         number("accept", accept, above=0, below=1), number("most", most, above=0)
         require_noise(noise), require_reverse(p)
-        step, x_0, ts = (
-            MALA(Constant(1.0), 1, by_scores),
-            wide("x_0", state("x_0", x_0)),
-            inside(as_table("ts", ts), p.T),
-        )
+        step, x_0 = MALA(Constant(1.0), 1, by_scores), wide("x_0", state("x_0", x_0))
+        ts = inside(as_table("ts", ts), p.T)
         step.check(p, ts, ts)
         rows, share = [], 0.1
         for t in ts:
@@ -179,6 +182,8 @@ class Calibrated(StepSize):
                 rate = float(ratio.exp().clamp_max(1).mean())
                 bent = p.ask((x + there.x) / 2, t) - (here.score + there.score) / 2
                 doubt = float((2 / 3 * bent * (there.x - x)).flatten(1).sum(1).square().mean().sqrt())
+                if not math.isfinite(rate) or not math.isfinite(doubt):
+                    raise ValueError(f"score must be finite where data and proposals are, but at t = {t:.6g} it is not")
                 tried.append((float(e), rate, doubt))
                 longer = _width(accept) / _width(rate)
                 if by_scores == 2:

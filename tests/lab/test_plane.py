@@ -87,6 +87,24 @@ def test_finer_grids_agree():
     assert math.isnan(fine.distances(far)["kl"])
 
 
+def test_what_the_truth_has_elsewhere_counts():
+    """Of a law that shares nothing with it the total variation is 1; of one with a mode beyond the rectangle, as much
+    more as that mode weighs.
+    """
+    sde = VP()
+    ts = grid.log_snr(sde, 12)
+    law = Gaussian(torch.tensor([0.4, -0.3], dtype=F64), 0.3)
+    found = plane_law_of(sde.reverse(law.diffuse(sde)), ts, Ancestral(1.0), n=96)
+    far = Gaussian(torch.full((2,), 30.0, dtype=F64), 0.1)
+    assert found.distances(far)["total_variation"] == pytest.approx(1, abs=1e-9)
+    near = law.marginal(sde, ts[-1])
+    half = GaussianMixture(torch.ones(2), torch.cat([near.means, far.means]), torch.tensor([near.diagonal[0, 0], 0.1]))
+    told = found.distances(half)
+    assert told["total_variation"] == pytest.approx(0.5, abs=1e-2)
+    own = found.distances(near)["reverse_kl"]
+    assert told["reverse_kl"] == pytest.approx(own + math.log(2), abs=1e-6) and math.isnan(told["kl"])
+
+
 P, TS = VP().reverse(PLANE.diffuse(VP())), grid.log_snr(VP(), 4)
 
 
@@ -98,7 +116,7 @@ P, TS = VP().reverse(PLANE.diffuse(VP())), grid.log_snr(VP(), 4)
         ({"step": Langevin(SNR(0.16))}, "depends on x|does not enter linearly"),
         ({"step": LearnedVariance(lambda x, t: (P.score(x, t), torch.sigmoid(x)))}, "depends on x"),
         ({"n": 8}, "n must be a whole number >= 32"),
-        ({"prior": LINE}, "prior|shape"),
+        ({"prior": LINE}, r"prior must be a law of shape \(2,\)"),
         ({"p": VP().reverse(SQUARE.diffuse(VP()), 0.0), "ts": grid.log_snr(VP(), 16)}, "of the mass was lost"),
     ],
     ids=lambda v: v if isinstance(v, str) else next(iter(v)),

@@ -26,6 +26,7 @@ from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.lab.problems import DigitClasses, Modes
 from scoresde.likelihood import sample_and_log_prob
 from scoresde.noise import seeds
+from scoresde.ode import SampleError
 from scoresde.steps import Churn, GottaGoFast
 
 F64 = torch.float64
@@ -109,6 +110,22 @@ def test_a_sample_does_not_depend_on_its_batch():
     )
     torch.testing.assert_close(whole.log_p[3:5], part.log_p, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(whole.error[3:5], part.error, rtol=1e-10, atol=1e-12)
+
+
+def test_a_process_of_any_noise():
+    """Variances that float32 cannot hold: what is left of the data at T is e^-50."""
+    sde, law = VP(0.1, 200.0), PLANE
+    ts, score = grid.log_snr(sde, 40), law.diffuse(sde)
+    found = sample_and_log_prob(sde.reverse(score), sde.prior((50, 2), noise(8), F64), ts, Ancestral(), noise=noise(9))
+    off = found.log_p - score.log_prob(found.x, ts[-1])
+    assert off.isfinite().all() and (off.abs() < 3 * found.error).float().mean() > 0.9
+
+
+def test_what_is_not_finite_is_named():
+    """A log p that is not a number is not returned."""
+    ts, law = grid.log_snr(VP(), 8), Gaussian(torch.full((2,), 1e200, dtype=F64), 0.1)
+    with pytest.raises(SampleError, match="log p"):
+        sample_and_log_prob(VP().reverse(PLANE.diffuse(VP())), X, ts, Ancestral(), around=law, noise=noise())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,6 +10,7 @@ from scoresde import (
     VP,
     Ancestral,
     Chain,
+    Counted,
     DPMSolverPP,
     EulerMaruyama,
     Langevin,
@@ -188,8 +189,8 @@ X = torch.zeros(2, *SHAPE, dtype=F64)
     [
         ({"step": Langevin()}, "step must be a predictor"),
         ({"step": "ddpm"}, "step must be a predictor"),
-        ({"p": VP().reverse(P.score, 0.0)}, "draws no noise"),
-        ({"ts": torch.tensor([1.0, 0.5, 0.0])}, "draws no noise"),
+        ({"p": VP().reverse(P.score, 0.0)}, "Ancestral.* draws no noise for eta = 0"),
+        ({"ts": torch.tensor([1.0, 0.5, 0.0])}, "Ancestral.* draws no noise for the hop to sigma = 0 at t = 0"),
         ({"step": Churn(Ancestral(), churn=1.0)}, "draws 2 times"),
         ({"paths": 0}, "paths must be a whole number >= 1"),
         ({"ts": TS[1:]}, "ts must begin at T = 1"),
@@ -205,6 +206,32 @@ def test_bad_input_is_refused_by_name(change, says):
     given = {"p": P, "x": X, "ts": TS, "step": Ancestral()} | change
     with pytest.raises(ValueError, match=says):
         sampler_log_prob(**given)
+
+
+@pytest.mark.parametrize("change", [{"eta": 0.0}, {"ts": grid.uniform(VP(), 50, end=0.0)}], ids=str)
+def test_a_law_without_a_density_is_refused_before_any_work(change):
+    score = Counted(PLANE.diffuse(VP()))
+    with pytest.raises(ValueError, match="draws no noise"):
+        sampler_log_prob(VP().reverse(score, change.get("eta", 1.0)), X, change.get("ts", TS), DPMSolverPP(2))
+    assert score.nfe == 0
+
+
+def test_a_step_that_draws_before_it_asks():
+    """The score is asked for B rows at a time, as many as a condition of rows has."""
+
+    class Moved(Step):
+        def __call__(self, p, x, t, s, noise):
+            y = x + 0.1 * noise(x, t, s)
+            return y + 0 * p.ask(y, t)
+
+    seen = []
+
+    def score(x, t, label):
+        seen.append(len(x))
+        return PLANE.diffuse(VP())(x, t) + 0 * label.view(-1, 1, 1)
+
+    found = sampler_log_prob(VP().reverse(score), X, TS, Moved(), label=torch.tensor([0, 1]))
+    assert found.log_w.isfinite().all() and set(seen) == {2}
 
 
 def test_a_kernel_that_is_not_gaussian_is_refused():

@@ -1,5 +1,7 @@
 """The affine step of largest likelihood: DDPM's with the exact score, and the same with one that is off by a factor."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from scoresde import VE, VP, Ancestral, Counted, RectifiedFlow, grid, iid, sampl
 from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.lab import gaussian_law_of, law_of
 from scoresde.likelihood import sampler_log_prob
-from scoresde.steps import AffineDPM, AnalyticDPM
+from scoresde.steps import AffineDPM, AnalyticDPM, Calibrated
 
 F64 = torch.float64
 MODES = GaussianMixture(
@@ -93,6 +95,28 @@ def test_where_state_and_score_are_one_direction():
     torch.testing.assert_close(found.covariance, want.covariance, rtol=0.02, atol=1e-4)
 
 
+def test_a_score_that_tells_nothing():
+    """Of 0 everywhere the regression on x alone is left: Gaussian data about 0 lose nothing by it."""
+    sde, law = VP(), Gaussian(torch.zeros(2, dtype=F64), 0.3)
+    ts, x_0 = grid.log_snr(sde, 10), law.sample(20_000, G(0))
+    found, want = (
+        AffineDPM.fit(sde.reverse(score), x_0, ts, noise()) for score in (lambda x, t: 0 * x, law.diffuse(sde))
+    )
+    torch.testing.assert_close(found.c, want.c, rtol=1e-9, atol=0)
+    score_of_x = -1 / (0.3 * sde.alpha(ts[:-1]) ** 2 + sde.var(ts[:-1]))
+    torch.testing.assert_close(found.a, want.a + want.b * score_of_x, rtol=1e-9, atol=0)
+
+
+def test_tables_of_any_kind_are_kept_as_float64():
+    """A list, or numbers of float32: the same step."""
+    step = AffineDPM(TS.tolist(), *torch.ones(3, 3, dtype=F64).tolist())
+    other = AnalyticDPM(TS.tolist(), [1.0] * 4)
+    rule = Calibrated(TS.tolist(), [0.1] * 4)
+    told = (step.ts, step.a, step.b, step.c, other.ts, other.second_moment, rule.ts, rule.sizes)
+    assert {v.dtype for v in told} == {F64}
+    sample(P, torch.zeros(1, 1), TS, step, noise=noise()), sample(P, torch.zeros(1, 1), TS, other, noise=noise())
+
+
 P, TS = VP().reverse(MODES.diffuse(VP())), grid.log_snr(VP(), 3)
 FITTED = AffineDPM(TS, *torch.ones(3, 3))
 
@@ -102,6 +126,11 @@ FITTED = AffineDPM(TS, *torch.ones(3, 3))
     [
         (lambda: AffineDPM(TS, *torch.ones(3, 2)), "a must have one number for each of the 3 intervals"),
         (lambda: AffineDPM(TS[:1], *torch.ones(3, 0)), "ts must be"),
+        (lambda: AffineDPM(TS.flip(0), *torch.ones(3, 3)), "ts must strictly decrease"),
+        (lambda: AffineDPM(TS, *torch.full((3, 3), math.nan)), "a must be finite"),
+        (lambda: AffineDPM(TS, *-torch.ones(3, 3)), "c must be finite, and at least 0"),
+        (lambda: AffineDPM.fit(VP().reverse(P.score, 0.5), MODES.sample(9), TS), "eta must be 1"),
+        (lambda: AffineDPM.fit(VP().reverse(lambda x, t: x / 0), MODES.sample(9), TS), "score must be finite on the"),
         (lambda: sample(P, torch.zeros(1, 1), TS[[0, 2]], FITTED), "t and s must be an interval that was fitted"),
         (lambda: sample(P, torch.zeros(1, 1), grid.uniform(VP(), 3), FITTED), "t and s must be an interval"),
         (lambda: sample(VP().reverse(P.score, 0.0), torch.zeros(1, 1), TS, FITTED), "eta must be 1"),

@@ -1,5 +1,7 @@
 """Step sizes by acceptance: what is fitted is what is accepted, and what is told of the line integral is its error."""
 
+import math
+
 import pytest
 import torch
 
@@ -80,12 +82,32 @@ def test_the_doubt_is_the_error_of_the_trapezoid_rule():
         assert 0.6 * rms < doubt < 1.8 * rms
 
 
+@pytest.mark.parametrize("by_scores", [2, 3])
+def test_a_score_that_is_not_a_number_is_told(by_scores):
+    """Not taken for a rejection, by the fit or by a step: the sample is lost, and others are not."""
+    sde = VP()
+    score, ts = MODES.diffuse(sde), grid.log_snr(VP(), 3)
+
+    def torn(x, t):
+        return torch.where(x > 0.5, math.nan, score(x, t))
+
+    with pytest.raises(ValueError, match="score must be finite where data and proposals are, but at t = 1 it is not"):
+        Calibrated.fit(sde.reverse(torn), MODES.sample(50), ts, by_scores=by_scores, noise=noise())
+    x, t = torch.tensor([[0.49], [-1.0]], dtype=F64), ts[-1]
+    found = MALA(Constant(1e-4), 40, by_scores)(sde.reverse(torn), x, t, t, noise())
+    assert found.isnan().flatten().tolist() == [True, False]
+
+
 def test_calls_and_samples():
-    """Nine network calls a level to fit; and counting changes nothing, alone or beside a predictor."""
+    """Nine network calls a level to fit, four more with three scores; and counting changes nothing, alone or beside a
+    predictor.
+    """
     sde = VP()
     counted, ts = Counted(MODES.diffuse(sde)), grid.log_snr(sde, 9)
     rule = Calibrated.fit(sde.reverse(lambda x, t: counted(x, t)), MODES.sample(50), ts, noise=noise())
     assert counted.nfe == 9 * 10
+    Calibrated.fit(sde.reverse(lambda x, t: counted(x, t)), MODES.sample(50), ts, by_scores=3, noise=noise())
+    assert counted.nfe == 9 * 10 + 13 * 10
     p, x = sde.reverse(MODES.diffuse(sde)), torch.randn(20, 1, dtype=F64)
     step = MALA(rule, 2, 2)
     for more in ((), (Ancestral(),)):
@@ -118,6 +140,7 @@ P, TS = VP().reverse(MODES.diffuse(VP())), grid.log_snr(VP(), 3)
     [
         (lambda: Calibrated(TS, TS[1:]), "ts and sizes must have one shape"),
         (lambda: Calibrated(TS, -TS), "sizes must be a table of numbers > 0"),
+        (lambda: Calibrated(TS, TS + math.inf), "sizes must be a table of numbers > 0, and finite"),
         (lambda: MALA(Calibrated(TS, TS))(P, torch.zeros(1, 1, dtype=F64), TS[0] / 2, TS[0] / 2, noise()), "fitted at"),
         (lambda: Calibrated.fit(P, MODES.sample(9), TS, accept=1.0), "accept must be"),
         (lambda: Calibrated.fit(P, MODES.sample(9), 2 * TS), "t must lie in"),
