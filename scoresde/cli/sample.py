@@ -81,11 +81,8 @@ def _chosen(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, tor
     around = found.around or estimated(replace(p, eta=0.0), sde.prior(*pilots))
     every = o.step or ["GaussianReference"]
     steps = tuple(read("step", text, Step, around=around) for text in every)
-    n = (
-        (1 if any(step.moves and hasattr(step, "run") for step in steps) else 20)
-        if o.steps is None
-        else count("steps", o.steps)
-    )
+    chosen = any(step.moves and hasattr(step, "run") for step in steps)  # by the step, which needs no grid
+    n = count("steps", o.steps) if o.steps is not None else 1 if chosen else 20
     ts = read_grid(o.grid or "reference", around=around)(sde, n, o.end)
     try:
         started(p, ts, steps)
