@@ -15,7 +15,7 @@ from ..model import Counted
 from ..noise import iid
 from ..process import LinearSDE, Reverse, require_reverse
 from ..reference import Reference
-from ..steps import MALA, Step, sample
+from ..steps import Step, sample
 from ..steps.catalogue import Known, Method
 from .gaussian import gaussian_law_of
 from .law import law_of, law_path
@@ -29,8 +29,6 @@ SPREAD = Gaussian(torch.full((8,), 0.5), torch.logspace(math.log10(0.05), math.l
 """Gaussian data in eight dimensions, of deviations 0.05 to 2."""
 KNOWN = 4000
 """Samples of them that steps may be fitted to."""
-COARSE = 256
-"""Points of a law under Metropolis' correction, which takes the square of them in time and keeps fewer digits."""
 
 
 def _setting(spacing: str, law: GaussianMixture) -> tuple[Known, Callable[[LinearSDE, int], Tensor]]:
@@ -58,8 +56,7 @@ def exact_rows(
             x_T = sde.prior((2, *law.shape), iid(torch.Generator().manual_seed(0)), torch.float64)
             sample(sde.reverse(counted, method.eta), x_T, ts, *steps, noise=iid(torch.Generator().manual_seed(0)))
             if law.shape == (1,):
-                n = COARSE if any(isinstance(step, MALA) for step in steps) else None
-                found = law_of(p, ts, *steps, n=n)
+                found = law_of(p, ts, *steps)
                 told, errors = found.distances(truth), found.errors(truth)
             else:
                 told = gaussian_law_of(p, ts, *steps).distances(truth)

@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from ..process import Reverse, require_reverse
 from ..shapes import as_time, count, times
 from ..steps import MALA, Langevin, Step
 from ..steps.kernel import gaussian_kernel
+from ..steps.metropolis import mean_score
 from ..steps.step import end, started
 from .line import FLOOR, LineLaw, kept, spline, tabulated
 
@@ -37,7 +39,7 @@ REACH = 12.0
 """Deviations of a kernel after which it is left out."""
 NARROW = 1.5
 """The least deviation of a kernel, in steps of the grid that it is integrated over."""
-BLOCK = 1 << 17
+BLOCK = 1 << 16
 """Numbers that are computed at once, which a cache holds."""
 FINER = 4
 """How many times finer than densities maps are known."""
@@ -50,8 +52,8 @@ def law_of(
 ) -> LineLaw:
     """The law of `sample(p, x, ts, *steps)` on a line, x of shape (1,) drawn from the prior at ts[0], N(0, sigma_T^2)
     at T unless given. denoise: end with E[x_0 | x_t] at the last time, as `draw` does, unless sigma is 0 there. n:
-    points that densities are kept at, 512 unless given, and 2,048 on the flow, where few cost as much; all is done
-    again with half as many, for `LineLaw.errors`.
+    points that densities are kept at, unless given 512, and 1,024 with `MALA`, whose rejections have edges, and on the
+    flow, or 2,048 in less than 64 steps, which bend it more; all is done again with half as many, for `LineLaw.errors`.
 
     A step with noise must be a Gaussian kernel: one draw, which enters linearly, with a variance that may depend on x;
     `Langevin` and `MALA` take n of them. On the flow, eta = 0, steps may be any that keep the order of points. Raises
@@ -60,7 +62,8 @@ def law_of(
     that points change places. Sample such, and compare by samples. Also if the noise is too small for n points.
     """
     ts, prior = beginning(p, ts, prior, (1,), denoise)
-    n = count("n", (512 if p.eta else 2048) if n is None else n, least=64)
+    usual = (1024 if len(ts) > 64 else 2048) if not p.eta else 1024 if any(isinstance(s, MALA) for s in steps) else 512
+    n = count("n", usual if n is None else n, least=64)
     laws = [tabulated(prior, m) for m in (n, n // 2)]
     with torch.no_grad():
         memory = remembers(p, ts, steps, (1,))
@@ -158,7 +161,8 @@ def _spread(law: LineLaw, m: Tensor, c: Tensor, p: Reverse, step: Step, kernel: 
     """After one step with noise, N(m, c^2) from the points of the law."""
     n = len(law.log_p)
     h = (law.high - law.low) / (n - 1)
-    ratio = NARROW * float((m.diff().abs() / torch.minimum(c[1:], c[:-1])).max())
+    apart = torch.full_like(m[1:], h) if isinstance(step, MALA) else m.diff().abs()  # of means, or of points that stay
+    ratio = NARROW * float((apart / torch.minimum(c[1:], c[:-1])).max())
     if ratio > FINEST:
         raise ValueError(f"n must be {n * ratio / FINEST:.0f} or so for the noise of {step} at t = {t:g}, got {n}")
     finer = max(1, math.ceil(ratio))
@@ -201,42 +205,71 @@ def _accepted(law: LineLaw, p: Reverse, step: MALA, proposal: Step, t: Tensor, f
     """After the steps of MALA: p(y) (1 - int a(y, x) q(x | y) dx) + int p(x) a(x, y) q(y | x) dx. The points stay where
     they are, so that the level is kept to all digits; a has kinks, which cost the rest an order.
     """
-    x = torch.linspace(law.low, law.high, finer * (len(law.log_p) - 1) + 1, dtype=torch.float64)
-    to, moves = metropolis(p, step, proposal, t, x)
-    density, stays = law.log_prob(x).exp(), (1 - moves.sum(1)).clamp_min(0)
+    n = finer * (len(law.log_p) - 1) + 1
+    x = torch.linspace(law.low, law.high, n, dtype=torch.float64)
+    density, stays = x.new_zeros(n + n), x.new_ones(n + n)  # of which the second half lies beyond
+    density[:n], pairs = law.log_prob(x).exp(), list(metropolis(p, step, proposal, t, x))
+    for rows, up, down, there in pairs:
+        stays[rows] -= up.sum(1)
+        stays.index_add_(0, there, down.flatten(), alpha=-1)
+    stays.clamp_min_(0)
     for _ in range(step.n):
-        came = torch.zeros_like(density).index_add_(0, to.flatten(), (density[:, None] * moves).flatten())
-        density = came + density * stays
-    return LineLaw(law.low, law.high, density[::finer].clamp_min(1e-300).log())
+        came = density * stays
+        for rows, up, down, there in pairs:
+            came[rows] += density[there].view_as(down).mul_(down).sum(1)
+            came.index_add_(0, there, (density[rows, None] * up).flatten())
+        density = came
+    return LineLaw(law.low, law.high, density[:n:finer].clamp_min(1e-300).log())
 
 
-def metropolis(p: Reverse, step: MALA, proposal: Step, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(to, moves), (n, k): from each of the points x (n,) at equal steps, where MALA may go, and the probability that
-    it does: h a(x, y) q(y | x), with the acceptance a(x, y) = min(1, pi(y) q(x | y) / (pi(x) q(y | x))) for the level
-    pi of the score, or its ratio by the scores.
+def _next(v: Tensor, reach: int) -> Tensor:
+    """(n, reach): v[i + 1], ..., v[i + reach] for each i, and the last beyond the end."""
+    return torch.cat([v[1:], v[-1:].expand(reach)]).unfold(0, reach, 1)
+
+
+class Pairs(NamedTuple):
+    """Probabilities of moves from rows of points up to the k next, and back down, (r, k); 0 for what is beyond the last
+    point. there: (r k,), which those are.
+    """
+
+    rows: slice
+    up: Tensor
+    down: Tensor
+    there: Tensor
+
+
+def metropolis(p: Reverse, step: MALA, proposal: Step, t: Tensor, x: Tensor) -> Iterator[Pairs]:
+    """Where MALA goes in one step between points x (n,) at equal steps, each pair once: with probability
+    h q(y | x) a(x, y), of the acceptance a(x, y) = min(1, pi(y) q(x | y) / (pi(x) q(y | x))) for the level pi of the
+    score, or its ratio by the scores; so that pi(x) times it is the same both ways.
     """
     n, h = len(x), float(x[1] - x[0])
     ((m, c),) = kernels(proposal, p, [x], t, t)
     reach = min(n - 1, math.ceil(float(((m - x).abs() + REACH * c).max()) / h))
     known = p.ask(x[:, None], t)[:, 0] if step.by_scores else p.score.log_prob(x[:, None], t)  # type: ignore[attr-defined]
-    aim = torch.arange(n)[:, None] + torch.arange(-reach, reach + 1)
-    to, moves = aim.clamp(0, n - 1), torch.empty(aim.shape, dtype=x.dtype)
-
-    def log_q(y: Tensor, m: Tensor, c: Tensor) -> Tensor:
-        return -(((y - m) / c) ** 2) / 2 - c.log() - math.log(2 * math.pi) / 2
-
-    for i in range(0, n, max(1, BLOCK // (2 * reach + 1))):
-        rows = slice(i, i + max(1, BLOCK // (2 * reach + 1)))
-        here, there = x[rows, None], x[to[rows]]
+    of_each = (x, m, -1 / (2 * c**2), math.log(h / math.sqrt(2 * math.pi)) - c.log(), known)
+    next_to_each = [_next(v, reach) for v in of_each]
+    between = None
+    if step.by_scores == 3:  # at points and half way between them
+        fine = torch.linspace(float(x[0]), float(x[-1]), 2 * n - 1, dtype=x.dtype)
+        between = _next(p.ask(fine[:, None], t)[:, 0], reach)[::2]
+    size = max(1, BLOCK // reach)
+    for i in range(0, n, size):
+        rows = slice(i, min(i + size, n))
+        x_0, m_0, rate_0, log_0, known_0 = (v[rows, None] for v in of_each)
+        x_1, m_1, rate_1, log_1, known_1 = (v[rows] for v in next_to_each)
+        log_up = (x_1 - m_0).square_().mul_(rate_0).add_(log_0)
+        log_down = (x_0 - m_1).square_().mul_(rate_1).add_(log_1)
         if step.by_scores:
-            ends = (here, there, known[rows, None], known[to[rows]])
-            x_0, x_1, score_0, score_1 = (v.expand_as(there).reshape(-1, 1) for v in ends)
-            ratio = step.integral(p, x_0, x_1, score_0, score_1, t).view(there.shape)
+            ratio = mean_score(known_0, known_1, None if between is None else between[rows]).mul_(x_1 - x_0)
         else:
-            ratio = known[to[rows]] - known[rows, None]
-        forth, back = log_q(there, m[rows, None], c[rows, None]), ratio + log_q(here, m[to[rows]], c[to[rows]])
-        moves[rows] = torch.where(aim[rows] == to[rows], torch.minimum(forth, back).exp() * h, 0.0)
-    return to, moves
+            ratio = known_1 - known_0
+        least = torch.minimum(log_up, log_down.add_(ratio))
+        up, down = least.exp(), least.sub_(ratio).exp_()
+        there = torch.arange(n)[rows, None] + torch.arange(1, reach + 1)
+        if int(there[-1, -1]) >= n:
+            up, down = up.masked_fill_(there >= n, 0.0), down.masked_fill_(there >= n, 0.0)
+        yield Pairs(rows, up, down, there.flatten())
 
 
 Valued = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -116,7 +116,8 @@ class LineLaw:
 
     def errors(self, truth: "Law | LineLaw") -> dict[str, float]:
         """By how much each of `distances` changes on half the points: far more than its error, which falls by orders
-        when points are doubled. nan for a law that is not known so.
+        when points are doubled, but after `MALA`, whose rejections have edges, of its size. nan for a law that is not
+        known so.
         """
         fine = self.distances(truth)
         other = self.coarse.distances(truth) if self.coarse else dict.fromkeys(fine, math.nan)

@@ -100,8 +100,11 @@ def mixing(p: Reverse, t: Tensor | float, step: Langevin | MALA, within: LineLaw
             if n > MOST:
                 raise ValueError(f"step_size must be such that {MOST} points tell a step, not {n}, got {step}")
         if isinstance(step, MALA):
-            to, moves = metropolis(p, step, one, t, x)
-            P = torch.zeros(n, n, dtype=torch.float64).scatter_add_(1, to, moves)
+            P = torch.zeros(n, n, dtype=torch.float64)
+            for rows, up, down, there in metropolis(p, step, one, t, x):
+                i, j = torch.arange(n)[rows, None].expand_as(up), there.view_as(up).clamp_max(n - 1)
+                P.index_put_((i, j), up, accumulate=True)
+                P.index_put_((j, i), down, accumulate=True)
             P += torch.diag((1 - P.sum(1)).clamp_min(0))
         else:
             h = float(x[1] - x[0])

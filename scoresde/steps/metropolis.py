@@ -104,10 +104,14 @@ class MALA(Step):
 
     def integral(self, p: Reverse, x: Tensor, y: Tensor, score_x: Tensor, score_y: Tensor, t: Tensor) -> Tensor:
         """log p_t(y) - log p_t(x), (B,), from their scores, and that half way if three are to be had."""
-        mean = (score_x + score_y) / 2
-        if self.by_scores == 3:
-            mean = (mean + 2 * p.ask((x + y) / 2, t)) / 3
-        return (mean * (y - x)).flatten(1).sum(1)
+        between = p.ask((x + y) / 2, t) if self.by_scores == 3 else None
+        return (mean_score(score_x, score_y, between) * (y - x)).flatten(1).sum(1)
+
+
+def mean_score(here: Tensor, there: Tensor, between: Tensor | None = None) -> Tensor:
+    """The mean along the way by the trapezoid rule, or with what is half way between by Simpson's."""
+    ends = (here + there) / 2
+    return ends if between is None else (ends + 2 * between) / 3
 
 
 @dataclass(frozen=True, eq=False)
