@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoresde.nn import MLP, UNet, drop_labels
+from scoresde.noise import seeded
 
 
 def awake(net, seed=0):
@@ -35,7 +36,7 @@ kinds = pytest.mark.parametrize("kind", ["mlp", "unet"])
 
 
 @given(
-    size=st.sampled_from([(8, 8), (28, 28), (7, 5), (1, 1), (33, 17), (2, 9), (1, 6)]),
+    size=st.sampled_from([(8, 8), (28, 28), (7, 5), (1, 1), (33, 17), (2, 9), (1, 6), (12,), (7,), (1,), (5, 3, 6)]),
     channels=st.sampled_from([1, 3, 4]),
     levels=st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=3),
     blocks=st.integers(1, 2),
@@ -43,7 +44,7 @@ kinds = pytest.mark.parametrize("kind", ["mlp", "unet"])
     width=st.sampled_from([1, 4, 6, 10]),
 )
 def test_unet_returns_its_input_shape(size, channels, levels, blocks, attention, width):
-    """Any height, width, channels, levels, blocks and attention, at any width: the output has x's shape and dtype."""
+    """Series, images and volumes, of any channels, levels, blocks and attention, at any width: x's shape and dtype."""
     net = awake(UNet((channels, *size), width, levels, blocks, attention, classes=3))
     x = torch.randn(2, channels, *size)
     y = net(x, torch.randn(2), torch.tensor([0, 3]))
@@ -63,6 +64,43 @@ def test_unet_takes_other_sizes_than_its_own():
     net = awake(UNet((1, 8, 8), width=4, blocks=1))
     for size in [(8, 8), (5, 12), (1, 1)]:
         assert net(torch.randn(2, 1, *size), torch.zeros(2)).shape == (2, 1, *size)
+
+
+@pytest.mark.parametrize("size", [(12,), (7, 5)], ids=str)
+def test_a_side_of_one_is_no_side(size):
+    """A series is an image of width 1 to a network whose kernels act along it alone, and an image a volume."""
+    flat = awake(UNet((2, *size), width=8, blocks=1, classes=3))
+    deep = UNet((2, *size, 1), width=8, blocks=1, classes=3)
+    for w, v in zip(deep.parameters(), flat.parameters(), strict=True):
+        w.data.zero_() if w.ndim > v.ndim else w.data.copy_(v)
+        if w.ndim > v.ndim:
+            w.data[..., w.shape[-1] // 2] = v.data
+    x, c, label = torch.randn(3, 2, *size), torch.randn(3), torch.tensor([0, 1, 3])
+    torch.testing.assert_close(deep(x[..., None], c, label)[..., 0], flat(x, c, label), rtol=1e-4, atol=1e-5)
+
+
+def test_a_volume_that_is_turned():
+    """Turned sides and kernels give the same, turned."""
+    net, x, c = awake(UNet((1, 4, 6, 5), width=4, blocks=1)), torch.randn(2, 1, 4, 6, 5), torch.randn(2)
+    y = net(x, c)
+    for w in net.parameters():
+        if w.ndim == 5:
+            w.data = w.data.permute(0, 1, 4, 2, 3)
+    torch.testing.assert_close(net(x.permute(0, 1, 4, 2, 3), c), y.permute(0, 1, 4, 2, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_of_training_alone():
+    """A share of values is 0 at a step of training, the rest larger: the mean is what evaluation gives where what
+    follows is linear, as the last layer of a block is.
+    """
+    net, (x, c) = awake(UNet((2, 4, 4), width=8, blocks=1, dropout=0.3)), batch()
+    block, v = net.down[0].block, torch.randn(5, 32)
+    h = net.enter(x)
+    with torch.no_grad(), seeded(0):
+        drawn = torch.stack([block.train()(h, v) for _ in range(4000)])
+        want = block.eval()(h, v)
+    assert ((drawn.mean(0) - want).abs() < 5 * drawn.std(0) / 4000**0.5 + 1e-6).all() and drawn.std(0).min() > 0
+    assert torch.equal(net.eval()(x, c), net(x, c)) and not torch.equal(net.train()(x, c), net(x, c))
 
 
 @kinds
@@ -207,8 +245,9 @@ def test_share_of_dropped_labels(p):
         (lambda: MLP((2,), depth=0), "depth"),
         (lambda: MLP((2,), width=8.0), "width"),
         (lambda: MLP((2,), classes=-1), "classes"),
-        (lambda: UNet((8, 8)), "shape"),
-        (lambda: UNet((1, 8, 8, 8)), "shape"),
+        (lambda: UNet((8,)), "shape"),
+        (lambda: UNet((1, 8, 8, 8, 8)), "shape"),
+        (lambda: UNet((1, 8, 8), dropout=1.0), "dropout"),
         (lambda: UNet((0, 8, 8)), "shape"),
         (lambda: UNet((1, 8, 0)), "shape"),
         (lambda: UNet((1, 8, 8), width=0), "width"),

@@ -113,10 +113,10 @@ def read_grid(text: str, **known: Any) -> Callable[..., Tensor]:
 
 def read_net(text: str | None, shape: tuple[int, ...], classes: int) -> nn.Module:
     """A network for samples of that shape: a library's one with its options, or what a function of your own makes of
-    (shape, classes); a U-Net for images and an MLP otherwise, unless said.
+    (shape, classes); a U-Net for series, images and volumes and an MLP for vectors, unless said.
     """
     made = {k: partial(v, shape, classes=classes) for k, v in public(networks).items() if k.lower() in ("unet", "mlp")}
-    text = text or ("UNet()" if len(shape) == 3 else "MLP()")
+    text = text or ("UNet()" if 2 <= len(shape) <= 4 else "MLP()")
     net = evaluated("net", text, {**PUBLIC, **made})
     if not isinstance(net, nn.Module) and callable(net):
         with told("net", text):

@@ -1,6 +1,7 @@
 """Networks for `ScoreModel`: called as `net(x, c, label=None)` with x (B, *D), c and label (B,), they return x's shape.
 
-`MLP` is for vectors and small arrays, `UNet` for images. Any other nn.Module with that signature serves as well.
+`MLP` is for vectors and small arrays, `UNet` for series, images and volumes. Any other nn.Module with that signature
+serves as well.
 """
 
 from .embed import Network, drop_labels

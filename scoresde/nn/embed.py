@@ -81,7 +81,7 @@ def drop_labels(label: Tensor, p: float, classes: int, generator: torch.Generato
     return torch.where(keep, label, torch.full_like(label, classes))
 
 
-def zeroed(layer: nn.Linear | nn.Conv2d) -> Any:
+def zeroed(layer: nn.Linear | nn.modules.conv._ConvNd) -> Any:
     """The layer with weights and bias 0: a residual block that ends in it starts as the identity."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
