@@ -126,4 +126,5 @@ def read_net(text: str | None, shape: tuple[int, ...], classes: int) -> nn.Modul
     return net
 
 
-PUBLIC = public(reference, model, problems, loss, networks, data, ode, likelihood, steps, process) | {"inf": math.inf}
+PUBLIC = public(reference, model, problems, loss, networks, data, ode, likelihood, steps, process)
+PUBLIC |= {"inf": math.inf, "Path": Path}

@@ -1,0 +1,247 @@
+"""A `Dataset`, samples to train on and samples held out, and a `Source` that says where they come from."""
+
+import math
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..files import digest
+from ..quantize import Quantized
+from ..shapes import count, number, state
+from ..values import identity
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """train (n, *D) and held_out (m, *D), n > 0, in float32 or float64; their labels (n,) and (m,), whole numbers from
+    0 on, which become int64, or None; the grid they lie on, or None for continuous data; the names of labels 0, 1, ...,
+    none if they have none.
+
+    Warns of the columns of a table (n, d) of continuous data that are constant, or that differ 1000 times in deviation.
+    Raises ValueError, naming the field, for numbers of another type, not finite or not on the grid, for shapes that do
+    not fit together, for labels that are not as stated or that only one part has, and for names that are not of them.
+    """
+
+    train: Tensor
+    held_out: Tensor
+    train_labels: Tensor | None = None
+    held_out_labels: Tensor | None = None
+    quantized: Quantized | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.quantized, Quantized | None):
+            raise ValueError(f"quantized must be a Quantized or None, got {self.quantized!r}")
+        for name in ("train", "held_out"):
+            x, y = getattr(self, name), getattr(self, f"{name}_labels")
+            dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
+            if not dense or x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
+                raise ValueError(
+                    f"{name} must be a dense float32 or float64 tensor of shape (n, *D), got {_said(x)}: convert it, "
+                    "grey level k of L to 2k/(L - 1) - 1"
+                )
+            if x.shape[1:] != self.train.shape[1:]:
+                raise ValueError(f"{name} must hold samples of shape {self.shape}, as train does, got {_said(x)}")
+            if not len(self.train):
+                raise ValueError(f"data must have samples to train on, got a train of shape {tuple(x.shape)}")
+            if len(x):
+                state(name, x)
+                if self.quantized:
+                    _check_grid(name, x, self.quantized)
+            if y is not None:
+                object.__setattr__(self, f"{name}_labels", _labels(f"{name}_labels", y, len(x)))
+        if (self.train_labels is None) != (self.held_out_labels is None):
+            has, lacks = ("held_out", "train") if self.train_labels is None else ("train", "held_out")
+            raise ValueError(f"{lacks}_labels must be given if {has}_labels are, got None")
+        object.__setattr__(self, "names", class_names(self.names))
+        if self.names and (self.train_labels is None or self.classes > len(self.names)):
+            what = f"{self.classes} labels" if self.train_labels is not None else "no labels"
+            raise ValueError(f"names must be those of all labels, got {len(self.names)} for {what}")
+        if self.train.ndim == 2 and len(self.train) > 1 and self.quantized is None:
+            self._compare_columns()
+
+    def _compare_columns(self) -> None:
+        constant = (self.train == self.train[0]).all(0)
+        if constant.any():
+            k, n = int(constant.nonzero()[0]), int(constant.sum())
+            warnings.warn(f"{n} columns of train are constant, such as {k}: leave out what is known", stacklevel=4)
+        std = self.moments[1].masked_fill(constant, math.nan)
+        low, high = (int(a.nan_to_num(fill).argmin()) for a, fill in ((std, math.inf), (-std, math.inf)))
+        if std[high] > 1000 * std[low]:
+            warnings.warn(
+                f"columns {low} and {high} of train have deviations {std[low]:.3g} and {std[high]:.3g}: no noise level "
+                "suits both, so standardise them",
+                stacklevel=4,
+            )
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean of train and its standard deviation, sqrt(E (x - mean)^2), in every dimension: (*D) in float64."""
+        n, parts = len(self.train), self.train.split(4096)
+        mean = torch.stack([part.to(torch.float64).sum(0) for part in parts]).sum(0) / n
+        return mean, torch.stack([(part - mean).square().sum(0) for part in parts]).sum(0).div(n).sqrt()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """D, the shape of one sample."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def classes(self) -> int:
+        """The number of labels, 0 for none."""
+        labels = (self.train_labels, self.held_out_labels)
+        return max((int(y.max()) + 1 for y in labels if y is not None and len(y)), default=0)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all samples and labels, which tells these data from any others, wherever they lie."""
+        parts = (self.train, self.held_out, self.train_labels, self.held_out_labels)
+        said = [identity([None if x is None else (str(x.dtype), list(x.shape)) for x in parts])]
+        return digest(
+            "".join([*said, repr(self.quantized)]).encode(), *(x.numpy().data for x in parts if x is not None)
+        )
+
+
+class Source(ABC):
+    """Where samples come from."""
+
+    bundled: ClassVar[bool] = False
+    """Whether they come with the library, so that no file of the user's is read for them."""
+
+    @abstractmethod
+    def load(self) -> Dataset:
+        """The samples. Raises ValueError if there are none, or they are not what the source says."""
+
+
+def _said(x: Any) -> str:
+    where = f"{x.layout} on {x.device}".removeprefix("torch.strided on ") if isinstance(x, Tensor) else ""
+    return f"{x.dtype} of shape {tuple(x.shape)} ({where})" if where else type(x).__name__
+
+
+def _check_grid(name: str, x: Tensor, quantized: Quantized) -> None:
+    try:
+        for part in x.split(4096):
+            quantized.check(part)
+    except ValueError as error:
+        raise ValueError(f"{name} must lie on {quantized}: {error}") from error
+
+
+def class_names(names: Any) -> tuple[str, ...]:
+    """The names of labels 0, 1, .... Raises ValueError unless they are words that differ."""
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(f"names must be the names of labels 0, 1, ..., got {names!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"names must differ, got {Counter(names).most_common(1)[0][0]!r} twice")
+    return tuple(names)
+
+
+def _labels(name: str, y: Any, n: int) -> Tensor:
+    whole = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if not whole or y.shape != (n,):
+        hint = ": one-hot rows become labels by argmax(1)" if isinstance(y, Tensor) and y.ndim == 2 else ""
+        raise ValueError(f"{name} must be whole numbers (int64) of shape ({n},), got {_said(y)}{hint}")
+    y = y.to(torch.int64)
+    if n and not 0 <= int(y.min()) <= int(y.max()) < 10**6:
+        raise ValueError(f"{name} must count classes from 0 on, below 10^6, got {int(y.min())} to {int(y.max())}")
+    return y
+
+
+def flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def known_path(name: str, value: Any) -> Path:
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise ValueError(f"{name} must be a path, got {value!r}")
+    return Path(value)
+
+
+def check_memory(what: str, need: int) -> None:
+    """Raise ValueError if so many bytes are more than the machine has, where it says that."""
+    if hasattr(os, "sysconf") and need > (have := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise ValueError(f"{what} must fit into memory, but needs {need / 2**30:.3g} GiB of {have / 2**30:.3g}")
+
+
+def check_split(share: float, seed: int) -> None:
+    number("held_out", share, least=0, below=1)
+    count("seed", seed, least=0, most=2**32 - 1)
+
+
+def split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The indices of 0..n-1 to train on and to hold out, round(share n) of them, by a fixed random order.
+
+    Raises ValueError unless n is a whole number from 0, 0 <= share < 1 and 0 <= seed < 2^32.
+    """
+    check_split(share, seed)
+    count("n", n, least=0, most=10**9)
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(n))  # its stream never changes
+    held = round(share * n)
+    return order[held:], order[:held]
+
+
+def divided(
+    a: np.ndarray,
+    levels: int | None,
+    held_out: float,
+    seed: int,
+    name: str,
+    labels: tuple[np.ndarray, tuple[str, ...]] | None = None,
+) -> Dataset:
+    """The samples in two parts, and their labels (n,) with the names that these have."""
+    train, held = split(len(a), held_out, seed)
+    if not len(train):
+        raise ValueError(f"held_out must leave samples to train on, got {held_out:g} of {len(a)} samples")
+    x, quantized = _continuous(a, levels, name) if a.dtype.kind == "f" else _discrete(a, levels, name)
+    if labels is None:
+        return Dataset(x[train], x[held], quantized=quantized)
+    y = torch.from_numpy(np.ascontiguousarray(labels[0], dtype=np.int64))
+    return Dataset(x[train], x[held], y[train], y[held], quantized, labels[1])
+
+
+def numbered(words: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Each word's place among those that there are, and these in order."""
+    names, places = np.unique(words, return_inverse=True)
+    return places, tuple(names.tolist())
+
+
+def _continuous(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, None]:
+    """The numbers in float32. Raises ValueError if they are not finite, or vary less than a thousand roundings."""
+    if levels is not None:
+        raise ValueError(f"levels must be None for {name}, which holds {a.dtype}, got {levels}: store whole numbers")
+    if not np.isfinite(a).all():
+        raise ValueError(f"{name} must hold finite numbers, got nan or inf")
+    with np.errstate(all="ignore"):
+        x = np.ascontiguousarray(a, dtype=np.float32)
+        if a.dtype.itemsize > 4:
+            lost, varied = abs(a - x).mean(0), abs(a - a.mean(0)).mean(0)
+            if (bad := ((a != a[0]).any(0) | np.isinf(lost)) & ~(lost < 1e-3 * varied)).any():
+                k = tuple(np.argwhere(bad)[0].tolist())
+                raise ValueError(
+                    f"{name} must hold what float32 can tell apart, but numbers like {a[0][k]:.10g} in column "
+                    f"{', '.join(map(str, k))} vary by {varied[k]:.3g} and rounding changes them by {lost[k]:.3g}: "
+                    "subtract what they have in common, or standardise them"
+                )
+    return torch.from_numpy(x), None
+
+
+def _discrete(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, Quantized]:
+    """Grey levels on [-1, 1]. Raises ValueError if they are not 0..levels-1, or None and how many is not plain."""
+    low, high, said = int(a.min()), int(a.max()), levels
+    if levels is None and (a.dtype.kind == "b" or high == 1):
+        levels = 2
+    elif levels is None and (high == 255 or (a.dtype == np.uint8 and high > 127)):
+        levels = 256
+    if levels is None or not 0 <= low <= high < levels:
+        hint = ": give their number, or store as float32 what is no grey level" if levels is None else ""
+        raise ValueError(f"levels must cover the grey levels of {name}, {low} to {high}, got {said}{hint}")
+    x = torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) * (2 / (levels - 1)) - 1
+    return x, Quantized(levels, -1.0, 1.0)
