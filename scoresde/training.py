@@ -191,7 +191,7 @@ class _Run:
     def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """This process's share of the data, times, noise and conditions of a step, drawn for all processes alike."""
         s, data, g, rows = self.settings, self.data, generator(self.settings.seed, step), self.batches(step)
-        x_0 = data.train[rows]
+        x_0 = data.values(data.train[rows])
         if data.quantized:
             x_0 = data.quantized.dequantize(x_0, iid(g))
         t = s.times.draw(self.model.sde, s.batch, g, stratified=s.stratified)
@@ -316,7 +316,7 @@ def _start(*numbers: int) -> int:
 def _around(data: Dataset) -> Reference | None:
     """The Gaussian around the data, if they tell one."""
     try:
-        return Reference.fit(data.train)
+        return data.around
     except ValueError:  # one sample, or many that are the same
         return None
 
@@ -366,7 +366,7 @@ def _share(model: ScoreModel, data: Dataset, settings: Settings) -> _Share:
     t = torch.tensor(model.sde.T, dtype=torch.float64)
     try:
         with torch.no_grad():
-            copy.deepcopy(model).eval().eps(data.train[:1].to(device), t)
+            copy.deepcopy(model).eval().eps(data.values(data.train[:1]).to(device), t)
     except Exception as error:  # whatever a network of one's own may raise
         raise ValueError(f"net must take samples of shape {data.shape}: {error}") from error
     return _Share(device, rank, world)

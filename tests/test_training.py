@@ -431,6 +431,14 @@ def test_dequantisation(monkeypatch):
         assert abs(float(error)) < 4.5 * math.sqrt(1 / (2 * k + 1) - 1 / (k + 1) ** 2) / math.sqrt(n)
 
 
+def test_levels_train_as_the_numbers_that_they_stand_for():
+    """Grey levels in bytes and the same in float32: to the bit the same weights."""
+    grey, levels = Quantized(9, -1.0, 1.0), torch.randint(9, (40, 2), generator=torch.Generator().manual_seed(0))
+    kept = Dataset(levels.to(torch.uint8), levels[:0].to(torch.uint8), quantized=grey)
+    floats = Dataset(kept.values(kept.train), kept.values(kept.held_out), quantized=grey)
+    assert same(*(weights(train(model(), d, SHORT, progress=False)) for d in (kept, floats)))
+
+
 @pytest.mark.parametrize("stratified", [True, False])
 def test_times(monkeypatch, stratified):
     """Times follow the law of the settings; stratified, each n-th of the law holds one time of every batch."""

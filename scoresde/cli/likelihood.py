@@ -91,10 +91,10 @@ def _trained(o: Namespace, device: torch.device) -> tuple[Target, dict[str, Any]
     x = data.held_out if o.split == "held-out" else data.train
     if o.n is not None and count("n", o.n) > len(x):
         raise ValueError(f"n must be at most {len(x)}, the samples of {o.split}, got {o.n}")
-    x = x[: o.n]
+    x = data.values(x[: o.n])
     if not len(x):
         raise ValueError(f"split must hold samples, but {o.split} has none")
-    sde, around = found.model.sde, found.around or Reference.fit(data.train)
+    sde, around = found.model.sde, found.around or data.around
     prior = around.prior(sde, data.shape).to(device) if o.fitted_prior else None
     if o.draws > 1 and data.quantized is None:
         raise ValueError(f"draws must be 1 unless data are discrete, got {o.draws}")

@@ -8,7 +8,6 @@ from ..loss import MaximumLikelihood, Times, Unbiased, UniformTime, Weight
 from ..model import Karras, ScoreModel
 from ..noise import seeded
 from ..process import LinearSDE
-from ..reference import Reference
 from ..shapes import number
 from ..training import Settings, train
 from .common import join_processes, place
@@ -26,7 +25,7 @@ def run(o: Namespace) -> None:
     told = {f.name: getattr(o, f.name, None) for f in fields(Settings)}
     told |= {"weight": weight, "times": times, "stratified": not o.not_stratified}
     settings = Settings(**{name: value for name, value in told.items() if value is not None})
-    around = Reference.fit(data.train)
+    around = data.around
     if o.conditional and not data.classes:
         raise ValueError("conditional training needs data with labels")
     with seeded(o.seed):

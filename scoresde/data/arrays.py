@@ -57,7 +57,7 @@ class Array(Source):
         if y is not None and (y.shape != (len(a),) or y.dtype.kind not in "iuU"):
             what = f"got {y.dtype} of {y.shape}"
             raise ValueError(f"labels of {self.path} must be whole numbers or names of shape ({len(a)},), {what}")
-        check_memory(str(self.path), (8 + 2 * a.dtype.itemsize) * a.size)  # stored, in float32, and that in two parts
+        check_memory(str(self.path), (8 if a.dtype.kind == "f" else 2) * a.size + 2 * a.nbytes)  # and in two parts
         a = self._channels_first(a)
         if a.ndim == 3:
             a = a[:, None]

@@ -15,13 +15,18 @@ from torch import Tensor
 
 from ..files import digest
 from ..quantize import Quantized
+from ..reference import Reference
 from ..shapes import count, number, state
 from ..values import identity
+
+STORED = (torch.uint8, torch.int16)
+"""What grey levels are stored as."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """train (n, *D) and held_out (m, *D), n > 0, in float32 or float64; their labels (n,) and (m,), whole numbers from
+    """train (n, *D) and held_out (m, *D), n > 0, in float32 or float64, or grey levels as they are stored, 0 to
+    levels - 1 in uint8 or int16, which `values` moves to where they lie; their labels (n,) and (m,), whole numbers from
     0 on, which become int64, or None; the grid they lie on, or None for continuous data; the names of labels 0, 1, ...,
     none if they have none.
 
@@ -43,16 +48,19 @@ class Dataset:
         for name in ("train", "held_out"):
             x, y = getattr(self, name), getattr(self, f"{name}_labels")
             dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
-            if not dense or x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
+            known = (torch.float32, torch.float64, *(STORED if self.quantized else ()))
+            if not dense or x.dtype not in known or x.ndim < 2:
                 raise ValueError(
-                    f"{name} must be a dense float32 or float64 tensor of shape (n, *D), got {_said(x)}: convert it, "
-                    "grey level k of L to 2k/(L - 1) - 1"
+                    f"{name} must be a dense float32 or float64 tensor of shape (n, *D), or uint8 if quantized says on "
+                    f"what grid, got {_said(x)}: convert it"
                 )
             if x.shape[1:] != self.train.shape[1:]:
                 raise ValueError(f"{name} must hold samples of shape {self.shape}, as train does, got {_said(x)}")
             if not len(self.train):
                 raise ValueError(f"data must have samples to train on, got a train of shape {tuple(x.shape)}")
-            if len(x):
+            if len(x) and x.dtype in STORED:
+                _check_levels(name, x, self.quantized)
+            elif len(x):
                 state(name, x)
                 if self.quantized:
                     _check_grid(name, x, self.quantized)
@@ -86,8 +94,23 @@ class Dataset:
     def moments(self) -> tuple[Tensor, Tensor]:
         """The mean of train and its standard deviation, sqrt(E (x - mean)^2), in every dimension: (*D) in float64."""
         n, parts = len(self.train), self.train.split(4096)
-        mean = torch.stack([part.to(torch.float64).sum(0) for part in parts]).sum(0) / n
-        return mean, torch.stack([(part - mean).square().sum(0) for part in parts]).sum(0).div(n).sqrt()
+        mean = torch.stack([self.values(part).to(torch.float64).sum(0) for part in parts]).sum(0) / n
+        off = torch.stack([(self.values(part) - mean).square().sum(0) for part in parts])
+        return mean, off.sum(0).div(n).sqrt()
+
+    @property
+    def around(self) -> Reference:
+        """The Gaussian of train, as `Reference.fit`. Raises ValueError for data that do not vary."""
+        mean, std = self.moments
+        if not std.any():
+            raise ValueError(f"data must vary, got {len(self.train)} samples that are all the same")
+        return Reference(mean, float(std.square().mean().sqrt()))
+
+    def values(self, x: Tensor) -> Tensor:
+        """Samples of train or held_out as numbers: grey level k is low + k h, in float32; others are as they are."""
+        if self.quantized is None or x.is_floating_point():
+            return x
+        return x.to(torch.float32) * self.quantized.width + self.quantized.low
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,6 +147,14 @@ class Source(ABC):
 def _said(x: Any) -> str:
     where = f"{x.layout} on {x.device}".removeprefix("torch.strided on ") if isinstance(x, Tensor) else ""
     return f"{x.dtype} of shape {tuple(x.shape)} ({where})" if where else type(x).__name__
+
+
+def _check_levels(name: str, x: Tensor, quantized: Quantized | None) -> None:
+    low, high = int(x.min()), int(x.max())
+    if quantized is None or low < 0 or high >= quantized.levels:
+        raise ValueError(
+            f"{name} must hold levels of {quantized}, 0 to {quantized and quantized.levels - 1}, got {low} to {high}"
+        )
 
 
 def _check_grid(name: str, x: Tensor, quantized: Quantized) -> None:
@@ -234,7 +265,9 @@ def _continuous(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, N
 
 
 def _discrete(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, Quantized]:
-    """Grey levels on [-1, 1]. Raises ValueError if they are not 0..levels-1, or None and how many is not plain."""
+    """Grey levels as they are, which `Dataset.values` moves to [-1, 1]. Raises ValueError if they are not 0..levels-1,
+    or levels is None and how many there are is not plain.
+    """
     low, high, said = int(a.min()), int(a.max()), levels
     if levels is None and (a.dtype.kind == "b" or high == 1):
         levels = 2
@@ -243,5 +276,5 @@ def _discrete(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, Qua
     if levels is None or not 0 <= low <= high < levels:
         hint = ": give their number, or store as float32 what is no grey level" if levels is None else ""
         raise ValueError(f"levels must cover the grey levels of {name}, {low} to {high}, got {said}{hint}")
-    x = torch.from_numpy(np.ascontiguousarray(a, dtype=np.float32)) * (2 / (levels - 1)) - 1
+    x = torch.from_numpy(np.ascontiguousarray(a, dtype=np.uint8 if levels <= 256 else np.int16))
     return x, Quantized(levels, -1.0, 1.0)

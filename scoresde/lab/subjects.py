@@ -104,17 +104,17 @@ def trained_subject(
     model: ScoreModel, data: Dataset, sde: LinearSDE | None = None, n: int | None = None, seed: int = 0
 ) -> Subject:
     """A network, read on `sde`, its own unless given. Its samples should be like the data that were held out."""
-    held, sde = data.held_out, sde or model.sde
+    held, sde = data.values(data.held_out), sde or model.sde
     n = count("n", max(2, min(len(held), 359)) if n is None else n, least=2)
     if len(held) < 2 or len(data.train) < n:
         raise ValueError(f"n must be at most {len(data.train)}, the number of samples to train on, got {n}")
     measures = _distances(held)
     if data.train_labels is not None and len(data.shape) == 3:
-        features = Classifier.fit(data.train, data.train_labels, seed).features
+        features = Classifier.fit(data.values(data.train), data.train_labels, seed).features
         at_data = features(held)
         measures = {"frechet": lambda x: frechet(features(x), at_data), **measures}
-    fresh = [part for part in data.train.split(n) if len(part) == n][:FRESH]
-    x_0 = data.train[:1000].to(next(model.parameters()).device)
+    fresh = [data.values(part) for part in data.train.split(n)[:FRESH] if len(part) == n]
+    x_0 = data.values(data.train[:1000]).to(next(model.parameters()).device)
     score = transport(model, model.sde, sde)
     return Subject("a network", sde, score, data.shape, x_0, fresh, measures, denoise=True, tol=1e-5)
 

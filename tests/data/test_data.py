@@ -19,7 +19,7 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from scoresde import Quantized
+from scoresde import Quantized, Reference
 from scoresde.data import Array, Checkerboard, Dataset, Digits, Images, Moons, Ring, SwissRoll, split
 
 F64 = torch.float64
@@ -387,16 +387,17 @@ def stored(folder, content, name="a.npy"):
     st.integers(2, 6), st.lists(st.integers(1, 3), min_size=1, max_size=4), st.integers(2, 300), st.integers(0, 2**16)
 )
 def test_array_of_levels(n, shape, levels, seed):
-    """Level k is stored as 2k/(levels - 1) - 1, on its grid, each sample once; (n, h, w) is one channel."""
+    """Level k is kept as it is, and is 2k/(levels - 1) - 1, on its grid, each sample once; (n, h, w) is one channel."""
     a = np.random.RandomState(seed).randint(0, levels, (n, *shape)).astype(np.uint16)
     with tempfile.TemporaryDirectory() as folder:
         data = Array(stored(folder, a), levels=levels, held_out=0.3, seed=seed).load()
     D = (1, *shape) if len(shape) == 2 else tuple(shape)
     assert data.shape == D and data.quantized == Quantized(levels, -1.0, 1.0)
-    x = torch.cat([data.train, data.held_out])
-    assert data.quantized.check(x) is x
+    stored_as = torch.cat([data.train, data.held_out])
+    x = data.quantized.check(data.values(stored_as))
     back = ((x.double() + 1) * (levels - 1) / 2).round()
-    assert rows(back) == rows(torch.tensor(a.astype(np.float64)).reshape(n, *D))
+    assert rows(back) == rows(stored_as) == rows(torch.tensor(a.astype(np.float64)).reshape(n, *D))
+    assert stored_as.dtype == (torch.uint8 if levels <= 256 else torch.int16)
     assert len(data.held_out) == round(0.3 * n)
 
 
@@ -497,8 +498,9 @@ def test_array_of_zeros_and_ones(tmp_path, dtype):
     """Whatever they are stored as, 0 and 1 are two levels, at the ends of [-1, 1]; 256 of them must be asked for."""
     a = np.random.RandomState(0).randint(0, 2, (20, 3, 3)).astype(dtype)
     found = Array(stored(tmp_path, a), held_out=0.0).load()
-    assert found.quantized == Quantized(2, -1.0, 1.0) and found.train.unique().tolist() == [-1.0, 1.0]
-    assert rows(found.train) == rows(torch.tensor(2.0 * a.astype(float) - 1)[:, None])
+    x = found.values(found.train)
+    assert found.quantized == Quantized(2, -1.0, 1.0) and x.unique().tolist() == [-1.0, 1.0]
+    assert rows(x) == rows(torch.tensor(2.0 * a.astype(float) - 1)[:, None])
     assert Array(stored(tmp_path, a), levels=256).load().quantized.levels == 256
 
 
@@ -523,9 +525,11 @@ def test_array_in_any_order(dtype, shape, fortran):
     with tempfile.TemporaryDirectory() as folder:
         path = stored(folder, np.asfortranarray(a) if fortran else a)
         path.chmod(0o400)
-        x = Array(path, held_out=0.0, levels=levels).load().train
-    want = torch.tensor(a[split(6, 0.0, 0)[0].numpy()].astype(np.float64)).view(x.shape)
-    assert torch.equal(want.float() * (2 / 199) - 1 if levels else want.float(), x)
+        data = Array(path, held_out=0.0, levels=levels).load()
+    want = torch.tensor(a[split(6, 0.0, 0)[0].numpy()].astype(np.float64)).view(data.train.shape)
+    x = data.values(data.train)
+    torch.testing.assert_close(want.float() * (2 / 199) - 1 if levels else want.float(), x, rtol=0, atol=1e-6)
+    assert not levels or torch.equal(data.train.double(), want)
 
 
 def test_what_is_loaded_is_not_the_file(tmp_path):
@@ -610,8 +614,7 @@ def test_names_of_classes(tmp_path):
     found = Images(folder, classes=True, held_out=0.4, seed=1).load()
     assert found.names == ("cat", "owl") and Images(folder).load().names == () == Ring(n=9).load().names
     for x, y in ((found.train, found.train_labels), (found.held_out, found.held_out_labels)):
-        grey = ((x[:, 0, 0, 0] + 1) * 127.5).round()
-        assert torch.equal(y, (grey < 25).long())
+        assert x.dtype == torch.uint8 and torch.equal(y, (x[:, 0, 0, 0] < 25).long())
     assert torch.equal(found.train, Images(folder, held_out=0.4, seed=1).load().train)
     assert Digits().load().names == tuple("0123456789")
     Image.new("L", (3, 3), 1).save(folder / "beside.png")
@@ -768,7 +771,7 @@ def pictures(folder, n=5, size=(6, 7), channels=3, seed=0):
 
 
 def levels(x):
-    return (x.double() + 1) * 127.5
+    return x.double() if x.dtype == torch.uint8 else (x.double() + 1) * 127.5
 
 
 @pytest.mark.parametrize("channels", [3, 1])
@@ -781,8 +784,8 @@ def test_png_round_trip(tmp_path, channels):
     data = Images(tmp_path, grey=channels == 1, held_out=0.4).load()
     assert data.quantized == Quantized(256, -1.0, 1.0) and data.shape == (channels, 6, 7) and len(data.held_out) == 2
     x = torch.cat([data.train, data.held_out])
-    assert data.quantized.check(x) is x
-    assert rows(levels(x).round()) == rows(a.double())
+    data.quantized.check(data.values(x))
+    assert rows(levels(x)) == rows(levels(data.values(x)).round()) == rows(a.double())
 
 
 def test_images_grey(tmp_path):
@@ -1049,3 +1052,38 @@ def test_damaged_image(data):
             assert Images(Path(name)).load().shape == (3, 6, 7)
         except ValueError as error:
             assert "1.png" in str(error)
+
+
+def test_levels_are_the_numbers_that_they_stand_for():
+    """A set of levels in uint8 and the same in float32: one mean and deviation, one Gaussian around, one batch."""
+    grey, levels = (
+        Quantized(200, -1.0, 3.0),
+        torch.randint(200, (50, 1, 4, 4), generator=torch.Generator().manual_seed(0)),
+    )
+    kept = Dataset(levels.to(torch.uint8), levels[:5].to(torch.int16).to(torch.uint8), quantized=grey)
+    floats = Dataset(kept.values(kept.train), kept.values(kept.held_out), quantized=grey)
+    assert kept.values(kept.train).dtype == torch.float32 and kept.shape == floats.shape
+    torch.testing.assert_close(kept.values(kept.train).double(), levels.double() * 4 / 199 - 1, rtol=0, atol=5e-7)
+    for a, b in zip(kept.moments, floats.moments, strict=True):
+        assert torch.equal(a, b)
+    for around in (kept.around, floats.around):
+        want = Reference.fit(floats.train)
+        assert around.std == pytest.approx(want.std, rel=1e-12)
+        torch.testing.assert_close(around.mean, want.mean, rtol=1e-12, atol=1e-12)
+
+
+NINE = torch.full((3, 2), 9, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "made, says",
+    [
+        (lambda: Dataset(NINE, NINE[:0], quantized=Quantized(9, -1.0, 1.0)), "train must hold .*, 0 to 8, got 9 to 9"),
+        (lambda: Dataset(NINE.short() - 10, NINE[:0], quantized=GREYS), "train must hold .*, 0 to 2, got -1 to -1"),
+        (lambda: Dataset(torch.ones(3, 2), torch.ones(1, 2)).around, "data must vary, got 3 samples"),
+    ],
+)
+def test_levels_that_are_none(made, says):
+    """Numbers that are no level of the grid, and data without a Gaussian around them."""
+    with pytest.raises(ValueError, match=says):
+        made()
