@@ -29,9 +29,10 @@ from .nn import Network
 from .process import LinearSDE
 from .quantize import Quantized
 from .reference import Reference
+from .units import Units
 from .values import SEAL, build, describe, identity, sealed, subclass, unsealed
 
-MANIFEST, JOURNAL, VERSION = "manifest.json", ".saving.json", 4
+MANIFEST, JOURNAL, VERSION = "manifest.json", ".saving.json", 5
 OURS = re.compile(r"(weights|state)-[0-9a-f]{12}\.safetensors")
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -40,7 +41,8 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 class Checkpoint:
     """A model, with what it models: the shape of a sample, the grid that data lie on (None if continuous), the source
     of the data (None if it was no `Source`; a record, which nothing reads the data of) and the Gaussian around them;
-    notes, JSON of your own; the names of labels 0, 1, ..., if they have any; and, once loaded, a sha256 of all that the
+    notes, JSON of your own; the names of labels 0, 1, ..., if they have any; the units of continuous data, None if the
+    model is of the numbers as they came; and, once loaded, a sha256 of all that the
     model is, which tells it from any other.
     """
 
@@ -51,6 +53,7 @@ class Checkpoint:
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     around: Reference | None = None
     names: tuple[str, ...] = ()
+    units: Units | None = None
     digest: str = ""
 
 
@@ -173,6 +176,7 @@ def _manifest_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "quantized": describe(checkpoint.quantized),
         "source": describe(checkpoint.source),
         "names": list(class_names(checkpoint.names)),
+        "units": describe(checkpoint.units),
         "around": None if model.around else describe(checkpoint.around),
     }
 
@@ -244,9 +248,9 @@ def load(folder: str | Path, net: nn.Module | None = None, device: torch.device 
         kind = subclass(ScoreModel, manifest["model"])
         model = kind(made, sde, predicts, build(Clock, manifest["clock"]))
         fill(model, tensors)
-        quantized, source, around = (
+        quantized, source, around, units = (
             build(base, manifest[key]) if manifest[key] else None
-            for base, key in ((Quantized, "quantized"), (Source, "source"), (Reference, "around"))
+            for base, key in ((Quantized, "quantized"), (Source, "source"), (Reference, "around"), (Units, "units"))
         )
         shape, notes, names = _shape(manifest["shape"]), manifest["notes"], class_names(manifest["names"])
     except KeyError as error:
@@ -254,7 +258,7 @@ def load(folder: str | Path, net: nn.Module | None = None, device: torch.device 
     except (ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{folder / MANIFEST} does not give a model: {error}") from error
     model = model.to(device).eval().requires_grad_(False)
-    return Checkpoint(model, shape, quantized, source, notes, model.around or around, names, _digest(manifest))
+    return Checkpoint(model, shape, quantized, source, notes, model.around or around, names, units, _digest(manifest))
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -211,7 +211,7 @@ class _Run:
         if folder is not None and self.share.rank == 0:
             notes = {"step": self.step, "settings": describe(self.settings), "data": self.data.digest}
             around = self.average.around or _around(self.data)
-            about = self.data.shape, self.data.quantized, source, notes, around, self.data.names
+            about = self.data.shape, self.data.quantized, source, notes, around, self.data.names, self.data.units
             with unbroken():
                 save(folder, Checkpoint(self.average, *about), self._state())
 

@@ -436,7 +436,7 @@ def edited(saved, folder, edit):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda m: m.update(version=1), "has version 1, this program reads version 4"),
+        (lambda m: m.update(version=1), "has version 1, this program reads version 5"),
         (lambda m: m.pop("version"), "has version None"),
         (lambda m: m.update(format="other"), "is not the manifest of a checkpoint"),
         (lambda m: m["sde"].update({"class": "Popen"}), "does not give a model: class must be a known LinearSDE"),

@@ -81,7 +81,7 @@ def data_of(o: Namespace, found: Checkpoint) -> tuple[Source, Dataset]:
         raise ValueError(f"data must have the model's shape {found.shape}, got {data.shape}")
     if data.quantized != found.quantized:
         raise ValueError(f"data must lie on the model's grid, {found.quantized}, got {data.quantized}")
-    return source, data
+    return source, data.in_units(found.units)
 
 
 def code_of(o: Namespace) -> dict[str, str]:

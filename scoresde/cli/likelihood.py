@@ -104,7 +104,8 @@ def _trained(o: Namespace, device: torch.device) -> tuple[Target, dict[str, Any]
     if o.own_labels:
         labels = _own_labels(o, found, data)[: len(x)]
     of = {"subject": found.digest, "data": data.digest, "label": one, "own_labels": o.own_labels}
-    return Target(name, sde, found.model, x, around, discrete, how, None, o.terms, o.chain, device, labels), of
+    what = (name, sde, found.model, x, around, discrete, how, None, o.terms, o.chain, device, labels, found.units)
+    return Target(*what), of
 
 
 def _own_labels(o: Namespace, found: Checkpoint, data: Dataset) -> Tensor:

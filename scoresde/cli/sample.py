@@ -58,6 +58,7 @@ def run(o: Namespace) -> None:
             parts.append(f"part-{start:08d}-{min(batch, n - start):08d}.npy")
             folder.kept(parts[-1], partial(draw_part, start))
         x = torch.from_numpy(np.concatenate([as_array(folder.read(part) or b"") for part in parts]))
+        x = x if found.units is None else found.units.restore(x)
         if (x.ndim == 4 and x.shape[1] in (1, 3)) or x.shape[1:] == (2,):
             from ..lab.report import grid_picture
 

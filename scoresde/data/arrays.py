@@ -34,6 +34,8 @@ class Array(Source):
     labels: str = ""
     """Which array of a .npz file holds the labels (n,), whole numbers from 0 on, or the names of classes, which are
     then numbered in the order of the alphabet; empty for none."""
+    standardise: bool = True
+    """Whether floating-point numbers are moved to mean 0 and deviation 1 in every column, of images every channel."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", known_path("path", self.path))
@@ -44,6 +46,7 @@ class Array(Source):
             count("levels", self.levels, least=2, most=4096)
         if self.channels_last is not None:
             flag("channels_last", self.channels_last)
+        flag("standardise", self.standardise)
         check_split(self.held_out, self.seed)
 
     def load(self) -> Dataset:
@@ -62,7 +65,7 @@ class Array(Source):
         if a.ndim == 3:
             a = a[:, None]
         labels = None if y is None else numbered(y) if y.dtype.kind == "U" else (y, ())
-        return divided(a, self.levels, self.held_out, self.seed, str(self.path), labels)
+        return divided(a, self.levels, self.held_out, self.seed, str(self.path), labels, self.standardise)
 
     def _channels_first(self, a: np.ndarray) -> np.ndarray:
         shape, said, image = a.shape, self.channels_last, a.ndim >= 4

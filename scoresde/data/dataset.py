@@ -5,7 +5,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,8 @@ from ..files import digest
 from ..quantize import Quantized
 from ..reference import Reference
 from ..shapes import count, number, state
-from ..values import identity
+from ..units import Units
+from ..values import describe, identity
 
 STORED = (torch.uint8, torch.int16)
 """What grey levels are stored as."""
@@ -28,7 +29,7 @@ class Dataset:
     """train (n, *D) and held_out (m, *D), n > 0, in float32 or float64, or grey levels as they are stored, 0 to
     levels - 1 in uint8 or int16, which `values` moves to where they lie; their labels (n,) and (m,), whole numbers from
     0 on, which become int64, or None; the grid they lie on, or None for continuous data; the names of labels 0, 1, ...,
-    none if they have none.
+    none if they have none; the units of continuous data, None if they are as they came.
 
     Warns of the columns of a table (n, d) of continuous data that are constant, or that differ 1000 times in deviation.
     Raises ValueError, naming the field, for numbers of another type, not finite or not on the grid, for shapes that do
@@ -41,10 +42,13 @@ class Dataset:
     held_out_labels: Tensor | None = None
     quantized: Quantized | None = None
     names: tuple[str, ...] = ()
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.quantized, Quantized | None):
             raise ValueError(f"quantized must be a Quantized or None, got {self.quantized!r}")
+        if not isinstance(self.units, Units | None) or (self.units and self.quantized):
+            raise ValueError(f"units must be those of continuous data or None, got {self.units!r}")
         for name in ("train", "held_out"):
             x, y = getattr(self, name), getattr(self, f"{name}_labels")
             dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
@@ -69,6 +73,8 @@ class Dataset:
         if (self.train_labels is None) != (self.held_out_labels is None):
             has, lacks = ("held_out", "train") if self.train_labels is None else ("train", "held_out")
             raise ValueError(f"{lacks}_labels must be given if {has}_labels are, got None")
+        if self.units and len(self.units.mean) != self.shape[0]:
+            raise ValueError(f"units must be of the {self.shape[0]} features of train, got {self.units!r}")
         object.__setattr__(self, "names", class_names(self.names))
         if self.names and (self.train_labels is None or self.classes > len(self.names)):
             what = f"{self.classes} labels" if self.train_labels is not None else "no labels"
@@ -106,6 +112,20 @@ class Dataset:
             raise ValueError(f"data must vary, got {len(self.train)} samples that are all the same")
         return Reference(mean, float(std.square().mean().sqrt()))
 
+    def in_units(self, units: Units | None) -> "Dataset":
+        """The same samples in other units, those that a network was trained in; None for those they came in. Raises
+        ValueError for units of other features, and of grey levels.
+        """
+        if units == self.units:
+            return self
+        if self.quantized:
+            raise ValueError(f"units must be None for data on {self.quantized}, got {units!r}")
+        both = [
+            x.double() if self.units is None else self.units.restore(x.double()) for x in (self.train, self.held_out)
+        ]
+        train, held_out = (x if units is None else units.standardise(x) for x in both)
+        return replace(self, train=train.to(self.train), held_out=held_out.to(self.train), units=units)
+
     def values(self, x: Tensor) -> Tensor:
         """Samples of train or held_out as numbers: grey level k is low + k h, in float32; others are as they are."""
         if self.quantized is None or x.is_floating_point():
@@ -129,7 +149,8 @@ class Dataset:
         parts = (self.train, self.held_out, self.train_labels, self.held_out_labels)
         said = [identity([None if x is None else (str(x.dtype), list(x.shape)) for x in parts])]
         return digest(
-            "".join([*said, repr(self.quantized)]).encode(), *(x.numpy().data for x in parts if x is not None)
+            "".join([*said, repr(self.quantized), identity(describe(self.units))]).encode(),
+            *(x.numpy().data for x in parts if x is not None),
         )
 
 
@@ -226,16 +247,27 @@ def divided(
     seed: int,
     name: str,
     labels: tuple[np.ndarray, tuple[str, ...]] | None = None,
+    standardise: bool = False,
 ) -> Dataset:
-    """The samples in two parts, and their labels (n,) with the names that these have."""
+    """The samples in two parts, and their labels (n,) with the names that these have; continuous ones in units of those
+    to train on if asked for.
+    """
     train, held = split(len(a), held_out, seed)
     if not len(train):
         raise ValueError(f"held_out must leave samples to train on, got {held_out:g} of {len(a)} samples")
-    x, quantized = _continuous(a, levels, name) if a.dtype.kind == "f" else _discrete(a, levels, name)
-    if labels is None:
-        return Dataset(x[train], x[held], quantized=quantized)
-    y = torch.from_numpy(np.ascontiguousarray(labels[0], dtype=np.int64))
-    return Dataset(x[train], x[held], y[train], y[held], quantized, labels[1])
+    x, quantized, units = None, None, None
+    if a.dtype.kind != "f":
+        x, quantized = _discrete(a, levels, name)
+    else:
+        require_continuous(a, levels, name)
+        if standardise:
+            units = Units.fit(torch.from_numpy(a[train.numpy()].astype(np.float64)))
+            a = units.standardise(torch.from_numpy(a.astype(np.float64))).numpy()
+        x = _single(a, name)
+    y, names = (None, ()) if labels is None else labels
+    whole = None if y is None else torch.from_numpy(np.ascontiguousarray(y, dtype=np.int64))
+    y_train, y_held = (None, None) if whole is None else (whole[train], whole[held])
+    return Dataset(x[train], x[held], y_train, y_held, quantized, names, units)
 
 
 def numbered(words: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -244,12 +276,21 @@ def numbered(words: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     return places, tuple(names.tolist())
 
 
-def _continuous(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, None]:
-    """The numbers in float32. Raises ValueError if they are not finite, or vary less than a thousand roundings."""
+def require_continuous(a: np.ndarray, levels: int | None, name: str) -> None:
+    """Raise ValueError if floating-point numbers are not finite, or are grey levels."""
     if levels is not None:
         raise ValueError(f"levels must be None for {name}, which holds {a.dtype}, got {levels}: store whole numbers")
     if not np.isfinite(a).all():
         raise ValueError(f"{name} must hold finite numbers, got nan or inf")
+    if a.ndim > 2 and a.min() >= 0 and 127 < a.max() <= 255 and (a == np.rint(a)).all():
+        raise ValueError(
+            f"{name} must hold whole numbers if these are grey levels, got {a.dtype} that are all whole, "
+            f"{a.min():g} to {a.max():g}: store them as uint8"
+        )
+
+
+def _single(a: np.ndarray, name: str) -> Tensor:
+    """The numbers in float32. Raises ValueError if they vary less than a thousand roundings."""
     with np.errstate(all="ignore"):
         x = np.ascontiguousarray(a, dtype=np.float32)
         if a.dtype.itemsize > 4:
@@ -261,7 +302,7 @@ def _continuous(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, N
                     f"{', '.join(map(str, k))} vary by {varied[k]:.3g} and rounding changes them by {lost[k]:.3g}: "
                     "subtract what they have in common, or standardise them"
                 )
-    return torch.from_numpy(x), None
+    return torch.from_numpy(x)
 
 
 def _discrete(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, Quantized]:

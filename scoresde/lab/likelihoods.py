@@ -20,6 +20,7 @@ from ..ode import SampleError
 from ..process import Chain, LinearSDE, Score
 from ..reference import Reference
 from ..shapes import as_time, count, lifted, state
+from ..units import Units
 from .subjects import Row
 
 
@@ -30,8 +31,8 @@ class Target:
     discrete: how grey levels become continuous, None for continuous data. truth: the law that x was drawn from, if it
     is known. terms: times a sample of each of the two bounds, 0 for none; chain: steps of the discrete one, unless the
     process has a grid of its own. device: where the score is. labels: what it is told of each sample, (n,); None for
-    nothing. Raises ValueError unless x is a batch of finite numbers, terms at least 0, chain at least 2, and there is a
-    label for every sample or none.
+    nothing. units: those of x, so that rows tell of the data as they came. Raises ValueError unless x is a batch of
+    finite numbers, terms at least 0, chain at least 2, and there is a label for every sample or none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Target:
     chain: int = 1000
     device: torch.device | str = "cpu"
     labels: Tensor | None = None
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         state("x", self.x), count("terms", self.terms, least=0), count("chain", self.chain, least=2)
@@ -56,6 +58,11 @@ class Target:
     def per(self) -> float:
         """Nats in a unit: bits/dim of discrete data, nats/dim of continuous ones."""
         return self.x[0].numel() * (math.log(2) if self.discrete else 1.0)
+
+    @property
+    def volume(self) -> float:
+        """Nats of a sample in its own units beyond those in the network's."""
+        return self.units.log_volume(self.x.shape[1:]) if self.units else 0.0
 
     @property
     def unit(self) -> str:
@@ -90,8 +97,8 @@ class Target:
         cond = self._told(index)
         found = log_prob(p, x, self.discrete, around=self.around, how=self.how, noise=noise, **cond)
         columns: dict[str, Any] = {
-            "log_p": found.log_p,
-            self.key: found.values,
+            "log_p": found.log_p - self.volume,
+            self.key: found.values + self.volume / self.per,
             "probe_error": found.probe_error / self.per,
             "solver_error": found.solver_error / self.per,
             "end_bias": found.end_bias / self.per,
@@ -117,7 +124,7 @@ class Target:
         continuous = continuous_elbo(sde.reverse(self.score), x, grey, terms=self.terms, noise=noise, **cond)
         chain = elbo(Chain(sde, ts), self.score, x, grey, terms=self.terms, noise=noise, **cond)
         found = {"continuous_bound": continuous, "discrete_bound": chain}
-        values = {name: (bound.nats - volume) / self.per for name, bound in found.items()}
+        values = {name: (bound.nats - volume + self.volume) / self.per for name, bound in found.items()}
         return values | {f"{name}_error": bound.draws_error / self.per for name, bound in found.items()}
 
     def summary(self, rows: Sequence[Row]) -> Row:

@@ -869,9 +869,10 @@ def test_images_from_end_to_end(capsys, tmp_path, images):
     found = measured(tmp_path / "l", images, "--data", source(images))
     said = capsys.readouterr().out
     loaded = load(images)
-    held = loaded.source.load().held_out
+    data = loaded.source.load()
+    held, train = (data.values(part) for part in (data.held_out, data.train))
     assert len(found) == len(held) == 3 and loaded.quantized.levels == 5
-    want = library(images, held, loaded.source.load().train, 0, loaded.quantized)
+    want = library(images, held, train, 0, loaded.quantized)
     bits = column(found, "bits_per_dim")
     torch.testing.assert_close(bits, want.bits_per_dim, rtol=1e-4, atol=1e-4)
     assert said.startswith("3 samples (held-out), in bits/dim") and "an upper bound in the mean" in said
@@ -882,7 +883,7 @@ def test_images_from_end_to_end(capsys, tmp_path, images):
         "draws": (["--draws", "3", "--trace", "Exact"], [Uniform(loaded.quantized, 3)], {"trace": Exact()}),
     }.items():
         found = measured(tmp_path / name, images, "--data", source(images), *options[0])
-        want = library(images, held, loaded.source.load().train, 0, *options[1], **options[2])
+        want = library(images, held, train, 0, *options[1], **options[2])
         torch.testing.assert_close(column(found, "bits_per_dim"), want.bits_per_dim, rtol=1e-4, atol=1e-4)
         alone = measured(tmp_path / f"{name} alone", images, "--data", source(images), *options[0], "--batch", 1)
         alike(alone, found)
