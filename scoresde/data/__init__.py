@@ -9,9 +9,12 @@ its fields only; `load()` is what reads files.
 from .arrays import Array
 from .dataset import Dataset, Source, class_names, split
 from .images import Images
+from .own import from_torch
+from .sounds import Sounds
+from .tables import Table
 from .toys import Checkerboard, Digits, Moons, Ring, SwissRoll, Toy
 
 __all__ = [
-    "Array", "Checkerboard", "Dataset", "Digits", "Images", "Moons", "Ring", "Source", "SwissRoll", "Toy",
-    "class_names", "split",
+    "Array", "Checkerboard", "Dataset", "Digits", "Images", "Moons", "Ring", "Sounds", "Source", "SwissRoll", "Table",
+    "Toy", "class_names", "from_torch", "split",
 ]  # fmt: skip

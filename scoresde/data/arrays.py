@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ..shapes import count
-from .dataset import Dataset, Source, check_memory, check_split, divided, flag, known_path, numbered
+from .dataset import Dataset, Source, check_memory, check_split, flag, known_path
+from .divide import divided, numbered
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Array(Source):
     then numbered in the order of the alphabet; empty for none."""
     standardise: bool = True
     """Whether floating-point numbers are moved to mean 0 and deviation 1 in every column, of images every channel."""
+    series: bool = False
+    """Whether an array (n, channels, length) holds series; images of one channel unless said."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", known_path("path", self.path))
@@ -47,10 +50,12 @@ class Array(Source):
         if self.channels_last is not None:
             flag("channels_last", self.channels_last)
         flag("standardise", self.standardise)
+        flag("series", self.series)
         check_split(self.held_out, self.seed)
 
     def load(self) -> Dataset:
-        """The samples, (n, *D); images of one channel stored as (n, height, width) become (n, 1, height, width).
+        """The samples, (n, *D); unless they are series, (n, height, width) become images of one channel, (n, 1, height,
+        width).
 
         Raises ValueError, naming the file or the field, for what is not as the fields say, or can be read in two ways.
         """
@@ -62,7 +67,11 @@ class Array(Source):
             raise ValueError(f"labels of {self.path} must be whole numbers or names of shape ({len(a)},), {what}")
         check_memory(str(self.path), (8 if a.dtype.kind == "f" else 2) * a.size + 2 * a.nbytes)  # and in two parts
         a = self._channels_first(a)
-        if a.ndim == 3:
+        if self.series and a.ndim != 3:
+            raise ValueError(
+                f"series must be False for {self.path} of shape {a.shape}, which is no (n, channels, length)"
+            )
+        if a.ndim == 3 and not self.series:
             a = a[:, None]
         labels = None if y is None else numbered(y) if y.dtype.kind == "U" else (y, ())
         return divided(a, self.levels, self.held_out, self.seed, str(self.path), labels, self.standardise)

@@ -1,6 +1,5 @@
 """Folders of images."""
 
-import os
 import re
 import warnings
 from collections import Counter
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..shapes import count
-from .dataset import Dataset, Source, check_memory, check_split, divided, flag, known_path, numbered
+from .dataset import Dataset, Source, check_memory, check_split, flag, known_path
+from .divide import divided, numbered
+from .folders import files_below, folders_of
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class Images(Source):
             from PIL import Image, ImageOps
         except ImportError as error:
             raise ValueError("folders of images need Pillow: pip install 'scoresde[app]'") from error
-        files = self._files()
+        files = files_below(self.folder, self.SUFFIXES)
         if len(files) < 2:
             raise ValueError(f"folder must hold at least 2 images, got {str(self.folder)!r} with {len(files)}")
-        labels = self._classes(files) if self.classes else None
+        labels = numbered(folders_of(self.folder, files)) if self.classes else None
         arrays: list[np.ndarray] = []
         sizes: list[tuple[int, int]] = []
         stored: dict[bool, Path] = {}
@@ -91,24 +92,6 @@ class Images(Source):
         elif not self.grey and (a == a[:, :1]).all():
             warnings.warn(f"all images of {self.folder} are grey: grey=True gives them one channel", stacklevel=2)
         return divided(a, 256, self.held_out, self.seed, str(self.folder), labels)
-
-    def _classes(self, files: list[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
-        inside = [file.relative_to(self.folder).parts for file in files]
-        if beside := [file for file, parts in zip(files, inside, strict=True) if len(parts) < 2]:
-            raise ValueError(f"classes must be False where images lie in no folder of a class, such as {beside[0]}")
-        return numbered(np.array([parts[0] for parts in inside]))
-
-    def _files(self) -> list[Path]:
-        def refuse(error: OSError) -> None:
-            raise ValueError(f"folder must be readable, got {str(self.folder)!r}: {error}") from error
-
-        found: list[Path] = []
-        for where, inside, names in os.walk(self.folder, onerror=refuse) if os.path.isdir(self.folder) else ():
-            inside[:] = [name for name in inside if not name.startswith(".") and name != "__MACOSX"]
-            if links := [path for path in (Path(where, name) for name in inside) if path.is_symlink()]:
-                raise ValueError(f"folder must hold no links to folders, got {links[0]}: they may lead in a circle")
-            found += [Path(where, name) for name in names if not name.startswith(".")]
-        return sorted(file for file in found if file.suffix.lower() in self.SUFFIXES)
 
     def _compare_sizes(self, files: list[Path], sizes: list[tuple[int, int]]) -> None:
         usual = Counter(sizes).most_common(1)[0][0]

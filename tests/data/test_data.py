@@ -506,6 +506,18 @@ def test_array_of_zeros_and_ones(tmp_path, dtype):
     assert Array(stored(tmp_path, a), levels=256).load().quantized.levels == 256
 
 
+def test_array_of_series(tmp_path):
+    """(n, channels, length) keep their channels, each of which has units of its own; (n, h, w) are images otherwise."""
+    a = np.random.RandomState(0).randn(20, 2, 7) * np.array([[1.0], [10.0]])
+    path = stored(tmp_path, a)
+    data = Array(path, series=True, held_out=0.0).load()
+    assert data.shape == (2, 7) and len(data.units.mean) == 2
+    np.testing.assert_allclose(sorted(data.units.restore(data.train.double())[:, 1, 0]), sorted(a[:, 1, 0]), atol=1e-4)
+    assert Array(path).load().shape == (1, 2, 7)
+    with pytest.raises(ValueError, match="series must be False for .*no .n, channels, length"):
+        Array(stored(tmp_path, a[:, 0]), series=True).load()
+
+
 @pytest.mark.parametrize(("top", "dtype"), [(255, np.int64), (255, ">u2"), (255, np.uint8), (128, np.uint8)])
 def test_array_of_bytes(tmp_path, top, dtype):
     """Bytes that go beyond 127, and numbers that go to 255, are 256 levels; no number says that of floats."""
