@@ -9,8 +9,8 @@ the same training, and so is one spread over several processes, each of which ta
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -35,6 +35,7 @@ from .checkpoint import (
 )
 from .data import Dataset, Source
 from .files import alone
+from .logbook import logbook
 from .loss import LogNormal, Times, Weight, dsm
 from .model import ScoreModel
 from .nn import Network, drop_labels
@@ -269,10 +270,10 @@ def train(
     """Train model on data.train, where its parameters are, and return a copy with the averaged weights.
 
     folder: where checkpoints go, every `save_every` seconds and when the training ends or is interrupted, from the
-    keyboard or by SIGTERM or SIGHUP; the loss goes to TensorBoard there if that is installed. source: recorded in the
-    checkpoint. resume: go on from the checkpoint in folder, which must have been made with the same data, settings and
-    process, but that `steps` may grow: what is left of the schedule is then that of the longer training. on_step:
-    called with the step and its loss.
+    keyboard or by SIGTERM or SIGHUP; what the training says of itself goes to loss.jsonl there, and to TensorBoard's
+    files if that is installed. source: recorded in the checkpoint. resume: go on from the checkpoint in folder, which
+    must have been made with the same data, settings and process, but that `steps` may grow: what is left of the
+    schedule is then that of the longer training. on_step: called with the step and its loss.
 
     Warns if the process does not suit the data (`reference.misfit`). Raises ValueError before work starts if settings,
     data and model do not fit together, folder holds a checkpoint that
@@ -287,7 +288,7 @@ def train(
         shown = bar(
             total=settings.steps, initial=run.step, desc="train", disable=not progress or not first, unit="step"
         )
-        with shown, _log(folder if first else None) as log:
+        with shown, logbook(folder if first else None, run.step) as log:
             try:
                 while run.step < settings.steps:
                     loss = run.advance()
@@ -295,13 +296,15 @@ def train(
                     if run.step % 50 == 0 or run.step == settings.steps:
                         _require_finite(loss, run.step)
                         shown.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                        log(run.step, float(loss))
+                        log.loss(run.step, float(loss), settings.lr * settings.lr_factor(run.step), settings.batch)
                     if on_step:
                         on_step(run.step, float(loss))
                     if monotonic() - saved > save_every:
                         run.save(folder, source)
+                        log.held_out(run.step, run.average, data)
                         saved = monotonic()
                 run.save(folder, source)
+                log.held_out(run.step, run.average, data)
             except KeyboardInterrupt:
                 run.save(folder, source)
                 raise
@@ -370,17 +373,3 @@ def _share(model: ScoreModel, data: Dataset, settings: Settings) -> _Share:
     except Exception as error:  # whatever a network of one's own may raise
         raise ValueError(f"net must take samples of shape {data.shape}: {error}") from error
     return _Share(device, rank, world)
-
-
-@contextmanager
-def _log(folder: str | Path | None) -> Iterator[Callable[[int, float], None]]:
-    """Where the loss of a step goes: TensorBoard's files in folder, if there is one and that is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        folder = None
-    if folder is None:
-        yield lambda step, loss: None
-        return
-    with SummaryWriter(str(folder)) as writer:
-        yield lambda step, loss: writer.add_scalar("loss", loss, step)

@@ -18,7 +18,7 @@ FLOORS = (
     {"reference", "exact", "quantize", "units", "grid", "model", "loss", "data", "nn"},
     {"steps"},
     {"likelihood"},
-    {"checkpoint", "training"},
+    {"checkpoint", "logbook", "training"},
     {"lab"},
     {"cli"},
     {"__init__", "__main__"},
