@@ -93,11 +93,21 @@ def read_steps(o: Namespace) -> list[Method]:
 
 
 def read_data(text: str) -> data.Source:
-    """A source of data: `digits`, `Ring(modes=5)`, a .npy or .npz file, or a folder of images."""
+    """A source of data: `digits`, `Ring(modes=5)`, a .npy, .npz, .csv or .parquet file, or a folder: of MNIST's files, of
+    CIFAR-10's, or of images.
+    """
     path = Path(text)
     if path.suffix in (".npy", ".npz"):
         return data.Array(path)
-    return data.Images(path) if path.is_dir() else read("data", text, data.Source)
+    if path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv", ".parquet", ".pq")):
+        return data.Table(path)
+    if not path.is_dir():
+        return read("data", text, data.Source)
+    if any(path.glob("train-images*ubyte*")):
+        return data.Idx(path)
+    batches = (path, path / "cifar-10-batches-bin", path / "cifar-10-batches-py")
+    known = any((at / f"data_batch_1{end}").is_file() for at in batches for end in ("", ".bin"))
+    return data.Cifar10(path) if known else data.Images(path)
 
 
 def read_grid(text: str, **known: Any) -> Callable[..., Tensor]:

@@ -7,7 +7,9 @@ its fields only; `load()` is what reads files.
 """
 
 from .arrays import Array
+from .cifar import Cifar10
 from .dataset import Dataset, Source, class_names, split
+from .idx import Idx
 from .images import Images
 from .own import from_torch
 from .sounds import Sounds
@@ -15,6 +17,6 @@ from .tables import Table
 from .toys import Checkerboard, Digits, Moons, Ring, SwissRoll, Toy
 
 __all__ = [
-    "Array", "Checkerboard", "Dataset", "Digits", "Images", "Moons", "Ring", "Sounds", "Source", "SwissRoll", "Table",
-    "Toy", "class_names", "from_torch", "split",
+    "Array", "Checkerboard", "Cifar10", "Dataset", "Digits", "Idx", "Images", "Moons", "Ring", "Sounds", "Source",
+    "SwissRoll", "Table", "Toy", "class_names", "from_torch", "split",
 ]  # fmt: skip
