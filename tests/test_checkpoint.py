@@ -38,7 +38,20 @@ from scoresde import (
 )
 from scoresde import nn as networks
 from scoresde.checkpoint import MANIFEST, Checkpoint, exists, load, load_state, require_savable, save
-from scoresde.data import Array, Checkerboard, Digits, Images, Moons, Ring, Source, SwissRoll
+from scoresde.data import (
+    Array,
+    Checkerboard,
+    Cifar10,
+    Digits,
+    Idx,
+    Images,
+    Moons,
+    Ring,
+    Sounds,
+    Source,
+    SwissRoll,
+    Table,
+)
 from scoresde.files import write
 from scoresde.model import Clock, Data, EnergyModel, LogSNR, Parametrisation, ScoreValue, Steps, TwoHeads, Velocity
 from scoresde.process import TabulatedVE
@@ -84,6 +97,7 @@ WEIGHTS = st.one_of(
 WEIGHTS = st.one_of(WEIGHTS, st.builds(loss.Unbiased, WEIGHTS, TIMES))
 TOY = (st.integers(5, 10**6), st.integers(0, 2**32 - 1))
 PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(Path)
+WORDS = st.text(st.characters(categories=["L"]), min_size=1, max_size=5)
 SOURCES = st.one_of(
     st.just(Digits()),
     st.builds(Ring, *TOY, st.integers(1, 20), number(1e-6, 9)),
@@ -92,6 +106,10 @@ SOURCES = st.one_of(
     st.builds(Checkerboard, *TOY),
     st.builds(Array, PATHS, st.text(), st.integers(2, 999), st.booleans(), number(0, 0.9), st.integers(0, 99)),
     st.builds(Images, PATHS, st.integers(0, 99), st.booleans(), number(0, 0.9), st.integers(0, 99)),
+    st.builds(Sounds, PATHS, st.integers(1, 99), number(0, 0.9), st.integers(0, 99), st.booleans(), st.booleans()),
+    st.builds(Table, PATHS, st.lists(WORDS, unique=True).map(tuple), st.just(""), number(0, 0.9), st.integers(0, 99)),
+    st.builds(Idx, PATHS, st.lists(WORDS, unique=True).map(tuple)),
+    st.builds(Cifar10, PATHS),
 )
 BASES = {
     LinearSDE: SDES,

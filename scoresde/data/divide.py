@@ -1,5 +1,7 @@
 """Numbers as they were read, in two parts: grey levels in bytes, continuous ones in float32, in units of their own."""
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -76,7 +78,7 @@ def _single(a: np.ndarray, name: str) -> Tensor:
 
 def _discrete(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, Quantized]:
     """Grey levels as they are, which `Dataset.values` moves to [-1, 1]. Raises ValueError if they are not 0..levels-1,
-    or levels is None and how many there are is not plain.
+    or levels is None and how many there are is not plain. Warns if few of them are used.
     """
     low, high, said = int(a.min()), int(a.max()), levels
     if levels is None and (a.dtype.kind == "b" or high == 1):
@@ -86,5 +88,16 @@ def _discrete(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, Qua
     if levels is None or not 0 <= low <= high < levels:
         hint = ": give their number, or store as float32 what is no grey level" if levels is None else ""
         raise ValueError(f"levels must cover the grey levels of {name}, {low} to {high}, got {said}{hint}")
-    x = torch.from_numpy(np.ascontiguousarray(a, dtype=np.uint8 if levels <= 256 else np.int16))
-    return x, Quantized(levels, -1.0, 1.0)
+    x = np.ascontiguousarray(a, dtype=np.uint8 if levels <= 256 else np.int16)
+    comes = np.zeros(levels, bool)
+    for start in range(0, len(x), 1024):
+        comes[x[start : start + 1024].ravel()] = True
+    used = np.flatnonzero(comes)
+    if len(used) <= levels // 8 and x.size > 8 * levels:
+        some = ", ".join(map(str, used[:4]))
+        warnings.warn(
+            f"{name} uses {len(used)} of {levels} grey levels, {some}, ...: number those that there are from 0 on, "
+            "since bits/dim are of levels of which most never come",
+            stacklevel=4,
+        )
+    return torch.from_numpy(x), Quantized(levels, -1.0, 1.0)

@@ -1087,6 +1087,20 @@ def test_levels_are_the_numbers_that_they_stand_for():
         torch.testing.assert_close(around.mean, want.mean, rtol=1e-12, atol=1e-12)
 
 
+def test_few_levels_are_told(tmp_path):
+    """Black and white in 256 levels, and 16 levels in steps of 17; not the levels of a few dark images."""
+    for used, told in (
+        (np.array([0, 255]), "uses 2 of 256 grey levels, 0, 255"),
+        (17 * np.arange(16), "uses 16 of 256"),
+    ):
+        path = stored(tmp_path, used[np.random.RandomState(0).randint(0, len(used), (20, 12, 12))].astype(np.uint8))
+        with pytest.warns(UserWarning, match=told):
+            Array(path).load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Array(stored(tmp_path, np.random.RandomState(0).randint(0, 40, (20, 12, 12))), levels=256).load()
+
+
 NINE = torch.full((3, 2), 9, dtype=torch.uint8)
 
 
