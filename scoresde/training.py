@@ -8,6 +8,7 @@ the same training, and so is one spread over several processes, each of which ta
 
 import copy
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -285,6 +286,8 @@ def train(
     with alone(Path(folder)) if folder is not None and first else nullcontext(), stoppable():
         run = _started(model, data, settings, folder, source, resume)
         saved = monotonic()
+        if progress and first:
+            print(_said(model, data, settings), file=sys.stderr)
         shown = bar(
             total=settings.steps, initial=run.step, desc="train", disable=not progress or not first, unit="step"
         )
@@ -309,6 +312,17 @@ def train(
                 run.save(folder, source)
                 raise
     return run.average
+
+
+def _said(model: ScoreModel, data: Dataset, s: Settings) -> str:
+    """What is about to be trained, and on what."""
+    shape, weights = "x".join(map(str, data.shape)), sum(p.numel() for p in model.parameters())
+    kind = f"{data.quantized.levels} levels" if data.quantized else "standardised" if data.units else "as they are"
+    return (
+        f"{type(unwrapped(model.net)).__name__} of {weights:,} weights, {model.sde!r}; {len(data.train)} samples of "
+        f"{shape}, {kind}, and {len(data.held_out)} held out; {s.steps} steps of {s.batch}, "
+        f"{s.steps * s.batch / len(data.train):.3g} times all samples"
+    )
 
 
 def _start(*numbers: int) -> int:

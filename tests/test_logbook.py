@@ -110,3 +110,17 @@ def test_grey_levels_and_labels_held_out():
     assert found == held_out_loss(net, grey) and all(v > 0 for v in found.values())
     net.net.embed.label.weight.data[3].add_(5.0)  # of no label
     assert found == held_out_loss(net, grey)
+
+
+def test_what_is_trained_is_said_first(capsys):
+    """The network, the process, the data, and how often all of them are seen; once it is known to fit together."""
+    train(model(), data(), Settings(steps=3, batch=20))
+    first = capsys.readouterr().err.splitlines()[0]
+    assert (
+        first.startswith("MLP of ")
+        and "weights, VP(beta_min=0.1, beta_max=20.0); 60 samples of 2, as they are" in first
+    )
+    assert first.endswith("and 10 held out; 3 steps of 20, 1 times all samples")
+    with pytest.raises(ValueError, match="net must take samples"):
+        train(model(net=MLP((3,), 8, 1)), data(), Settings(steps=3))
+    assert not capsys.readouterr().err
