@@ -23,7 +23,7 @@ from harness import save, table
 from likelihood import network, noise
 from torch import Tensor, nn
 
-from scoresde import EDM, VE, VP, Karras, Reference, ScoreModel, Settings, load, log_prob, train
+from scoresde import EDM, VE, VP, Karras, Reference, ScoreModel, Settings, load, log_prob, shipped, train
 from scoresde.data import Digits
 from scoresde.lab import DigitClasses, Modes
 from scoresde.likelihood import Adams, AsNeeded, Exact, Hutchinson, Integrator, Quadrature
@@ -69,8 +69,8 @@ def digits(n: int, kind: str, models: Path) -> Subject:
 
 
 def mnist(n: int) -> Subject:
-    """The network of benchmarks/weights, whose numbers are of float16, computed in float32."""
-    found = load(Path(__file__).parent / "weights" / "mnist").model.float().eval().requires_grad_(False)
+    """The network that comes with the library, whose numbers are of float16, computed in float32."""
+    found = load(shipped("mnist"), dtype=torch.float32).model
     return Subject(found, found.sde, GREY.dequantize(images("mnist", n), noise(0)), found.around)
 
 

@@ -11,9 +11,9 @@ images dequantised once. "probe error": the standard deviation over images of th
 probes add; "mean error": the difference of the means, with its share of that. CPU time of one thread, medians. The
 networks are trained first, if they are not there. Settings of ours were chosen on the U-Net at 1e-3 and an exact law.
 
-Two networks of MNIST are rough in time, a published one of another author and that of benchmarks/weights. A third and a
-sixth of the images are taken, at the networks' own t_min, and the truth is 400 steps with four fresh probes each. They
-are left out where ../shared/data is absent.
+Two networks of MNIST are rough in time, a published one of another author and the one that comes with the library. A
+third and a sixth of the images are taken, at the networks' own t_min, and the truth is 400 steps with four fresh probes
+each. They are left out where ../shared/data is absent.
 
 --cost: in place of that, what the default costs from 192 to 3,145,728 dimensions beside a network of one convolution,
 two images at once, each size in a process of its own: its time, that of so many calls and products of the network
@@ -37,7 +37,7 @@ from harness import save, seconds, table
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
-from scoresde import VP, Karras, Reference, ScoreModel, Settings, iid, load, log_prob, ode, train
+from scoresde import VP, Karras, Reference, ScoreModel, Settings, iid, load, log_prob, ode, shipped, train
 from scoresde.checkpoint import exists
 from scoresde.data import Digits
 from scoresde.likelihood import Adams, Exact, Hadamard, Hutchinson, Likelihood, Quadrature
@@ -221,8 +221,7 @@ def subjects(options: argparse.Namespace) -> Iterator[tuple[str, ScoreModel, Ten
             print(f"{name}: left out, as there is no {SHARED}")
         else:
             own = name == "our MNIST U-Net"
-            file = Path(__file__).parent / "weights" / "mnist"
-            model = load(file).model.float().eval().requires_grad_(False) if own else published("mnist")
+            model = load(shipped("mnist"), dtype=torch.float32).model if own else published("mnist")
             x_0 = GREY.dequantize(images("mnist", max(1, n // (6 if own else 3))), noise(1001))
             yield name, model.to(options.device), x_0.to(options.device), model.around, model.sde.t_min
 

@@ -13,6 +13,7 @@ from . import steps as steps
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import load as load
 from .checkpoint import save as save
+from .files import shipped as shipped
 from .lab import metrics as metrics
 from .likelihood import Quadrature as Quadrature
 from .likelihood import elbo as elbo

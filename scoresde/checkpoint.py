@@ -233,11 +233,18 @@ def _tensors(folder: Path, listed: Any, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def load(folder: str | Path, net: nn.Module | None = None, device: torch.device | str = "cpu") -> Checkpoint:
+def load(
+    folder: str | Path,
+    net: nn.Module | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Checkpoint:
     """The checkpoint in folder, its model in evaluation mode on `device`.
 
-    net: the network to fill, if the manifest cannot make it (see the module). Raises ValueError, naming the file, if
-    anything is missing, damaged, or does not fit together.
+    net: the network to fill, if the manifest cannot make it (see the module). dtype: what it computes in, such as
+    float32 for weights of half precision on a CPU; what it was saved in unless given.
+
+    Raises ValueError, naming the file, if anything is missing, damaged, or does not fit together.
     """
     folder = Path(folder)
     manifest = _manifest(folder)
@@ -257,7 +264,7 @@ def load(folder: str | Path, net: nn.Module | None = None, device: torch.device 
         raise ValueError(f"{folder / MANIFEST} lacks {error}") from error
     except (ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{folder / MANIFEST} does not give a model: {error}") from error
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.to(device, dtype).eval().requires_grad_(False)
     return Checkpoint(model, shape, quantized, source, notes, model.around or around, names, units, _digest(manifest))
 
 

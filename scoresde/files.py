@@ -11,6 +11,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK, HOLDER = ".lock", ".lock.json"
+WEIGHTS = Path(__file__).parent / "weights"
+"""Where the checkpoints lie that come with the library."""
+
+
+def shipped(name: str) -> Path:
+    """The folder of a checkpoint that comes with the library, which `load` takes. Raises ValueError for any other."""
+    if name not in (names := sorted(path.parent.name for path in WEIGHTS.glob("*/manifest.json"))):
+        raise ValueError(f"name must be one of {', '.join(names)}, got {name!r}")
+    return WEIGHTS / name
 
 
 def digest(*contents: bytes | memoryview) -> str:

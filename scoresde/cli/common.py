@@ -33,11 +33,17 @@ def place(o: Namespace) -> torch.device:
 
 
 def model_of(o: Namespace, device: torch.device) -> Checkpoint:
-    """The checkpoint in o.model, its network made by o.net if the manifest cannot make it."""
-    if o.net is None:
-        return load(o.model, device=device)
-    config = (recorded_net(o.model) or {}).get("config") or {}
-    return load(o.model, read_net(o.net, recorded_shape(o.model), int(config.get("classes", 0))), device)
+    """The checkpoint in o.model, its network made by o.net if the manifest cannot make it. A CPU, which is slow in half
+    precision, computes in float32.
+    """
+    net = None
+    if o.net is not None:
+        config = (recorded_net(o.model) or {}).get("config") or {}
+        net = read_net(o.net, recorded_shape(o.model), int(config.get("classes", 0)))
+    found = load(o.model, net, device)
+    if device.type == "cpu" and any(p.dtype in (torch.float16, torch.bfloat16) for p in found.model.parameters()):
+        found.model.float()
+    return found
 
 
 def label_of(o: Namespace, found: Checkpoint) -> int | None:

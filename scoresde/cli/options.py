@@ -3,7 +3,9 @@
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
-MODEL = "the folder of a checkpoint"
+from ..files import WEIGHTS
+
+MODEL = "the folder of a checkpoint, or one of `scoresde models`"
 LABEL = "the class, if the network has classes: its name, or its number from 0 on"
 OWN_NET = "what makes the network, if the checkpoint cannot: package.module:function"
 OWN_STEP = "a step of your own besides: package.module:Class"
@@ -22,7 +24,7 @@ def train(parser: ArgumentParser) -> None:
     many steps or more. Several processes can share one: torchrun --nproc-per-node 2 -m scoresde -- train digits
     """
     add = parser.add_argument
-    add("data", help="digits, Ring(modes=8), moons, swissroll, checkerboard, a .npy or .npz file, a folder of images")
+    add("data", help="digits, Ring(modes=8), moons, swissroll, checkerboard, FILE.npy, FILE.csv, a folder of images")
     add("--sde", metavar="SDE", default="vp", help="vp, VE(sigma_max=20), edm, ..., package.module:Class")
     add("--net", metavar="NET", help="UNet(width=32), MLP(width=256), package.module:function of (shape, classes)")
     add("--weight", metavar="W", help="of the loss: Simple, MinSNR(5), MaximumLikelihood; 1 on the network's output")
@@ -50,7 +52,7 @@ def sample(parser: ArgumentParser) -> None:
     on when called again.
     """
     add = parser.add_argument
-    add("model", type=place, help=MODEL)
+    add("model", type=model, help=MODEL)
     add("--n", metavar="N", type=int, default=64, help="how many samples")
     add("--step", metavar="S", action="append", help="UniPC(3), Flow(Dopri5()), Langevin(SNR(0.3), n=5), module:Class")
     add("--steps", metavar="N", type=int, help="intervals of the grid (20; 1 where a step chooses its own)")
@@ -72,7 +74,7 @@ def tune(parser: ArgumentParser) -> None:
     what is written. Without a MODEL the score is that of an exact law.
     """
     add = parser.add_argument
-    add("model", type=place, nargs="?", help=MODEL)
+    add("model", type=model, nargs="?", help=MODEL)
     add("--law", metavar="LAW", help="modes, lattice, digitclasses, package.module:Class (modes)")
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
     add("--nfe", metavar="N", type=int, default=10, help="network calls of the solver")
@@ -89,7 +91,7 @@ def likelihood(parser: ArgumentParser) -> None:
     the -- torchrun takes --n for its own).
     """
     add = parser.add_argument
-    add("model", type=place, nargs="?", help=MODEL)
+    add("model", type=model, nargs="?", help=MODEL)
     add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
     add("--law", metavar="LAW", help="instead of a model, an exact law, whose true density is shown: modes, ...")
     add("--sde", metavar="SDE", help="the process of a law (vp)")
@@ -118,7 +120,7 @@ def compare(parser: ArgumentParser) -> None:
     interrupted run goes on when called again.
     """
     add = parser.add_argument
-    add("model", type=place, nargs="?", help=MODEL)
+    add("model", type=model, nargs="?", help=MODEL)
     add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
     add("--law", metavar="LAW", help="Modes(n=8), lattice, digitclasses, package.module:Class (modes)")
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
@@ -142,7 +144,7 @@ def bench(parser: ArgumentParser) -> None:
     add = parser.add_argument
     problems = ("modes", "lattice", "digits", "memorised", "model")
     add("--problems", nargs="+", choices=problems, help="laws (modes digits; all if --full), or model")
-    add("--model", metavar="DIR", type=place, help="the folder of a checkpoint, for the problem `model`")
+    add("--model", metavar="DIR", type=model, help="the folder of a checkpoint, for the problem `model`")
     add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
     add("--processes", nargs="+", choices=("vp", "ve", "subvp", "cosine", "flow", "edm"), help="(vp)")
     add("--sde", metavar="SDE", help="instead of these, one process: VE(sigma_max=20), ..., package.module:Class")
@@ -156,6 +158,19 @@ def bench(parser: ArgumentParser) -> None:
     add("--full", action="store_true", help="all laws, three processes, more budgets and samples")
     add("--net", metavar="NET", help=OWN_NET)
     shared(parser, "runs/bench")
+
+
+def models(parser: ArgumentParser) -> None:
+    """List the trained models that come with the library, which every command takes by name: their process, the shape
+    of a sample, how they were trained, and how good they are on data that were held out.
+    """
+    parser.add_argument("--commands", action="store_true", help="show the command that trained each")
+
+
+def model(text: str) -> Path:
+    """A folder that was typed, or else what comes with the library under that name."""
+    path = place(text)
+    return path if path.exists() or not (WEIGHTS / text / "manifest.json").is_file() else WEIGHTS / text
 
 
 def place(text: str) -> Path:
@@ -173,4 +188,5 @@ def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is
     add("--out", metavar="PATH", type=place, default=Path(out), help=f"{what} ({out})")
 
 
-COMMANDS = {command.__name__: command for command in (demo, train, sample, tune, likelihood, compare, bench)}
+EVERY = (demo, train, sample, tune, likelihood, compare, bench, models)
+COMMANDS = {command.__name__: command for command in EVERY}

@@ -93,8 +93,8 @@ def read_steps(o: Namespace) -> list[Method]:
 
 
 def read_data(text: str) -> data.Source:
-    """A source of data: `digits`, `Ring(modes=5)`, a .npy, .npz, .csv or .parquet file, or a folder: of MNIST's files, of
-    CIFAR-10's, or of images.
+    """A source of data: `digits`, `Ring(modes=5)`, a .npy, .npz, .csv or .parquet file, or a folder of MNIST's files,
+    of CIFAR-10's, or of images.
     """
     path = Path(text)
     if path.suffix in (".npy", ".npz"):

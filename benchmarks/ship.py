@@ -1,0 +1,61 @@
+"""Make a trained model one that comes with the library, and write down how good it is.
+
+    scoresde train digits --steps 12000 ... --out runs/digits-vp
+    scoresde likelihood runs/digits-vp --terms 0 --out runs/digits-vp-likelihood
+    python benchmarks/ship.py digits-vp runs/digits-vp runs/digits-vp-likelihood --command "scoresde train ..." [--half]
+
+The checkpoint goes to scoresde/weights/NAME, with the command that made it, the time that it took and its bits/dim in
+the notes of its manifest; what was measured to benchmarks/results/weights/NAME.json, and 64 samples of 50 network calls
+beside that as a picture. --half stores numbers of half precision. Looks whether the likelihood is that of this model.
+"""
+
+import argparse
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from scoresde import GaussianReference, draw, grid, load, save
+from scoresde.files import WEIGHTS, write
+from scoresde.lab import origin
+from scoresde.lab.report import grid_picture
+
+RESULTS = Path(__file__).parent / "results" / "weights"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("likelihood", type=Path)
+    parser.add_argument("--command", required=True)
+    parser.add_argument("--took", required=True)
+    parser.add_argument("--half", action="store_true")
+    options = parser.parse_args()
+    found = load(options.model)
+    summary = json.loads((options.likelihood / "summary.json").read_text())
+    of = json.loads((options.likelihood / "recipe.json").read_text())
+    if of["subject"] != found.digest:
+        raise SystemExit(f"{options.likelihood} is no likelihood of {options.model}")
+    flow = summary["table"][0]
+    value, n = f"{flow['mean']:.3f} +- {flow['standard_error']:.3f} {summary['unit']}", summary["samples"]
+    result = f"{value} of {n} samples held out, {flow['quantity'].removeprefix('probability flow, ')}"
+    notes = {"command": options.command, "took": options.took, "result": result}
+    model = copy.deepcopy(found.model)
+    save(WEIGHTS / options.name, replace(found, model=model.half() if options.half else model, notes=notes))
+    shipped = load(WEIGHTS / options.name, dtype=torch.float32)
+    q, around = shipped.model.sde.reverse(shipped.model, 0.0), shipped.around
+    assert around is not None
+    ts = grid.reference(q.sde, 50, around=around)
+    x = draw(q, shipped.shape, ts, GaussianReference(around), seeds=range(64), denoise=True)
+    RESULTS.mkdir(exist_ok=True)
+    grid_picture(x, RESULTS / f"{options.name}.png")
+    written = {**notes, "likelihood": summary, "samples": origin()}
+    write(RESULTS / f"{options.name}.json", json.dumps(written, indent=2).encode())
+    print(f"{options.name}: {result}")
+
+
+if __name__ == "__main__":
+    main()
