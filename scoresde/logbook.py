@@ -16,23 +16,25 @@ from .loss import Simple, dsm
 from .model import ScoreModel
 from .noise import iid
 
-LINES = "loss.jsonl"
+LINES, BEGIN, HELD_OUT = "loss.jsonl", '{"step": ', '"held_out": '
 LEVELS, SAMPLES = 8, 64
 """Noise levels, and samples at each, of the loss on data that are held out."""
 
 
 class Logbook:
     """Rows of a training that begins after `step`, in folder/loss.jsonl, if there is a folder: those of later steps, of
-    a process that was killed, are taken out, and lines that are none of these rows stay.
+    a process that was killed, and one that it did not end are taken out, and lines that are none of these rows stay.
     """
 
     def __init__(self, folder: Path | None, step: int, tensorboard: Any = None) -> None:
         self.path, self.tensorboard = folder and folder / LINES, tensorboard
-        self.step, self.began = step, monotonic()
+        self.step, self.began, self.told = step, monotonic(), -1
         if self.path and self.path.is_file():
             lines = self.path.read_text().splitlines(keepends=True)
-            kept = "".join(line for line in lines if _step(line) <= step)
-            write(self.path, (kept if kept.endswith("\n") or not kept else kept + "\n").encode())
+            if lines and not lines[-1].endswith("\n"):
+                lines = [*lines[:-1], *([] if lines[-1].startswith(BEGIN) else [lines[-1] + "\n"])]
+            write(self.path, "".join(line for line in lines if _step(line) <= step).encode())
+            self.told = max((_step(line) for line in lines if HELD_OUT in line and _step(line) <= step), default=-1)
 
     def loss(self, step: int, loss: float, lr: float, batch: int) -> None:
         """The loss of a batch, the learning rate, and the samples that were seen a second since the last row."""
@@ -40,10 +42,13 @@ class Logbook:
         self._write(step, {"loss": loss, "lr": lr, "samples_per_second": round(speed, 1)})
         self.step, self.began = step, monotonic()
 
-    def held_out(self, step: int, model: ScoreModel, data: Dataset) -> None:
-        """The loss on data that are held out, at each of some noise levels, under noise that is always the same."""
-        if (self.path or self.tensorboard) and len(data.held_out):
-            self._write(step, {"held_out": held_out_loss(model, data)})
+    def held_out(self, step: int, model: ScoreModel, data: Dataset, batch: int = SAMPLES) -> None:
+        """The loss on data that are held out, at each of some noise levels, under noise that is always the same, once a
+        step; batch: how many samples the network is asked at once.
+        """
+        if (self.path or self.tensorboard) and len(data.held_out) and step > self.told:
+            self._write(step, {"held_out": held_out_loss(model, data, batch)})
+            self.told = step
 
     def _write(self, step: int, row: dict[str, Any]) -> None:
         if self.path:
@@ -56,18 +61,22 @@ class Logbook:
 
 
 @torch.no_grad()
-def held_out_loss(model: ScoreModel, data: Dataset) -> dict[str, float]:
+def held_out_loss(model: ScoreModel, data: Dataset, batch: int = SAMPLES) -> dict[str, float]:
     """E |eps(x_t, t) - z|^2 a dimension on the first samples held out, by sigma/alpha, equally spaced in log SNR."""
     like, g = next(model.parameters()), torch.Generator().manual_seed(0)
     x, y, found = data.values(data.held_out[:SAMPLES]), data.held_out_labels, {}
     if data.quantized:
         x = data.quantized.dequantize(x, iid(g))
-    x = x.to(like.device)
-    told = getattr(model.net, "classes", 0) and y is not None
-    cond = {"label": y[:SAMPLES].to(like.device)} if told and y is not None else {}
+    classes: int = getattr(model.net, "classes", 0)
+    label = y[: len(x)] if y is not None and classes else None
     for t in grid.log_snr(model.sde, LEVELS - 1):
-        errors = dsm(model, x, t.to(x).expand(len(x)), Simple(), iid(g), **cond)
-        found[f"{float((-model.sde.log_snr(t)).exp()):.3g}"] = float(errors.mean()) / x[0].numel()
+        z, errors = torch.randn(x.shape, generator=g, dtype=x.dtype, device="cpu"), []
+        for rows in torch.arange(len(x)).split(batch):
+            cond = {} if label is None else {"label": label[rows].to(like.device)}
+            x_0, z_0 = x[rows].to(like.device), z[rows].to(like.device)
+            at = t.to(x_0).expand(len(rows))
+            errors.append(dsm(model, x_0, at, Simple(), lambda *_, z_0=z_0: z_0, **cond).cpu())
+        found[f"{float((-model.sde.log_snr(t)).exp()):.3g}"] = float(torch.cat(errors).mean()) / x[0].numel()
     return found
 
 
@@ -91,5 +100,5 @@ def logbook(folder: str | Path | None, step: int) -> Iterator[Logbook]:
     except ImportError:
         yield Logbook(Path(folder), step)
         return
-    with SummaryWriter(str(folder)) as writer:
+    with SummaryWriter(str(folder), purge_step=step + 1) as writer:
         yield Logbook(Path(folder), step, writer)

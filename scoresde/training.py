@@ -212,6 +212,7 @@ class _Run:
                 raise RuntimeError(f"the weights are not finite after step {self.step}: lower lr, or look at the data")
         if folder is not None and self.share.rank == 0:
             notes = {"step": self.step, "settings": describe(self.settings), "data": self.data.digest}
+            notes |= {"columns": list(self.data.columns)} if self.data.columns else {}
             around = self.average.around or _around(self.data)
             about = self.data.shape, self.data.quantized, source, notes, around, self.data.names, self.data.units
             with unbroken():
@@ -304,10 +305,10 @@ def train(
                         on_step(run.step, float(loss))
                     if monotonic() - saved > save_every:
                         run.save(folder, source)
-                        log.held_out(run.step, run.average, data)
+                        log.held_out(run.step, run.average, data, settings.batch)
                         saved = monotonic()
                 run.save(folder, source)
-                log.held_out(run.step, run.average, data)
+                log.held_out(run.step, run.average, data, settings.batch)
             except KeyboardInterrupt:
                 run.save(folder, source)
                 raise

@@ -49,9 +49,9 @@ class Units:
         return (x.to(torch.float64) - mean) / std
 
     def restore(self, y: Tensor) -> Tensor:
-        """x, in the type of y."""
+        """x, in float64, since float32 does not tell numbers apart that lie far from 0."""
         mean, std = self._like(y)
-        return (mean + std * y.to(torch.float64)).to(y.dtype)
+        return mean + std * y.to(torch.float64)
 
     def log_volume(self, shape: tuple[int, ...] | torch.Size) -> float:
         """log |dx/dy| of one sample of that shape, which log p(y) is larger by than log p(x)."""

@@ -74,9 +74,31 @@ def test_what_is_broken_off_is_said_once(tmp_path):
 
 def test_lines_of_others_stay(tmp_path):
     """What is no row of a training is not taken out of the file."""
-    (tmp_path / "loss.jsonl").write_text('my own notes\n[3]\n{"step": 70}\n{"step": 30}\n{"other": 1}')
+    file = tmp_path / "loss.jsonl"
+    file.write_text('my own notes\n[3]\n{"step": 70}\n{"step": 30}\n{"other": 1}')
     Logbook(tmp_path, 50)
-    assert (tmp_path / "loss.jsonl").read_text() == 'my own notes\n[3]\n{"step": 30}\n{"other": 1}\n'
+    assert file.read_text() == 'my own notes\n[3]\n{"step": 30}\n{"other": 1}\n'
+    file.write_text('{"step": 30}\n{"step": 40, "lo')  # of a process that was killed
+    Logbook(tmp_path, 50)
+    assert file.read_text() == '{"step": 30}\n'
+
+
+def test_a_training_that_is_finished_says_nothing_again(tmp_path):
+    """Nor is a loss held out there twice for one step."""
+    run(tmp_path)
+    before = rows(tmp_path)
+    for _ in range(2):
+        run(tmp_path, resume=True)
+    assert rows(tmp_path) == before
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_losses_held_out_do_not_depend_on_the_batch(batch):
+    """And no more samples go through the network at once."""
+    seen, net = [], model()
+    net.net.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    found = held_out_loss(net, data(), batch)
+    assert found == pytest.approx(held_out_loss(net, data()), rel=1e-5) and max(seen[:8]) <= batch
 
 
 def test_loss_held_out_is_that_of_the_denoiser():

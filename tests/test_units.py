@@ -119,6 +119,52 @@ def test_standardised_here_or_by_hand(tmp_path):
         assert json.loads(line)["log_p"] == pytest.approx(row["log_p"], abs=1e-4)
 
 
+def test_samples_keep_their_digits(tmp_path):
+    """Of data far from 0, which float32 would round to one number."""
+    np.save(tmp_path / "a.npy", 1.7e9 + 10 * np.random.RandomState(0).randn(200, 2))
+    assert main(["train", str(tmp_path / "a.npy"), *SMALL, "--out", str(tmp_path / "m")]) == 0
+    assert main(["sample", str(tmp_path / "m"), "--n", "50", "--out", str(tmp_path / "s")]) == 0
+    x = np.load(tmp_path / "s" / "samples.npy")
+    assert x.dtype == np.float64 and len(np.unique(x[:, 0])) == 50 and 1 < x[:, 0].std() < 100
+
+
+def test_pictures_of_continuous_images(tmp_path):
+    """From black to white, whatever units the pixels have."""
+    from PIL import Image
+
+    np.save(tmp_path / "a.npy", 1000 + 300 * np.random.RandomState(0).randn(40, 1, 6, 6))
+    net = ("--net", "UNet(width=4, blocks=1)", "--steps", "20", "--warmup", "5")
+    assert main(["train", str(tmp_path / "a.npy"), *net, "--out", str(tmp_path / "m")]) == 0
+    assert main(["sample", str(tmp_path / "m"), "--n", "9", "--out", str(tmp_path / "s")]) == 0
+    grey = np.asarray(Image.open(tmp_path / "s" / "samples.png").convert("L"))
+    assert len(np.unique(grey)) > 30 and np.load(tmp_path / "s" / "samples.npy").mean() > 500
+
+
+def test_columns_are_known_by_their_names(tmp_path, capsys):
+    """Another table whose columns are in another order is refused; and what another split of the same file holds out is
+    told to have been trained on.
+    """
+    rng = np.random.RandomState(0)
+    rows = np.stack([rng.randn(80), 2 + rng.rand(80)], 1)
+    for name, order in (("ab", (0, 1)), ("ba", (1, 0))):
+        lines = [",".join("ab"[k] for k in order), *(",".join(repr(float(row[k])) for k in order) for row in rows)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    assert main(["train", str(tmp_path / "ab.csv"), *SMALL, "--out", str(tmp_path / "m")]) == 0
+
+    def measured(data, out):
+        capsys.readouterr()
+        args = ["--data", data, "--n", "4", "--terms", "0", "--out", str(tmp_path / out)]
+        return main(["likelihood", str(tmp_path / "m"), *args]), capsys.readouterr().err
+
+    assert (
+        measured(str(tmp_path / "ab.csv"), "0")[0] == 0 and "warning" not in measured(str(tmp_path / "ab.csv"), "1")[1]
+    )
+    status, said = measured(str(tmp_path / "ba.csv"), "2")
+    assert status == 2 and "data must have the columns of the model, ('a', 'b'), in their order, got ('b', 'a')" in said
+    status, said = measured(f"Table({str(tmp_path / 'ab.csv')!r}, seed=1)", "3")
+    assert status == 0 and "holds out may be among that" in said
+
+
 X = numbers(10, 2)
 ONE = Units((0.0, 0.0), (1.0, 1.0))
 
@@ -132,6 +178,7 @@ ONE = Units((0.0, 0.0), (1.0, 1.0))
         (lambda: Units((math.nan,), (1.0,)), "mean must be a finite number"),
         (lambda: ONE.restore(torch.zeros(3, 4)), "x must have 2 features"),
         (lambda: Dataset(X, X[:0], units=Units((0.0,), (1.0,))), "units must be of the 2 features"),
+        (lambda: Dataset(X, X[:0], columns=("a",)), "columns must name the 2 columns"),
         (lambda: Dataset(X, X[:0], units=3), "units must be those of continuous data"),
         (lambda: Dataset(X.sign(), X[:0], quantized=Quantized(3, -1.0, 1.0), units=ONE), "units must be those of cont"),
         (lambda: Dataset(X.sign(), X[:0], quantized=Quantized(3, -1.0, 1.0)).in_units(ONE), "units must be None"),

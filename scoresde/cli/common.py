@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,19 @@ def data_of(o: Namespace, found: Checkpoint) -> tuple[Source, Dataset]:
         raise ValueError(f"data must have the model's shape {found.shape}, got {data.shape}")
     if data.quantized != found.quantized:
         raise ValueError(f"data must lie on the model's grid, {found.quantized}, got {data.quantized}")
+    if data.columns and (trained := tuple(found.notes.get("columns", data.columns))) != data.columns:
+        raise ValueError(f"data must have the columns of the model, {trained}, in their order, got {data.columns}")
+    if source != found.source and (place := _file_of(source)) and place == _file_of(found.source):
+        warnings.warn(
+            f"the model was trained on {found.source!r}: what {source!r} holds out may be among that", stacklevel=2
+        )
     return source, data.in_units(found.units)
+
+
+def _file_of(source: Source | None) -> Path | None:
+    """The file or folder that a source reads."""
+    place = getattr(source, "path", None) or getattr(source, "folder", None)
+    return place and Path(place).resolve()
 
 
 def code_of(o: Namespace) -> dict[str, str]:

@@ -58,12 +58,13 @@ def run(o: Namespace) -> None:
             parts.append(f"part-{start:08d}-{min(batch, n - start):08d}.npy")
             folder.kept(parts[-1], partial(draw_part, start))
         x = torch.from_numpy(np.concatenate([as_array(folder.read(part) or b"") for part in parts]))
-        x = x if found.units is None else found.units.restore(x)
+        own = x if found.units is None else found.units.restore(x)
         if (x.ndim == 4 and x.shape[1] in (1, 3)) or x.shape[1:] == (2,):
             from ..lab.report import grid_picture
 
-            grid_picture(x[: 256 if x.ndim == 4 else 20_000], o.out / "samples.png")
-        folder.keep(DONE, as_bytes(x.numpy()))  # last, since it says that all is there
+            shown = own if x.ndim == 2 or not found.units else 2 * (own - own.min()) / (own.max() - own.min()) - 1
+            grid_picture(shown[: 256 if x.ndim == 4 else 20_000], o.out / "samples.png")
+        folder.keep(DONE, as_bytes(own.numpy()))  # last, since it says that all is there
         folder.drop(*(name for (name,) in list(folder.files) if name.startswith("part-")))
     print(f"{n} samples in {o.out}: {score.nfe} network calls, for the {len(drawn)} of {len(parts)} batches drawn now")
 

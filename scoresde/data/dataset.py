@@ -29,7 +29,8 @@ class Dataset:
     """train (n, *D) and held_out (m, *D), n > 0, in float32 or float64, or grey levels as they are stored, 0 to
     levels - 1 in uint8 or int16, which `values` moves to where they lie; their labels (n,) and (m,), whole numbers from
     0 on, which become int64, or None; the grid they lie on, or None for continuous data; the names of labels 0, 1, ...,
-    none if they have none; the units of continuous data, None if they are as they came.
+    none if they have none; the units of continuous data, None if they are as they came; the names of the columns of a
+    table, none if they have none.
 
     Warns of the columns of a table (n, d) of continuous data that are constant, or that differ 1000 times in deviation.
     Raises ValueError, naming the field, for numbers of another type, not finite or not on the grid, for shapes that do
@@ -43,6 +44,7 @@ class Dataset:
     quantized: Quantized | None = None
     names: tuple[str, ...] = ()
     units: Units | None = None
+    columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.quantized, Quantized | None):
@@ -62,6 +64,7 @@ class Dataset:
                 raise ValueError(f"{name} must hold samples of shape {self.shape}, as train does, got {_said(x)}")
             if not len(self.train):
                 raise ValueError(f"data must have samples to train on, got a train of shape {tuple(x.shape)}")
+            object.__setattr__(self, name, x.contiguous())
             if len(x) and x.dtype in STORED:
                 _check_levels(name, x, self.quantized)
             elif len(x):
@@ -75,6 +78,8 @@ class Dataset:
             raise ValueError(f"{lacks}_labels must be given if {has}_labels are, got None")
         if self.units and len(self.units.mean) != self.shape[0]:
             raise ValueError(f"units must be of the {self.shape[0]} features of train, got {self.units!r}")
+        if self.columns and len(self.columns) != self.shape[0]:
+            raise ValueError(f"columns must name the {self.shape[0]} columns of train, got {self.columns}")
         object.__setattr__(self, "names", class_names(self.names))
         if self.names and (self.train_labels is None or self.classes > len(self.names)):
             what = f"{self.classes} labels" if self.train_labels is not None else "no labels"
@@ -89,7 +94,7 @@ class Dataset:
             warnings.warn(f"{n} columns of train are constant, such as {k}: leave out what is known", stacklevel=4)
         std = self.moments[1].masked_fill(constant, math.nan)
         low, high = (int(a.nan_to_num(fill).argmin()) for a, fill in ((std, math.inf), (-std, math.inf)))
-        if std[high] > 1000 * std[low]:
+        if self.units is None and std[high] > 1000 * std[low]:
             warnings.warn(
                 f"columns {low} and {high} of train have deviations {std[low]:.3g} and {std[high]:.3g}: no noise level "
                 "suits both, so standardise them",

@@ -89,6 +89,12 @@ def _discrete(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, Qua
         hint = ": give their number, or store as float32 what is no grey level" if levels is None else ""
         raise ValueError(f"levels must cover the grey levels of {name}, {low} to {high}, got {said}{hint}")
     x = np.ascontiguousarray(a, dtype=np.uint8 if levels <= 256 else np.int16)
+    warn_of_few(x, levels, name)
+    return torch.from_numpy(x), Quantized(levels, -1.0, 1.0)
+
+
+def warn_of_few(x: np.ndarray, levels: int, name: str) -> None:
+    """Warn if grey levels x (n, *D) are but an eighth of all that there are, or fewer."""
     comes = np.zeros(levels, bool)
     for start in range(0, len(x), 1024):
         comes[x[start : start + 1024].ravel()] = True
@@ -98,6 +104,5 @@ def _discrete(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, Qua
         warnings.warn(
             f"{name} uses {len(used)} of {levels} grey levels, {some}, ...: number those that there are from 0 on, "
             "since bits/dim are of levels of which most never come",
-            stacklevel=4,
+            stacklevel=5,
         )
-    return torch.from_numpy(x), Quantized(levels, -1.0, 1.0)

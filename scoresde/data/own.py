@@ -13,6 +13,7 @@ from ..progress import bar
 from ..quantize import Quantized
 from ..shapes import count, number, shown
 from .dataset import STORED, Dataset, check_memory, split
+from .divide import warn_of_few
 
 SAMPLES, LABELS = ("image", "img", "x", "data"), ("label", "y")
 BYTES, BITS = Quantized(256, -1.0, 1.0), Quantized(2, -1.0, 1.0)
@@ -59,7 +60,10 @@ def from_torch(
         x, y = [x[0][kept], x[0][held]], [None if y[0] is None else y[0][rows] for rows in (kept, held)]
     elif len(x) < 2:
         x, y = [x[0], x[0][:0]], [y[0], None if y[0] is None else y[0][:0]]
-    return Dataset(x[0], x[1], y[0], y[1], quantized, _names(train, y))
+    data = Dataset(x[0], x[1], y[0], y[1], quantized, _names(train, y))
+    if data.train.dtype in STORED and quantized is not None:
+        warn_of_few(data.train.numpy(), quantized.levels, "train")
+    return data
 
 
 def _length(name: str, items: Any) -> int:
@@ -191,8 +195,11 @@ def _on(x: Tensor, low: float, step: float, levels: int) -> Tensor | None:
 
 
 def _names(train: Any, labels: list[Tensor | None]) -> tuple[str, ...]:
-    """The names that a dataset, or the whole that it is a subset of, has for all labels; none if it has no such."""
-    names = getattr(train, "classes", getattr(getattr(train, "dataset", None), "classes", ()))
+    """The names that a dataset, or the whole that it is a subset of, has for all labels; none if it has no such, or
+    changes its labels.
+    """
+    whole = train if hasattr(train, "classes") else getattr(train, "dataset", None)
+    names = () if getattr(whole, "target_transform", None) else getattr(whole, "classes", ())
     known = isinstance(names, tuple | list) and all(isinstance(name, str) and name.strip() for name in names)
     most = max((int(y.max()) for y in labels if y is not None and len(y)), default=-1)
     return tuple(names) if known and len(set(names)) == len(names) and 0 <= most < len(names) else ()

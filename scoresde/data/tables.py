@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +24,8 @@ from .dataset import Dataset, Source, check_memory, check_split, flag, known_pat
 from .divide import divided, numbered
 
 Labels = tuple[np.ndarray, tuple[str, ...]]
+Contents = tuple[np.ndarray, Labels | None, tuple[str, ...]]
+"""Numbers (n, d), labels with their names, and the names of the columns."""
 
 MISSING = {"", "?", "NA", "N/A", "n/a", "nan", "NaN", "NAN", "null", "NULL"}
 """What stands for no value, neither a number nor the name of a class."""
@@ -76,12 +78,13 @@ class Table(Source):
         numbers, numbers with commas, labels that are neither whole numbers nor words, or some of each, lines of
         different lengths, columns that are not there, share a name or have none, and for what is not UTF-8.
         """
-        a, labels = self._read()
+        a, labels, columns = self._read()
         if len(a) < 2:
             raise ValueError(f"{self.path} must hold at least 2 rows of numbers, got {len(a)}")
-        return divided(a, None, self.held_out, self.seed, str(self.path), labels, self.standardise)
+        data = divided(a, None, self.held_out, self.seed, str(self.path), labels, self.standardise)
+        return replace(data, columns=columns)
 
-    def _read(self) -> tuple[np.ndarray, Labels | None]:
+    def _read(self) -> Contents:
         if not os.path.isfile(self.path):
             raise ValueError(f"path must be a CSV or Parquet file, got {str(self.path)!r}, which is not there")
         return self._parquet() if self._ends(*PARQUET) else self._csv()
@@ -106,7 +109,7 @@ class Table(Source):
             raise ValueError(f"{self.path} must hold a column of numbers besides the label, got {list(names)}")
         return [places[name] for name in chosen], places[self.label] if self.label else None
 
-    def _csv(self) -> tuple[np.ndarray, Labels | None]:
+    def _csv(self) -> Contents:
         try:
             with self._opened() as file:
                 return self._table(csv_reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), self._ends(".tsv")))
@@ -124,7 +127,7 @@ class Table(Source):
     def _opened(self) -> Any:
         return gzip.open(self.path) if self.path.suffix.lower() == ".gz" else open(self.path, "rb")
 
-    def _table(self, reader: Any) -> tuple[np.ndarray, Labels | None]:
+    def _table(self, reader: Any) -> Contents:
         rows = self._rows(reader)
         start, first = next(rows, (0, []))
         if not first:
@@ -149,7 +152,7 @@ class Table(Source):
                 words += [row[label].strip() for _, row in block]
                 lines += [line for line, _ in block]
         labels = None if label is None else self._labels(words, lambda i: f"line {lines[i]}")
-        return np.concatenate(blocks), labels
+        return np.concatenate(blocks), labels, tuple(names[k] for k in chosen)
 
     def _rows(self, reader: Any) -> Iterator[tuple[int, list[str]]]:
         """The lines that are not empty, with the number of each. Raises ValueError unless all have as many cells."""
@@ -218,7 +221,7 @@ class Table(Source):
             raise ValueError(f"{said}, below 10^6, got {cells[i]!r} in {where(i)}")
         return y.astype(np.int64), ()
 
-    def _parquet(self) -> tuple[np.ndarray, Labels | None]:
+    def _parquet(self) -> Contents:
         try:
             arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
         except ImportError as error:
@@ -234,14 +237,15 @@ class Table(Source):
         a = np.empty((n, len(chosen)))
         for j, k in enumerate(chosen):
             a[:, j] = self._column(table.column(names[k]), names[k])
+        columns = tuple(names[k] for k in chosen)
         if label is None:
-            return a, None
+            return a, None, columns
         cells = table.column(self.label).to_pylist()
         if not all(isinstance(cell, str | int | float | Decimal | None) for cell in cells):
             what = f"must be whole numbers from 0 on, or words, got a column of {table.column(self.label).type}"
             raise ValueError(f"labels of {self.path}, column {self.label!r}, {what}")
         words = ["null" if cell is None else str(cell).strip() for cell in cells]
-        return a, self._labels(words, lambda i: f"row {i}")
+        return a, self._labels(words, lambda i: f"row {i}"), columns
 
     def _column(self, column: Any, name: str) -> np.ndarray:
         """The numbers of a column of pyarrow."""

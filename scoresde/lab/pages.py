@@ -198,6 +198,8 @@ def compare_page(
         "samples/ holds the samples; an optimal variance was fitted with nfe_to_fit further calls, to 1000 samples of "
         "the data and noise of seed 0, and step sizes of MALA to 512."
     )
+    if subject.standardised:
+        said += " Distances and samples are in units in which the data have mean 0 and deviation 1 in every column."
     exactly = (("On a line", laws), ("In eight dimensions", gaussians))
     missing = [f"{where}. {told}" for where, found in exactly if (told := _skipped(found, "method"))]
     _end(r, [said, _skipped(rows, "method"), *missing], made, out)

@@ -80,13 +80,17 @@ class PlaneLaw:
         """How far it is from the truth, a law of shape (2,): kl, KL(truth || this), and reverse_kl, KL(this || truth),
         in nats; total_variation, half of int |p - q| dx, at most 1. Densities below 1e-13 of this law's largest are as
         good as that. Where the truth has more than 1e-6 of its mass beyond the rectangle kl is nan, as this law is not
-        known there.
+        known there. Raises ValueError if the truth is too narrow for the steps of the grid.
         """
         if not isinstance(truth, Law) or truth.shape != (2,):
             raise ValueError(f"a law in the plane is wanted, of shape (2,), got {truth!r}")
         least = KEPT * float(self.p.max())
         log_q, p = truth.log_prob(self.x).view_as(self.p), self.p.clamp_min(least)
         q = log_q.exp()
+        half = (self.high - self.low) / (len(self.p) - 1) / 2
+        between = truth.log_prob(self.x + half).exp().sum()
+        if abs(float(between - q.sum())) * self.area > 1e-3 * (1 + float(q.sum()) * self.area):
+            raise ValueError(f"n must be larger than {len(self.p)} to tell a truth as narrow as {truth!r}")
         both = torch.where(q > least, q * (log_q - p.log()) - q + p, self.p)
         back = torch.where(self.p > least, p * (p.log() - log_q) - p + q, q)
         outside = max(0.0, 1 - float(q.sum()) * self.area)  # the mass of the truth where this law has none

@@ -30,7 +30,8 @@ class Subject:
 
     x_0: data to fit variances and references to. fresh: sets of samples that are as good as samples can be. measures:
     from samples to a number that is best near 0. denoise: whether samples end with E[x_0 | x_t], one more network call.
-    tol: the tolerance that the flow is solved to where a truth is needed.
+    tol: the tolerance that the flow is solved to where a truth is needed. standardised: whether samples are in units in
+    which the data have mean 0 and deviation 1, and so are distances.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Subject:
     measures: Measures
     denoise: bool = False
     tol: float = 1e-10
+    standardised: bool = False
 
     @property
     def n(self) -> int:
@@ -116,7 +118,8 @@ def trained_subject(
     fresh = [data.values(part) for part in data.train.split(n)[:FRESH] if len(part) == n]
     x_0 = data.values(data.train[:1000]).to(next(model.parameters()).device)
     score = transport(model, model.sde, sde)
-    return Subject("a network", sde, score, data.shape, x_0, fresh, measures, denoise=True, tol=1e-5)
+    own = data.units is not None
+    return Subject("a network", sde, score, data.shape, x_0, fresh, measures, True, 1e-5, standardised=own)
 
 
 def _distances(truth: Tensor) -> Measures:

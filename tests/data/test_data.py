@@ -1101,6 +1101,13 @@ def test_few_levels_are_told(tmp_path):
         Array(stored(tmp_path, np.random.RandomState(0).randint(0, 40, (20, 12, 12))), levels=256).load()
 
 
+def test_data_in_any_order_of_memory():
+    """Images made channels first by a view are the same data, and their digest is."""
+    x = torch.rand(6, 4, 4, 3, generator=torch.Generator().manual_seed(0))
+    view, copy = x.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2).contiguous()
+    assert Dataset(view, view[:2]).digest == Dataset(copy, copy[:2]).digest
+
+
 NINE = torch.full((3, 2), 9, dtype=torch.uint8)
 
 

@@ -337,3 +337,16 @@ def test_default_device_is_not_where_data_are():
     with torch.device("meta"):
         data = from_torch([(v, k) for k, v in enumerate(x)])
     assert torch.equal(back(data), x)
+
+
+def test_names_of_labels_that_are_changed():
+    """A dataset that changes its labels has the names of others."""
+
+    class Changed(list):
+        classes = ["zero", "one", "two"]
+        target_transform = None
+
+    items = Changed((torch.randn(2), k % 2) for k in range(20))
+    assert from_torch(items).names == ("zero", "one", "two")
+    items.target_transform = lambda y: int(y == 2)
+    assert from_torch(items).names == ()

@@ -266,4 +266,4 @@ def test_series_are_standardised_unless_said(tmp_path):
     data, heard = (kind(tmp_path, 100, held_out=0.25).load() for kind in (Sounds, AsIs))
     assert data.train.std(correction=0) == pytest.approx(1, abs=1e-4) and heard.train.std() < 0.05
     for x, y in ((data.train, heard.train), (data.held_out, heard.held_out)):
-        torch.testing.assert_close(data.units.restore(x), y, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(data.units.restore(x), y.double(), rtol=1e-5, atol=1e-6)

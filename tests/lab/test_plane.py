@@ -105,6 +105,13 @@ def test_what_the_truth_has_elsewhere_counts():
     assert told["reverse_kl"] == pytest.approx(own + math.log(2), abs=1e-6) and math.isnan(told["kl"])
 
 
+def test_a_truth_too_narrow_for_the_grid_is_refused():
+    found = plane_law_of(VP().reverse(PLANE.diffuse(VP())), grid.log_snr(VP(), 4), Ancestral(), n=48)
+    for shift in (0.0, 0.02):
+        with pytest.raises(ValueError, match="n must be larger than 48"):
+            found.distances(Gaussian(torch.full((2,), shift, dtype=F64), 1e-4))
+
+
 P, TS = VP().reverse(PLANE.diffuse(VP())), grid.log_snr(VP(), 4)
 
 
