@@ -112,6 +112,21 @@ def likelihood(parser: ArgumentParser) -> None:
     shared(parser, "runs/likelihood")
 
 
+def evaluate(parser: ArgumentParser) -> None:
+    """Say how good samples are beside data that were held out: Frechet, kernel, energy and sliced Wasserstein distance,
+    precision, recall, density, coverage, a test of whether they can be told apart, and what was learned by heart; each
+    with its standard error, and with what as many training samples have.
+    """
+    add = parser.add_argument
+    add("samples", type=place, help="a .npy file, or the folder that `scoresde sample` wrote")
+    add("data", help="digits, FILE.npy, a folder, ...: what the model was trained on")
+    add(
+        "--features", choices=("classifier", "numbers"), help="what distances are of (of images with labels the former)"
+    )
+    add("--n", metavar="N", type=int, help="how many of the samples (all)")
+    shared(parser, "runs/quality.json", "the file to write")
+
+
 def compare(parser: ArgumentParser) -> None:
     """Compare DDPM, annealed Langevin, predictor-corrector, DDIM, ... as discretisations of one SDE, from the same
     starting points. Without a MODEL the score is that of an exact law, and distances are to that law at t = t_min,
@@ -188,5 +203,5 @@ def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is
     add("--out", metavar="PATH", type=place, default=Path(out), help=f"{what} ({out})")
 
 
-EVERY = (demo, train, sample, tune, likelihood, compare, bench, models)
+EVERY = (demo, train, sample, evaluate, tune, likelihood, compare, bench, models)
 COMMANDS = {command.__name__: command for command in EVERY}

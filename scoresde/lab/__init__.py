@@ -3,6 +3,7 @@ make tables and pictures of rows, and are imported where they are wanted.
 """
 
 from .exactly import LINE, SPREAD, density_paths, error_budget, exact_rows
+from .fidelity import Neighbourhoods, Quality, copied, kernel_distance, neighbour_test, quality
 from .gaussian import GaussianLaw, gaussian_law_of
 from .law import law_of, law_path
 from .likelihoods import Target
@@ -18,9 +19,10 @@ from .subjects import Row, Subject, exact_subject, floors, memorised_subject, tr
 
 __all__ = [
     "COMPARED", "LINE", "PROCESSES", "SPACINGS", "SPREAD", "Classifier", "DigitClasses", "GaussianLaw", "Lattice",
-    "Limit", "LineLaw", "Mixing", "Modes", "PathErrors", "PlaneLaw", "Problem", "Row", "Slope", "Solver", "Subject",
-    "Target", "adaptive", "bench", "compare", "density_paths", "diffusions", "energy_distance", "error_budget",
-    "exact_rows", "exact_subject", "floors", "flows", "frechet", "gaussian_law_of", "law_of", "law_path",
-    "memorised_subject", "mixing", "nearest", "on_grid", "origin", "path_errors", "paths", "plane_law_of",
-    "resolved", "sliced_wasserstein", "slope", "tabulated", "trained_subject", "tuned", "weights_error",
+    "Limit", "LineLaw", "Mixing", "Modes", "Neighbourhoods", "PathErrors", "PlaneLaw", "Problem", "Quality", "Row",
+    "Slope", "Solver", "Subject", "Target", "adaptive", "bench", "compare", "copied", "density_paths", "diffusions",
+    "energy_distance", "error_budget", "exact_rows", "exact_subject", "floors", "flows", "frechet", "gaussian_law_of",
+    "kernel_distance", "law_of", "law_path", "memorised_subject", "mixing", "nearest", "neighbour_test", "on_grid",
+    "origin", "path_errors", "paths", "plane_law_of", "quality", "resolved", "sliced_wasserstein", "slope", "tabulated",
+    "trained_subject", "tuned", "weights_error",
 ]  # fmt: skip

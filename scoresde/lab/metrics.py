@@ -47,7 +47,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 256, seed: int = 
     On the line W_2^2 is the integral of the squared difference of the quantile functions, here the exact one of two
     step functions. Raises ValueError if a and b have not one D.
     """
-    a, b = _pair(a, b)
+    a, b = paired(a, b)
     count("seed", seed, least=0)
     g = torch.Generator().manual_seed(seed)
     v = torch.randn(a.shape[1], count("directions", directions), generator=g, dtype=torch.float64).to(a.device)
@@ -64,7 +64,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     """(2 E|X - Y| - E|X - X'| - E|Y - Y'|)^(1/2) between the empirical laws of a (n, *D) and b (m, *D), in the square
     root of the data's unit (Szekely & Rizzo 2013). Raises ValueError if a and b have not one D.
     """
-    a, b = _pair(a, b)
+    a, b = paired(a, b)
 
     def mean(x: Tensor, y: Tensor) -> Tensor:
         sums = [torch.cdist(part, y, compute_mode=EXACT).sum() for part in x.split(1024)]
@@ -80,7 +80,7 @@ def _samples(name: str, x: Tensor) -> Tensor:
     return x
 
 
-def _pair(a: Tensor, b: Tensor, names: tuple[str, str] = ("a", "b")) -> tuple[Tensor, Tensor]:
+def paired(a: Tensor, b: Tensor, names: tuple[str, str] = ("a", "b")) -> tuple[Tensor, Tensor]:
     """Both as rows in float64."""
     if _samples(names[0], a).shape[1:] != _samples(names[1], b).shape[1:]:
         raise ValueError(f"{names[1]} must hold samples of shape {tuple(a.shape[1:])}, got {tuple(b.shape[1:])}")
@@ -167,7 +167,7 @@ def nearest(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
     """The root mean square distance per dimension of each x (B, *D) to its nearest neighbour in data (n, *D), and its
     index; exactly 0 for a copy. It is computed in float64. Raises ValueError if they have not one D.
     """
-    rows, every = _pair(x, data, ("x", "data"))
+    rows, every = paired(x, data, ("x", "data"))
     parts = [torch.cdist(part, every, compute_mode=EXACT).min(1) for part in rows.split(1024)]
     d, i = (torch.cat(found) for found in zip(*parts, strict=True))
     return (d / rows.shape[1] ** 0.5).to(lifted(x).dtype), i

@@ -1,0 +1,76 @@
+"""`scoresde evaluate`."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Dataset
+from ..files import digest, write
+from ..lab import Classifier, origin, quality
+from ..shapes import count
+from ..units import Units
+from .common import as_array, place
+from .parts import read_data
+
+
+def run(o: Namespace) -> None:
+    """Measure samples, and write the table."""
+    device, file = place(o), o.samples / "samples.npy" if o.samples.is_dir() else o.samples
+    _require_ours(o.out)
+    source = read_data(o.data)
+    data = source.load().in_units(None)
+    content, x = _samples(file, data)
+    n = len(x) if o.n is None else count("n", o.n, least=12, most=len(x))
+    train, held = data.values(data.train), data.values(data.held_out)
+    if o.features == "classifier" and (len(data.shape) != 3 or data.train_labels is None):
+        raise ValueError("features must be numbers unless the data are images with labels, got 'classifier'")
+    images = len(data.shape) == 3 and data.train_labels is not None and o.features != "numbers"
+    if not images and data.quantized is None:
+        units = Units.fit(train)
+        x, train, held = (units.standardise(part) for part in (x, train, held))
+    features = Classifier.fit(train.to(device), data.train_labels, o.seed).features if images else None
+    made, real, against = (part.to(device, torch.float32 if images else torch.float64) for part in (x[:n], train, held))
+    rows = quality(made, real, against, features, o.seed)
+    said = "a classifier fitted to the training images" if images else "the numbers themselves"
+    print(f"{min(n, len(train))} samples against {len(held)} held out of {source!r}; features: {said}")
+    print("\n".join(f"  {row}" for row in rows))
+    of: dict[str, Any] = {"samples": digest(content), "n": n, "data": data.digest, "features": said}
+    o.out.parent.mkdir(parents=True, exist_ok=True)
+    written = {**origin(device), **of, "quality": [{k: _plain(v) for k, v in vars(row).items()} for row in rows]}
+    write(o.out, json.dumps(written, indent=2).encode())
+    print(f"the table is in {o.out}")
+
+
+def _samples(file: Path, data: Dataset) -> tuple[bytes, Tensor]:
+    """The content of the file, and the samples. Raises ValueError if they are none like the data."""
+    if not file.is_file():
+        raise ValueError(f"samples must be a .npy file, or the folder of `scoresde sample`, got {str(file)!r}")
+    content = file.read_bytes()
+    try:
+        x = torch.from_numpy(as_array(content))
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise ValueError(f"{file} cannot be read as samples: {error}") from error
+    if not x.is_floating_point() or tuple(x.shape[1:]) != data.shape:
+        raise ValueError(f"samples must be numbers of shape (n, *{data.shape}), got {x.dtype} of {tuple(x.shape)}")
+    return content, x
+
+
+def _require_ours(out: Path) -> None:
+    """Raise ValueError for a folder, and for a file that is no such table: it is not written over."""
+    if out.is_dir():
+        raise ValueError(f"out must be a file to write, and {out} is a folder")
+    if out.exists():
+        try:
+            ours = "quality" in json.loads(out.read_bytes())
+        except (ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise ValueError(f"out must be new, or a table of this command, and {out} is another file")
+
+
+def _plain(v: Any) -> Any:
+    return None if v != v else v  # JSON has no nan
