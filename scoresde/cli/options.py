@@ -175,6 +175,16 @@ def bench(parser: ArgumentParser) -> None:
     shared(parser, "runs/bench")
 
 
+def fetch(parser: ArgumentParser) -> None:
+    """Fetch data as they are published, mnist or fashion-mnist, into a folder that `scoresde train` takes. Files that
+    are there and right are not fetched again, and a download that broke off goes on.
+    """
+    add = parser.add_argument
+    add("data", help="mnist or fashion-mnist")
+    add("--mirror", metavar="URL", action="append", help="a folder on the web that holds the files (those known)")
+    add("--out", metavar="PATH", type=place, default=Path("runs/data"), help="the folder for the files (runs/data)")
+
+
 def models(parser: ArgumentParser) -> None:
     """List the trained models that come with the library, which every command takes by name: their process, the shape
     of a sample, how they were trained, and how good they are on data that were held out.
@@ -203,5 +213,5 @@ def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is
     add("--out", metavar="PATH", type=place, default=Path(out), help=f"{what} ({out})")
 
 
-EVERY = (demo, train, sample, evaluate, tune, likelihood, compare, bench, models)
+EVERY = (demo, train, sample, evaluate, tune, likelihood, compare, bench, fetch, models)
 COMMANDS = {command.__name__: command for command in EVERY}

@@ -557,7 +557,7 @@ def test_help_of_all_says_whole_sentences(capsys):
     assert ", .." not in re.sub(r"\.\.\.", "", said)
 
 
-NEEDED = {"train": ["digits"], "sample": ["digits"], "evaluate": ["samples", "digits"]}
+NEEDED = {"train": ["digits"], "sample": ["digits"], "evaluate": ["samples", "digits"], "fetch": ["mnist"]}
 
 
 def test_help_and_options_do_not_import_torch():
