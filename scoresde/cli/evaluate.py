@@ -22,14 +22,16 @@ def run(o: Namespace) -> None:
     device, file = place(o), o.samples / "samples.npy" if o.samples.is_dir() else o.samples
     _require_ours(o.out)
     source = read_data(o.data)
-    data = source.load().in_units(None)
+    data = source.load()
     content, x = _samples(file, data)
     n = len(x) if o.n is None else count("n", o.n, least=12, most=len(x))
     train, held = data.values(data.train), data.values(data.held_out)
     if o.features == "classifier" and (len(data.shape) != 3 or data.train_labels is None):
         raise ValueError("features must be numbers unless the data are images with labels, got 'classifier'")
     images = len(data.shape) == 3 and data.train_labels is not None and o.features != "numbers"
-    if not images and data.quantized is None:
+    if data.units:
+        x = data.units.standardise(x)
+    elif not images and data.quantized is None:
         units = Units.fit(train)
         x, train, held = (units.standardise(part) for part in (x, train, held))
     features = Classifier.fit(train.to(device), data.train_labels, o.seed).features if images else None
