@@ -42,8 +42,8 @@ class Checkpoint:
     """A model, with what it models: the shape of a sample, the grid that data lie on (None if continuous), the source
     of the data (None if it was no `Source`; a record, which nothing reads the data of) and the Gaussian around them;
     notes, JSON of your own; the names of labels 0, 1, ..., if they have any; the units of continuous data, None if the
-    model is of the numbers as they came; and, once loaded, a sha256 of all that the
-    model is, which tells it from any other.
+    model is of the numbers as they came; and, once loaded, a sha256 of all that the model is, which tells it from any
+    other.
     """
 
     model: ScoreModel

@@ -15,10 +15,15 @@ WEIGHTS = Path(__file__).parent / "weights"
 """Where the checkpoints lie that come with the library."""
 
 
+def all_shipped() -> list[str]:
+    """The names of the checkpoints that come with the library."""
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/manifest.json"))
+
+
 def shipped(name: str) -> Path:
     """The folder of a checkpoint that comes with the library, which `load` takes. Raises ValueError for any other."""
-    if name not in (names := sorted(path.parent.name for path in WEIGHTS.glob("*/manifest.json"))):
-        raise ValueError(f"name must be one of {', '.join(names)}, got {name!r}")
+    if name not in all_shipped():
+        raise ValueError(f"name must be one of {', '.join(all_shipped())}, got {name!r}")
     return WEIGHTS / name
 
 

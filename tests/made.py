@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from hypothesis import strategies as st
 
 from scoresde import Step
 
@@ -84,3 +85,15 @@ def stiff(t, y):
 def stiff_start():
     k = torch.tensor([0.1, 300.0, 3.0, 40.0, 3.0], dtype=F64)
     return torch.stack([2 + 0 * k, -1 + 0 * k, k], 1)
+
+
+def damaged(file, data):
+    """Cut a file off at a byte that hypothesis draws, or change that byte: where, whether it is cut, what is left."""
+    content = bytearray(file.read_bytes())
+    k, cut = data.draw(st.integers(0, len(content) - 1)), data.draw(st.booleans())
+    if cut:
+        content = content[:k]
+    else:
+        content[k] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(bytes(content))
+    return k, cut, content

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
-from ..files import WEIGHTS
+from ..files import all_shipped, shipped
 
 MODEL = "the folder of a checkpoint, or one of `scoresde models`"
 LABEL = "the class, if the network has classes: its name, or its number from 0 on"
@@ -195,7 +195,7 @@ def models(parser: ArgumentParser) -> None:
 def model(text: str) -> Path:
     """A folder that was typed, or else what comes with the library under that name."""
     path = place(text)
-    return path if path.exists() or not (WEIGHTS / text / "manifest.json").is_file() else WEIGHTS / text
+    return shipped(text) if text in all_shipped() and not path.exists() else path
 
 
 def place(text: str) -> Path:

@@ -212,11 +212,13 @@ def _labels(name: str, y: Any, n: int) -> Tensor:
 
 
 def flag(name: str, value: Any) -> None:
+    """Raise ValueError, naming it, unless value is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def known_path(name: str, value: Any) -> Path:
+    """Return value as a path; raise ValueError, naming it, for what is none."""
     if not isinstance(value, (str, os.PathLike)) or not str(value):
         raise ValueError(f"{name} must be a path, got {value!r}")
     return Path(value)
@@ -229,6 +231,7 @@ def check_memory(what: str, need: int) -> None:
 
 
 def check_split(share: float, seed: int) -> None:
+    """Raise ValueError unless 0 <= share < 1 and 0 <= seed < 2^32."""
     number("held_out", share, least=0, below=1)
     count("seed", seed, least=0, most=2**32 - 1)
 

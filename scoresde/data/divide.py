@@ -19,9 +19,10 @@ def divided(
     name: str,
     labels: tuple[np.ndarray, tuple[str, ...]] | None = None,
     standardise: bool = False,
+    columns: tuple[str, ...] = (),
 ) -> Dataset:
-    """The samples in two parts, and their labels (n,) with the names that these have; continuous ones in units of those
-    to train on if asked for.
+    """The samples in two parts, their labels (n,) with the names that these have, and the names of the columns of a
+    table; continuous ones in units of those to train on if asked for.
     """
     train, held = split(len(a), held_out, seed)
     if not len(train):
@@ -32,13 +33,14 @@ def divided(
     else:
         require_continuous(a, levels, name)
         if standardise:
-            units = Units.fit(torch.from_numpy(a[train.numpy()].astype(np.float64)))
-            a = units.standardise(torch.from_numpy(a.astype(np.float64))).numpy()
+            x = torch.from_numpy(a.astype(np.float64))
+            units = Units.fit(x[train])
+            a = units.standardise(x).numpy()
         x = _single(a, name)
     y, names = (None, ()) if labels is None else labels
     whole = None if y is None else torch.from_numpy(np.ascontiguousarray(y, dtype=np.int64))
     y_train, y_held = (None, None) if whole is None else (whole[train], whole[held])
-    return Dataset(x[train], x[held], y_train, y_held, quantized, names, units)
+    return Dataset(x[train], x[held], y_train, y_held, quantized, names, units, columns)
 
 
 def numbered(words: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

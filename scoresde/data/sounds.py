@@ -87,8 +87,9 @@ class Sounds(Source):
         if held.all():
             raise ValueError(f"held_out must leave sounds to train on, got {self.held_out:g} of {len(files)} files")
         x = torch.from_numpy(np.concatenate(pieces))
-        data = Dataset(x[~held], x[held])
-        if names is not None:
+        if names is None:
+            data = Dataset(x[~held], x[held])
+        else:
             labels, known = numbered(np.repeat(names, [len(a) for a in pieces]))
             y = torch.from_numpy(labels)
             data = Dataset(x[~held], x[held], y[~held], y[held], names=known)

@@ -12,7 +12,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
@@ -81,8 +81,7 @@ class Table(Source):
         a, labels, columns = self._read()
         if len(a) < 2:
             raise ValueError(f"{self.path} must hold at least 2 rows of numbers, got {len(a)}")
-        data = divided(a, None, self.held_out, self.seed, str(self.path), labels, self.standardise)
-        return replace(data, columns=columns)
+        return divided(a, None, self.held_out, self.seed, str(self.path), labels, self.standardise, columns)
 
     def _read(self) -> Contents:
         if not os.path.isfile(self.path):

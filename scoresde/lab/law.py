@@ -62,8 +62,7 @@ def law_of(
     that points change places. Sample such, and compare by samples. Also if the noise is too small for n points.
     """
     ts, prior = beginning(p, ts, prior, (1,), denoise)
-    usual = (1024 if len(ts) > 64 else 2048) if not p.eta else 1024 if any(isinstance(s, MALA) for s in steps) else 512
-    n = count("n", usual if n is None else n, least=64)
+    n = count("n", _points(p, ts, steps) if n is None else n, least=64)
     laws = [tabulated(prior, m) for m in (n, n // 2)]
     with torch.no_grad():
         memory = remembers(p, ts, steps, (1,))
@@ -76,6 +75,13 @@ def law_of(
         if denoise and p.sde.var(ts[-1]) > 0:
             laws = [_carried(law, lambda x: p.denoise(x, ts[-1]), ("E[x_0 | x_t]",)) for law in laws]
     return replace(laws[0], coarse=laws[1])
+
+
+def _points(p: Reverse, ts: Tensor, steps: tuple[Step, ...]) -> int:
+    """How many tell a law to 1e-8 or so, at a cost that is bearable."""
+    if not p.eta:
+        return 1024 if len(ts) > 64 else 2048
+    return 1024 if any(isinstance(step, MALA) for step in steps) else 512
 
 
 def law_path(

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import damaged
 
 from scoresde import Quantized
 from scoresde.data import pickles
@@ -545,14 +546,7 @@ def test_damaged_batch(data, kind, name):
         else:
             python(folder, made, python2 if kind == "python2" else pickle.dumps)
         file = Path(folder) / (f"{name}.bin" if kind == "binary" else name)
-        content = bytearray(file.read_bytes())
-        k = data.draw(st.integers(0, len(content) - 1))
-        cut = data.draw(st.booleans())
-        if cut:
-            content = content[:k]
-        else:
-            content[k] ^= data.draw(st.integers(1, 255))
-        file.write_bytes(bytes(content))
+        _, cut, _ = damaged(file, data)
         try:
             found = Cifar10(folder).load()
         except ValueError as error:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import damaged
 
 from scoresde import Quantized
 from scoresde.data import Dataset
@@ -154,14 +155,7 @@ def test_damaged(data, part, packed):
     with tempfile.TemporaryDirectory() as folder:
         source = written(folder, a, packed)
         file = Path(folder) / name_of(part, end=".gz" if packed else "")
-        content = bytearray(file.read_bytes())
-        k = data.draw(st.integers(0, len(content) - 1))
-        cut = data.draw(st.booleans())
-        if cut:
-            content = content[:k]
-        else:
-            content[k] ^= data.draw(st.integers(1, 255))
-        file.write_bytes(bytes(content))
+        k, cut, content = damaged(file, data)
         try:
             found = source.load()
         except ValueError as error:
