@@ -74,13 +74,6 @@ GREY = Quantized(256, -1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Fine(VP):
-    """VP that training and sampling follow down to t = 1e-5, as the likelihoods of Song et al. (2021) do."""
-
-    t_min = 1e-5
-
-
-@dataclass(frozen=True)
 class Recipe:
     """What is trained, and by what settings but for the number of steps. discrete: on the grey levels themselves."""
 
@@ -126,7 +119,7 @@ RECIPES = {
         dequantization=TruncatedNormal(GREY),
     ),
     "cifar10": Recipe(
-        sde=Fine(),
+        sde=VP(t_min=1e-5),
         width=80,
         attention=2,
         octaves=(),

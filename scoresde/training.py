@@ -43,7 +43,7 @@ from .nn import Network, drop_labels
 from .noise import iid, seeded
 from .progress import bar, stoppable, unbroken
 from .reference import Reference, misfit
-from .shapes import count, number
+from .shapes import as_time, count, number
 from .values import describe
 
 
@@ -322,7 +322,18 @@ def _said(model: ScoreModel, data: Dataset, s: Settings) -> str:
     return (
         f"{type(unwrapped(model.net)).__name__} of {weights:,} weights, {model.sde!r}; {len(data.train)} samples of "
         f"{shape}, {kind}, and {len(data.held_out)} held out; {s.steps} steps of {s.batch}, "
-        f"{s.steps * s.batch / len(data.train):.3g} times all samples"
+        f"{s.steps * s.batch / len(data.train):.3g} times all samples{_coarse(model, data)}"
+    )
+
+
+def _coarse(model: ScoreModel, data: Dataset) -> str:
+    """What is to be said where the least noise hides the levels of discrete data."""
+    least = float((-model.sde.log_snr(as_time(model.sde.t_min))).exp())
+    if data.quantized is None or least <= data.quantized.width / 3:
+        return ""
+    return (
+        f". The least noise, sigma/alpha = {least:.2g}, is not small beside a level of {data.quantized.width:.2g}: "
+        "good for samples, but for bits/dim by uniform dequantisation train down to less, as by VP(t_min=1e-5)"
     )
 
 

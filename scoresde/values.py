@@ -35,6 +35,11 @@ def describe(value: Any) -> Any:
     return value
 
 
+def later(default: Any) -> Any:
+    """A field of a dataclass that files of earlier versions lack; `default` is what they meant."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def subclass(base: type, name: Any) -> type:
     """`base` or the subclass of it that has that name. Raises ValueError if there is none, or there are two."""
     found: list[type] = [base]
@@ -63,8 +68,9 @@ def build(base: type, described: Any) -> Any:
     if not dataclasses.is_dataclass(cls):
         raise ValueError(f"{cls.__name__} is no dataclass, so its fields cannot be read back")
     hints, values = get_type_hints(cls), {k: v for k, v in described.items() if k != "class"}
-    fields = {f.name for f in dataclasses.fields(cls) if f.init}
-    for names, wrong in ((values.keys() - fields, "has no field"), (fields - values.keys(), "lacks the field")):
+    fields = {f.name: f.metadata for f in dataclasses.fields(cls) if f.init}
+    lacking = {name for name in fields.keys() - values.keys() if "later" not in fields[name]}
+    for names, wrong in ((values.keys() - fields.keys(), "has no field"), (lacking, "lacks the field")):
         if names:
             raise ValueError(f"{cls.__name__} {wrong} {min(names)!r}")
     return cls(**{name: _field(hints[name], v) for name, v in values.items()})

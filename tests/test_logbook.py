@@ -21,9 +21,9 @@ def data(n=60, m=10, seed=0):
     return Dataset(x[:n], x[n:])
 
 
-def model(seed=0, net=None):
+def model(seed=0, net=None, sde=VP()):
     with seeded(seed):
-        return ScoreModel(net or MLP((2,), 8, 1), VP(), Karras(Reference(std=1.0)))
+        return ScoreModel(net or MLP((2,), 8, 1), sde, Karras(Reference(std=1.0)))
 
 
 def rows(folder):
@@ -140,9 +140,17 @@ def test_what_is_trained_is_said_first(capsys):
     first = capsys.readouterr().err.splitlines()[0]
     assert (
         first.startswith("MLP of ")
-        and "weights, VP(beta_min=0.1, beta_max=20.0); 60 samples of 2, as they are" in first
+        and "weights, VP(beta_min=0.1, beta_max=20.0, t_min=0.001); 60 samples of 2, as they are" in first
     )
     assert first.endswith("and 10 held out; 3 steps of 20, 1 times all samples")
     with pytest.raises(ValueError, match="net must take samples"):
         train(model(net=MLP((3,), 8, 1)), data(), Settings(steps=3))
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("levels", "t_min", "said"), [(256, 1e-3, True), (256, 1e-5, False), (9, 1e-3, False)])
+def test_noise_that_hides_levels_is_said_first(capsys, levels, t_min, said):
+    """Bits/dim by uniform dequantisation need less noise at the end than a third of a level, 0.0026 of 256 of them."""
+    x = torch.randint(levels, (20, 2), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    train(model(sde=VP(t_min=t_min)), Dataset(x, x, quantized=Quantized(levels, -1.0, 1.0)), Settings(steps=1))
+    assert ("The least noise, sigma/alpha = 0.01, is not small" in capsys.readouterr().err) == said

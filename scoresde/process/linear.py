@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..shapes import SCALE, as_table, as_time, number, place
+from ..values import later
 from .sde import LinearSDE
 
 
@@ -22,10 +23,13 @@ class VP(LinearSDE):
     """beta at t = 0."""
     beta_max: float = 20.0
     """beta at t = 1."""
+    t_min: float = later(1e-3)
+    """The smallest time of training and sampling; 1e-5 for likelihoods of 256 grey levels (ibid., appendix C)."""
 
     def __post_init__(self) -> None:
         number("beta_min", self.beta_min, least=0)
         number("beta_max", self.beta_max, above=0, least=self.beta_min, most=1e3)
+        number("t_min", self.t_min, least=1 / SCALE, below=1)
 
     def beta(self, t: Tensor | float) -> Tensor:
         """beta(t) = beta_min + (beta_max - beta_min) t."""
@@ -134,10 +138,13 @@ class Cosine(LinearSDE):
     """The offset that keeps beta from vanishing near t = 0."""
     T: float = 0.9946
     """The time of the prior, below 1."""
+    t_min: float = later(1e-3)
+    """The smallest time of training and sampling."""
 
     def __post_init__(self) -> None:
         number("s", self.s, above=0, most=1)
         number("T", self.T, above=0, below=1)
+        number("t_min", self.t_min, least=1 / SCALE, below=self.T)
 
     def _u(self, t: Tensor | float) -> tuple[Tensor, float]:
         return (as_time(t) + self.s) / (1 + self.s) * (math.pi / 2), self.s / (1 + self.s) * (math.pi / 2)
@@ -177,9 +184,12 @@ class RectifiedFlow(LinearSDE):
 
     T: float = 0.999
     """The time of the prior, below 1."""
+    t_min: float = later(1e-3)
+    """The smallest time of training and sampling."""
 
     def __post_init__(self) -> None:
         number("T", self.T, above=0, below=1)
+        number("t_min", self.t_min, least=1 / SCALE, below=self.T)
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """log alpha_t = log(1 - t)."""

@@ -382,6 +382,10 @@ BAD = {
     "Cosine.s": (Cosine, "s", outside(0, math.inf), {}),
     "Cosine.T": (Cosine, "T", outside(0, 1), {}),
     "RectifiedFlow.T": (RectifiedFlow, "T", outside(0, 1), {}),
+    "VP.t_min": (VP, "t_min", outside(0, 1), {}),
+    "SubVP.t_min": (SubVP, "t_min", outside(0, 1), {}),
+    "Cosine.t_min": (Cosine, "t_min", outside(0, 0.5), {"T": 0.5}),
+    "RectifiedFlow.t_min": (RectifiedFlow, "t_min", outside(0, 0.5), {"T": 0.5}),
     "EDM.t_min": (EDM, "t_min", outside(0, math.inf), {}),
     "EDM.T": (EDM, "T", outside(0.1, math.inf), {"t_min": 0.1}),
 }
