@@ -6,9 +6,12 @@ between k and K, and in 1/r above. With lambda = log(alpha/sigma), E[x_0 | x] th
 
     dy/dlambda = (E[x_0 | x] - m - l (x/alpha - m))/S,    d log p_y/dlambda = -(sigma^2 tr grad score + d (1 - l)),
 
-so that the linear part of the drift and its divergence are known.
+so that the linear part of the drift and its divergence are known. k is LOW c for data without structure finer than
+that. Discrete data have it: spread over levels of width h they are not smooth below h/12^(1/2), the deviation of noise
+in a level, and the divergence is of size 1 in log r down to there or to the least noise.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,7 +21,7 @@ from ..process import LinearSDE, Reverse
 from ..reference import UNIT, Reference, known
 from ..shapes import like
 
-LOW, HIGH = 0.04, 3.0  # k and K in units of c
+LOW, HIGH = 0.04, 3.0  # the largest k, and K, in units of c
 FAR = 30.0  # deviations beyond which coordinates are not those of the data
 
 
@@ -32,27 +35,30 @@ class Place(NamedTuple):
 
 
 class Coordinates:
-    """The coordinates y and u of the module, for the process `sde` and data like `around`, as states like x."""
+    """The coordinates y and u of the module, for the process `sde` and data like `around`, as states like x, which
+    have no structure finer than `grain`.
+    """
 
-    def __init__(self, sde: LinearSDE, around: Reference, x: Tensor) -> None:
+    def __init__(self, sde: LinearSDE, around: Reference, x: Tensor, grain: float = math.inf) -> None:
         self.sde, self.std = sde, around.checked(x.shape[1:]).std
+        self.low = min(LOW, grain / self.std)
         self.mean = around.mean.to(x) if isinstance(around.mean, Tensor) else around.mean
 
     @classmethod
-    def of(cls, p: Reverse, around: Reference | None, x: Tensor) -> "Coordinates":
+    def of(cls, p: Reverse, around: Reference | None, x: Tensor, grain: float = math.inf) -> "Coordinates":
         """Around what is said, or what the score was made for, or N(0, I)."""
-        return cls(p.sde, known(around, p.score, x.shape[1:]) or UNIT, x)
+        return cls(p.sde, known(around, p.score, x.shape[1:]) or UNIT, x, grain)
 
     def u(self, t: Tensor) -> Tensor:
         """log((1 + r/k)/(1 + r/K))."""
         r = (-self.sde.log_snr(t)).exp() / self.std
-        return torch.log1p(r / LOW) - torch.log1p(r / HIGH)
+        return torch.log1p(r / self.low) - torch.log1p(r / HIGH)
 
     def at(self, u: Tensor) -> Place:
         """The place of u, computed once for all that is done there."""
-        r = torch.expm1(u) / (1 / LOW - u.exp() / HIGH)
+        r = torch.expm1(u) / (1 / self.low - u.exp() / HIGH)
         t = self.sde.time(-(self.std * r).log())
-        rate = -(LOW + r) * (HIGH + r) / ((HIGH - LOW) * r)
+        rate = -(self.low + r) * (HIGH + r) / ((HIGH - self.low) * r)
         return Place(t, self.sde.alpha(t), self.std * (1 + r**2).sqrt(), rate)
 
     def y(self, x: Tensor, at: Place, t: Tensor) -> Tensor:

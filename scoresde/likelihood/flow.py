@@ -235,7 +235,7 @@ def log_prob(
         raise ValueError(f"discrete must be a grid or a dequantisation such as Uniform(grid), got {discrete!r}")
     with torch.inference_mode(False), torch.set_grad_enabled(how.gradients):
         x = entry(x, discrete.quantized if discrete else None)
-        score, told, flow = Counted(p.score), conditions(cond, x, p.score), _Flow(p, x, around, how)
+        score, told, flow = Counted(p.score), conditions(cond, x, p.score), _Flow(p, x, around, how, discrete)
         if discrete and discrete.draws > 1 and not isinstance(flow.trace, Exact):
             raise ValueError(
                 "draws must be 1 unless the trace is Exact(), since errors of an estimate would bias the mean inside "
@@ -285,7 +285,9 @@ def tightest(
 class _Flow:
     """The flow of p from the end time to T, for states like x."""
 
-    def __init__(self, p: Reverse, x: Tensor, around: Reference | None, how: Quadrature) -> None:
+    def __init__(
+        self, p: Reverse, x: Tensor, around: Reference | None, how: Quadrature, discrete: Dequantization | None
+    ) -> None:
         sde = p.sde
         if how.prior is not None and how.prior.shape != x.shape[1:]:
             raise ValueError(f"prior must be a law of shape {tuple(x.shape[1:])}, got {tuple(how.prior.shape)}")
@@ -295,8 +297,10 @@ class _Flow:
                 f"t must be a time with sigma > 0, since the score is singular at sigma = 0, got {self.t:g}"
             )
         self.method, self.trace = how.of(x[0].numel())
+        self.noise = float((-sde.log_snr(self.t)).exp())
         self.how = replace(how, method=self.method, trace=self.trace, t=float(self.t))
-        self.coordinates, self.prior, self.T = Coordinates.of(p, around, x), how.prior, as_time(sde.T)
+        grain = max(discrete.quantized.width / 12**0.5, self.noise) if discrete else math.inf
+        self.coordinates, self.prior, self.T = Coordinates.of(p, around, x, grain), how.prior, as_time(sde.T)
 
     def __call__(
         self, q: Reverse, x: Tensor, discrete: Dequantization | None, noise: Noise, told: Conditions, ulp: float
@@ -325,7 +329,7 @@ class _Flow:
             end.nodes * self.trace.products(d),
             discrete,
             self.how,
-            noise=float((-sde.log_snr(self.t)).exp()),
+            noise=self.noise,
         )
 
 

@@ -465,11 +465,12 @@ def test_coordinates_do_not_matter(sde, name, monkeypatch):
 
 @every_sde
 @pytest.mark.parametrize("mean", [0.3, torch.tensor([0.3, -1.2], dtype=F64)], ids=["number", "array"])
-def test_coordinates_are_a_change_of_variables(sde, mean):
+@pytest.mark.parametrize("grain", [math.inf, 0.002])
+def test_coordinates_are_a_change_of_variables(sde, mean, grain):
     """y -> x -> y, u -> t -> u and r = sigma/alpha are inverse to each other, dlambda/du is the derivative, and
     log_volume is that of x by y.
     """
-    of = Coordinates(sde, Reference(mean, 0.6), normal(3, 2))
+    of = Coordinates(sde, Reference(mean, 0.6), normal(3, 2), grain)
     ts = torch.linspace(0, 1, 7, dtype=F64) * (0.98 * sde.T - max(sde.t_min, 1e-3)) + max(sde.t_min, 1e-3)
     for t in ts:
         x, u = normal(3, 2), of.u(t)
@@ -487,6 +488,25 @@ def test_coordinates_are_a_change_of_variables(sde, mean):
         torch.testing.assert_close(volume.log(), of.log_volume(at).expand(3, 2), rtol=0, atol=1e-8)
         many = of.at(u.expand(3))  # times of samples are times
         assert all(torch.equal(a, b.expand(3)) for a, b in zip(many, at))
+
+
+@pytest.mark.filterwarnings("ignore:the density at t")
+@pytest.mark.parametrize(("levels", "t", "least"), [(256, 1e-5, 4), (256, 1e-3, 4), (16, 1e-5, 1)])
+def test_levels_have_nodes_where_they_are_told_apart(levels, t, least):
+    """Where the least noise is about a level, as many steps make an error that is several times smaller if it is known
+    that the data have levels; where they are wide it is the same, as noise tells them apart where it tells the data.
+    """
+    grid, sde = Quantized(levels, -1.0, 1.0), VP(t_min=t)
+    centres = -1 + grid.width * torch.randint(levels, (3, 20), generator=generator(2)).double()
+    law = exact.GaussianMixture(ONE[:3] / 3, centres, torch.full((3, 20), grid.width**2 / 12, dtype=F64))
+    x, how = centres.repeat(2, 1), Quadrature(Adams(24), Exact(), prior=law.marginal(sde, sde.T))
+    x_t = grid.dequantize(x, iid(generator(4)))
+    want = law.diffuse(sde).log_prob(x_t, t)
+    around = Reference.fit(law.sample(2000, generator(3))).overall
+    told = log_prob(flow(law, sde), x, grid, around=around, how=how, noise=iid(generator(4))).log_p
+    plain = log_prob(flow(law, sde), x_t, around=around, how=how).log_p
+    off, before = (told - 20 * math.log(grid.width) - want).abs().mean(), (plain - want).abs().mean()
+    assert off * least <= before * 1.001
 
 
 @every_sde
