@@ -100,8 +100,9 @@ class Recipe:
 
     def settings(self, steps: int, bf16: bool) -> Settings:
         """For that many steps."""
-        rest = {"weight": self.weight, "times": self.times, "warmup": min(500, steps // 10), "bf16": bf16}
-        return Settings(steps, self.batch, self.lr, **rest)  # type: ignore[arg-type]
+        precision = "bfloat16" if bf16 else "float32"
+        rest = {"weight": self.weight, "times": self.times, "warmup": min(500, steps // 10), "precision": precision}
+        return Settings(steps, self.batch, self.lr, flips=self.flips, **rest)  # type: ignore[arg-type]
 
 
 RECIPES = {
@@ -283,8 +284,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
     recipe = RECIPES[options.recipe]
     train_x, test = images(options.recipe, options.data)
-    shown = torch.cat([train_x, train_x.flip(3)]) if recipe.flips else train_x
-    data = Dataset(shown, test[:0], quantized=None if recipe.discrete else GREY)
+    data = Dataset(train_x, test[:0], quantized=None if recipe.discrete else GREY)
     model = recipe.model(data).to(device)
     if options.nhwc:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -24,7 +24,7 @@ FLOORS = (
     {"__init__", "__main__"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-WINGS = {"process", "steps", "likelihood", "lab", "nn", "data", "cli"}
+WINGS = {"process", "steps", "likelihood", "lab", "nn", "data", "training", "cli"}
 NN = {"torch", "einops", "scoresde"} | sys.stdlib_module_names
 
 

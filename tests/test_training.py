@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-import scoresde.training as module
+import scoresde.training.run as module
 from scoresde import VE, VP, Epsilon, Karras, Quantized, Reference, ScoreModel, SubVP, loss
 from scoresde.checkpoint import load, load_state
 from scoresde.data import Dataset, Ring
@@ -24,6 +24,7 @@ from scoresde.model import Data, LogSNR, ScoreValue
 from scoresde.nn import MLP
 from scoresde.noise import seeded
 from scoresde.training import Settings, train
+from scoresde.training.run import Share, Training
 
 SHORT = Settings(steps=40, batch=16, warmup=5, ema=0.2, seed=1)
 
@@ -149,7 +150,7 @@ def test_weight_is_one_on_the_output_unless_given(predicts):
 CHANGES = {
     "steps": 39, "batch": 8, "lr": 1e-3, "warmup": 6, "decay": 0.4, "beta2": 0.9, "clip": 2.0, "ema": 0.1,
     "weight": loss.Simple(), "times": loss.UniformTime(), "stratified": False, "label_dropout": 0.2,
-    "bf16": True, "seed": 2,
+    "accumulate": 2, "weight_decay": 0.1, "flips": True, "precision": "bfloat16", "seed": 2,
 }  # fmt: skip
 
 
@@ -169,7 +170,8 @@ def test_resuming_another_training(tmp_path, name):
     made = {"sde": SubVP(), "predicts": Epsilon(), "clock": LogSNR(0.5)}
     other = model(**{name: made[name]}) if name in made else model()
     other, x = other.double() if name == "types" else other, data(seed=1) if name == "data" else data()
-    with pytest.raises(ValueError, match=f"^{name} must be as in"):
+    said = "flips must be False for data that are no images" if name == "flips" else f"{name} must be as in"
+    with pytest.raises(ValueError, match=f"^{said}"):
         train(other, x, settings, folder=tmp_path, source=Ring(), resume=True, progress=False)
     assert before == {f.name: f.read_bytes() for f in tmp_path.iterdir()}
 
@@ -528,7 +530,8 @@ def test_buffers_are_not_averaged():
         ("steps", 0), ("batch", 0), ("batch", 1.5), ("warmup", -1), ("warmup", 5001), ("seed", -1),
         ("lr", 0.0), ("lr", math.nan),
         ("clip", 0.0), ("decay", 1.1), ("decay", -0.1), ("beta2", 1.0), ("beta2", 0.0), ("ema", 0.0),
-        ("label_dropout", 1.1), ("label_dropout", -0.1),
+        ("label_dropout", 1.1), ("label_dropout", -0.1), ("accumulate", 0), ("weight_decay", -0.1),
+        ("precision", "bf16"), ("precision", torch.bfloat16), ("flips", 1),
     ],
 )  # fmt: skip
 def test_settings_errors(name, value):
@@ -541,11 +544,123 @@ def test_data_errors(monkeypatch):
     """No data, and a batch that processes cannot share equally."""
     with pytest.raises(ValueError, match="^data must have samples"):
         train(model(), data(0), SHORT, progress=False)
-    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(module.dist, "get_world_size", lambda: 3)
-    monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
+    with pytest.raises(ValueError, match="^accumulate must divide the 16 samples of a process's share, got 3"):
+        run(dataclasses.replace(SHORT, accumulate=3))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     with pytest.raises(ValueError, match="^batch must be a multiple of the number of processes, 3, got 16"):
         run()
+
+
+# what a step is
+
+
+def images(n=64):
+    x = torch.randn(n, 1, 4, 4, generator=torch.Generator().manual_seed(5))
+    return Dataset(x + torch.linspace(0, 3, 4), x[:0])
+
+
+def test_parts_of_a_batch_are_the_batch():
+    """The gradient of parts that follow one another is that of the whole, labels included, to the rounding of sums."""
+    x, y = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).double(), torch.arange(64) % 3
+
+    def trained(parts):
+        with seeded(0):
+            m = model(net=MLP((2,), 8, 1, classes=3)).double()
+        settings = dataclasses.replace(SHORT, accumulate=parts)
+        return weights(train(m, Dataset(x, x[:0], y, y[:0]), settings, progress=False))
+
+    whole = trained(1)
+    for parts in (2, 16):
+        for k, v in trained(parts).items():
+            torch.testing.assert_close(v, whole[k], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_only_parts_are_in_the_network_at_once(monkeypatch, parts):
+    """Of a batch in parts no more than one part is asked for."""
+    sizes, real = [], module.dsm
+    monkeypatch.setattr(module, "dsm", lambda m, x, *a, **c: (sizes.append(len(x)), real(m, x, *a, **c))[1])
+    run(dataclasses.replace(SHORT, accumulate=parts, steps=5))
+    assert sizes == [16 // parts] * 5 * parts
+
+
+def test_decay_of_weights():
+    """A step with decay takes lr times it of weights of two dimensions besides, and of those of one dimension nothing
+    (Loshchilov & Hutter 2019, Algorithm 2): without a gradient the former shrink by the product over the steps.
+    """
+    s = Settings(steps=20, batch=8, lr=0.1, weight_decay=0.3, ema=1e-6)
+    net = Still()
+    before = weights(net)
+    after = weights(train(model(net=net), data(), s, progress=False).net)
+    shrunk = math.prod(1 - 0.1 * s.lr_factor(k) * 0.3 for k in range(1, 21))
+    torch.testing.assert_close(after["matrix"], before["matrix"] * shrunk, rtol=1e-5, atol=0)
+    assert torch.equal(after["vector"], before["vector"])
+
+
+class Still(nn.Module):
+    """A network whose output does not depend on its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.vector = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
+
+    def forward(self, x, c):
+        return 0 * (self.matrix.sum() + self.vector.sum()) + x
+
+
+def test_flips(monkeypatch):
+    """Half of the images are shown as their mirror images, chosen anew at every step; nothing else of a step moves."""
+    seen, real = [], module.dsm
+    monkeypatch.setattr(
+        module, "dsm", lambda m, x, t, w, z, **c: (seen.append((x, t, z())), real(m, x, t, w, z, **c))[1]
+    )
+    for flips in (False, True):
+        train(model(net=MLP((1, 4, 4), 8, 1)), images(), dataclasses.replace(SHORT, flips=flips), progress=False)
+    plain, turned = seen[:40], seen[40:]
+    mirrored = []
+    for (x, t, z), (y, u, w) in zip(plain, turned, strict=True):
+        assert torch.equal(t, u) and torch.equal(z, w)
+        mirrored += [torch.equal(b, a.flip(-1)) and not torch.equal(b, a) for a, b in zip(x, y, strict=True)]
+        assert all(torch.equal(b, a.flip(-1) if m else a) for a, b, m in zip(x, y, mirrored[-16:], strict=True))
+    assert abs(sum(mirrored) - 320) < 4 * (640 / 4) ** 0.5
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_learns_the_same(precision):
+    """The loss on held-out data is that of float32 to a few per cent; weights and averages stay in float32."""
+    held = data(2000, seed=9).train
+
+    def trained(precision):
+        s = dataclasses.replace(SHORT, steps=300, precision=precision)
+        found = train(model(), data(), s, progress=False)
+        assert all(p.dtype == torch.float32 for p in found.parameters())
+        t, z = torch.full((len(held),), 0.3, dtype=torch.float64), torch.randn(held.shape, generator=generator())
+        return float(loss.dsm(found, held, t, None, lambda *_: z).mean())
+
+    exact, half = trained("float32"), trained(precision)
+    assert half != exact and half == pytest.approx(exact, rel=0.05)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_step_whose_scaled_gradient_is_too_large_is_left_out(tmp_path):
+    """In float16 the loss is scaled; where a gradient is not finite then, no weight moves, and the scale is halved. The
+    scale is part of the state.
+    """
+    settings = dataclasses.replace(SHORT, precision="float16")
+    m, kept = model(), []
+    before = weights(m)
+    train(m, data(), settings, folder=tmp_path, progress=False, on_step=lambda k, _: kept.append(weights(m)))
+    assert float(load_state(tmp_path)["scaler.scale"]) <= 2.0**16
+    m = model()
+    halve = Training(m, data(), settings, Share(torch.device("cpu")))
+    halve.scaler.load_state_dict({**halve.scaler.state_dict(), "scale": 2.0**127})
+    halve.advance()
+    assert same(weights(m), before) and halve.scaler.get_scale() == 2.0**126 and not same(kept[0], before)
 
 
 # losses that are no number

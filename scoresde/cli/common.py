@@ -17,6 +17,7 @@ from ..data import Dataset, Source
 from ..files import digest
 from ..lab import Row, Subject
 from ..shapes import count
+from ..units import Units
 from .folder import Folder
 from .parts import own_module, read_data, read_net
 
@@ -45,6 +46,16 @@ def model_of(o: Namespace, device: torch.device) -> Checkpoint:
     if device.type == "cpu" and any(p.dtype in (torch.float16, torch.bfloat16) for p in found.model.parameters()):
         found.model.float()
     return found
+
+
+def picture(x: torch.Tensor, units: Units | None, file: Path) -> None:
+    """Samples in their own units as a picture, if they can be seen: images of one or three channels, or points."""
+    if not ((x.ndim == 4 and x.shape[1] in (1, 3)) or x.shape[1:] == (2,)):
+        return
+    from ..lab.report import grid_picture
+
+    shown = x if x.ndim == 2 or not units else 2 * (x - x.min()) / (x.max() - x.min()) - 1
+    grid_picture(shown[: 256 if x.ndim == 4 else 20_000], file)
 
 
 def label_of(o: Namespace, found: Checkpoint) -> int | None:

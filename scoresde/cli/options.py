@@ -24,9 +24,11 @@ def train(parser: ArgumentParser) -> None:
     many steps or more. Several processes can share one: torchrun --nproc-per-node 2 -m scoresde -- train digits
     """
     add = parser.add_argument
-    add("data", help="digits, Ring(modes=8), moons, swissroll, checkerboard, FILE.npy, FILE.csv, a folder of images")
-    add("--sde", metavar="SDE", default="vp", help="vp, VE(sigma_max=20), edm, ..., package.module:Class")
+    add("data", help="digits, Ring(modes=8), moons, ..., FILE.npy, FILE.csv, a folder of images")
+    add("--recipe", metavar="NAME", help="mnist-vp, cifar10-ve-likelihood, ...: what is not said below")
+    add("--sde", metavar="SDE", help="vp, which is the default, VE(sigma_max=20), edm, ..., package.module:Class")
     add("--net", metavar="NET", help="UNet(width=32), MLP(width=256), package.module:function of (shape, classes)")
+    add("--init", metavar="MODEL", type=model, help="begin with the network of another checkpoint")
     add("--weight", metavar="W", help="of the loss: Simple, MinSNR(5), MaximumLikelihood; 1 on the network's output")
     add("--times", metavar="LAW", help="LogNormal(-1.2, 1.2), which is the default, UniformLogSNR, UniformTime")
     add("--steps", metavar="N", type=int, help="optimiser steps (5000)")
@@ -39,7 +41,12 @@ def train(parser: ArgumentParser) -> None:
     add("--ema", metavar="X", type=float, help="half-life of averaged weights, in units of the steps so far (0.05)")
     add("--label-dropout", metavar="X", type=float, help="share of labels that are hidden (0.1)")
     add("--not-stratified", action="store_true", help="draw the times of a batch independently")
-    add("--bf16", action="store_true", default=None, help="compute the network in bfloat16")
+    add("--weight-decay", metavar="X", type=float, help="AdamW's, of weights of two and more dimensions (0)")
+    add("--accumulate", metavar="N", type=int, help="parts of a batch in the network one after the other (1)")
+    add("--flips", action="store_true", default=None, help="show images and mirror images equally often")
+    add("--precision", choices=("float32", "bfloat16", "float16"), help="what the network is computed in (float32)")
+    add("--compile", action="store_true", help="compile the network by torch.compile")
+    add("--views", metavar="N", type=int, default=8, help="pictures of samples on the way, from the same noise (8)")
     add("--save-every", metavar="S", type=float, default=60.0, help="seconds between checkpoints (60)")
     add("--conditional", action="store_true", help="tell the network the labels, if the data have them")
     shared(parser, "runs/model")

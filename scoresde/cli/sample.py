@@ -18,7 +18,7 @@ from ..progress import bar
 from ..shapes import count
 from ..steps import Step, Tuning, draw, started
 from ..steps.fit import estimated
-from .common import as_array, as_bytes, code_of, fitting, label_of, model_of, place
+from .common import as_array, as_bytes, code_of, fitting, label_of, model_of, picture, place
 from .folder import opened
 from .parts import read, read_grid
 
@@ -59,11 +59,7 @@ def run(o: Namespace) -> None:
             folder.kept(parts[-1], partial(draw_part, start))
         x = torch.from_numpy(np.concatenate([as_array(folder.read(part) or b"") for part in parts]))
         own = x if found.units is None else found.units.restore(x)
-        if (x.ndim == 4 and x.shape[1] in (1, 3)) or x.shape[1:] == (2,):
-            from ..lab.report import grid_picture
-
-            shown = own if x.ndim == 2 or not found.units else 2 * (own - own.min()) / (own.max() - own.min()) - 1
-            grid_picture(shown[: 256 if x.ndim == 4 else 20_000], o.out / "samples.png")
+        picture(own, found.units, o.out / "samples.png")
         folder.keep(DONE, as_bytes(own.numpy()))  # last, since it says that all is there
         folder.drop(*(name for (name,) in list(folder.files) if name.startswith("part-")))
     print(f"{n} samples in {o.out}: {score.nfe} network calls, for the {len(drawn)} of {len(parts)} batches drawn now")

@@ -1,36 +1,90 @@
 """`scoresde train`."""
 
 from argparse import Namespace
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 
-from ..checkpoint import exists
+import torch
+
+from .. import grid
+from ..checkpoint import exists, load
+from ..data import Dataset
 from ..loss import MaximumLikelihood, Times, Unbiased, UniformTime, Weight
 from ..model import Karras, ScoreModel
 from ..noise import seeded
 from ..process import LinearSDE
 from ..shapes import number
-from ..training import Settings, train
-from .common import join_processes, place
+from ..steps import GaussianReference, draw
+from ..training import RECIPES, Recipe, Settings, train
+from .common import join_processes, picture, place
 from .parts import read, read_data, read_net
+
+SEEN, CALLS = 64, 12
+"""Samples of a picture on the way, and network calls of each."""
 
 
 def run(o: Namespace) -> None:
     """Train."""
     rank, device, source = join_processes(), place(o), read_data(o.data)
-    data, sde = source.load(), read("sde", o.sde, LinearSDE)
-    times = read("times", o.times, Times) or Settings.times
-    weight = read("weight", o.weight, Weight)
+    if o.recipe is not None and o.recipe not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {o.recipe!r}")
+    recipe = RECIPES[o.recipe] if o.recipe else None
+    sde, settings, data = read("sde", o.sde, LinearSDE), _settings(o, recipe), source.load()
+    if o.conditional and not data.classes:
+        raise ValueError("conditional training needs data with labels")
+    number("save_every", o.save_every, least=0)
+    model = _model(o, recipe, sde, data).to(device)
+    if device.type == "cuda" and len(data.shape) == 3:  # as its convolutions are fastest
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if o.compile:
+        model.net = torch.compile(model.net)  # type: ignore[assignment]
+    how = {"resume": exists(o.out), "save_every": o.save_every, "views": o.views}
+    view = partial(_view, o, data) if rank == 0 else None
+    train(model, data, settings, folder=o.out, source=source, on_view=view, **how)
+    if rank == 0:
+        print(f"trained {settings.steps} steps; the checkpoint is in {o.out}")
+
+
+def _settings(o: Namespace, recipe: Recipe | None) -> Settings:
+    """Those of the recipe, changed by what is said."""
+    start = recipe.settings if recipe else Settings()
+    times = read("times", o.times, Times) or start.times
+    weight = read("weight", o.weight, Weight) or start.weight
+    if isinstance(weight, Unbiased):  # of a recipe
+        weight = weight.weight
     if isinstance(weight, MaximumLikelihood) and not isinstance(times, UniformTime):
         weight = Unbiased(weight, times)  # the same objective, whatever the law of t
     told = {f.name: getattr(o, f.name, None) for f in fields(Settings)}
-    told |= {"weight": weight, "times": times, "stratified": not o.not_stratified}
-    settings = Settings(**{name: value for name, value in told.items() if value is not None})
-    around = data.around
-    if o.conditional and not data.classes:
-        raise ValueError("conditional training needs data with labels")
+    told |= {"weight": weight, "times": times, "stratified": False if o.not_stratified else None}
+    return replace(start, **{name: value for name, value in told.items() if value is not None})
+
+
+def _model(o: Namespace, recipe: Recipe | None, sde: LinearSDE | None, data: Dataset) -> ScoreModel:
+    """What is trained, with its first weights."""
+    recipe = recipe and replace(recipe, sde=sde or recipe.sde, settings=replace(recipe.settings, seed=o.seed))
+    if o.init is not None:
+        if o.net is not None or o.conditional:
+            raise ValueError("net and conditional must not be given beside init, whose network is trained")
+        found = load(o.init, dtype=torch.float32)
+        if found.shape != data.shape:
+            raise ValueError(f"init must be of samples of shape {data.shape}, got one of {found.shape}: {o.init}")
+        sde = sde or (recipe.sde if recipe else found.model.sde)
+        return ScoreModel(found.model.net.requires_grad_(), sde, found.model.predicts, found.model.clock)
+    if recipe and o.net is None:
+        return recipe.model(data, o.conditional)
+    sde = sde or (recipe.sde if recipe else read("sde", "vp", LinearSDE))
     with seeded(o.seed):
-        model = ScoreModel(read_net(o.net, data.shape, data.classes * o.conditional), sde, Karras(around)).to(device)
-    number("save_every", o.save_every, least=0)
-    train(model, data, settings, folder=o.out, source=source, resume=exists(o.out), save_every=o.save_every)
-    if rank == 0:
-        print(f"trained {settings.steps} steps; the checkpoint is in {o.out}")
+        return ScoreModel(read_net(o.net, data.shape, data.classes * o.conditional), sde, Karras(data.around))
+
+
+def _view(o: Namespace, data: Dataset, step: int, model: ScoreModel) -> None:
+    """A picture of samples at a step, always from the same noise."""
+    if not ((len(data.shape) == 3 and data.shape[0] in (1, 3)) or data.shape == (2,)):
+        return
+    around, like, classes = data.around, next(model.parameters()), getattr(model.net, "classes", 0)
+    label = torch.arange(SEEN, device=like.device) % classes if classes else None
+    score = model if label is None else lambda x, t: model(x, t, label=label)
+    p, ts = model.sde.reverse(score, 0.0), grid.reference(model.sde, CALLS, around=around)
+    x = draw(p, data.shape, ts, GaussianReference(around), seeds=range(SEEN), like=like.detach()).cpu()
+    own = x if data.units is None else data.units.restore(x)
+    picture(own, data.units, o.out / f"samples-{step:07d}.png")

@@ -25,7 +25,8 @@ GOOD = {
     "train": (["Ring(n=50)"], {
         "--steps": "2", "--batch": "4", "--sde": "ve", "--net": "MLP(width=8)", "--weight": "MinSNR(5)", "--lr": "0.01",
         "--times": "UniformTime", "--warmup": "1", "--decay": "0.1", "--beta2": "0.9", "--clip": "1", "--ema": "0.1",
-        "--label-dropout": "0.1", "--save-every": "5", "--seed": "1", "--device": "cpu"}),
+        "--label-dropout": "0.1", "--weight-decay": "0.1", "--accumulate": "2", "--precision": "float16",
+        "--views": "1", "--recipe": "mnist-ve", "--save-every": "5", "--seed": "1", "--device": "cpu"}),
     "sample": (["MODEL"], {
         "--n": "3", "--step": "UniPC(3)", "--steps": "3", "--grid": "karras(rho=5)", "--end": "0.01", "--eta": "0",
         "--sde": "VP()", "--batch": "2", "--seed": "1", "--device": "cpu"}),

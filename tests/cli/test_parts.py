@@ -594,10 +594,10 @@ def test_stated_defaults_are_those_of_training(capsys):
         assert name == "seed" or float(stated(said[name])) == default
     text = re.match(r"(.*\)), which is the default", said["times"])[1]
     assert parts.read("times", text, Times) == Settings().times
+    assert re.match(r"vp, which is the default", said["sde"]) and Settings().precision in stated(said["precision"])
     given = vars(Parser("train").parse_args(["digits"]))
     assert given["seed"] == Settings().seed and not given["not_stratified"] and Settings().stratified
-    assert parts.read("sde", given["sde"], LinearSDE) == VP()
-    for name in (*numbers, "weight", "times"):
+    for name in (*numbers, "weight", "times", "sde", "flips", "precision"):
         assert name == "seed" or given[name] is None
 
 

@@ -1,0 +1,171 @@
+"""Training from the first step to the last."""
+
+import copy
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from time import monotonic
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..checkpoint import Checkpoint, exists, require_savable, unwrapped
+from ..data import Dataset, Source
+from ..files import alone
+from ..logbook import logbook
+from ..model import ScoreModel
+from ..progress import bar, stoppable
+from ..reference import misfit
+from ..shapes import as_time, count, number
+from .run import Share, Training
+from .settings import Settings
+
+
+def train(
+    model: ScoreModel,
+    data: Dataset,
+    settings: Settings = Settings(),
+    *,
+    folder: str | Path | None = None,
+    source: Source | None = None,
+    resume: bool = False,
+    save_every: float = 60.0,
+    progress: bool = True,
+    on_step: Callable[[int, float], None] | None = None,
+    on_view: Callable[[int, ScoreModel], None] | None = None,
+    views: int = 8,
+) -> ScoreModel:
+    """Train model on data.train, where its parameters are, and return a copy with the averaged weights.
+
+    folder: where checkpoints go, every `save_every` seconds and when the training ends or is interrupted, from the
+    keyboard or by SIGTERM or SIGHUP; what the training says of itself goes to loss.jsonl there, and to TensorBoard's
+    files if that is installed. source: recorded in the checkpoint. resume: go on from the checkpoint in folder, which
+    must have been made with the same data, settings and process, but that `steps` may grow: what is left of the
+    schedule is then that of the longer training. on_step: called with the step and its loss. on_view: called with the
+    step and the averaged weights, which it must leave as they are, `views` times after equally many steps, such as to
+    draw samples; it changes nothing of the training.
+
+    Warns if the process does not suit the data (`reference.misfit`). Raises ValueError before work starts if settings,
+    data and model do not fit together, folder holds a checkpoint that
+    is not to be resumed, or another process trains there; RuntimeError, leaving the last good checkpoint, if the loss
+    or a weight is not finite.
+    """
+    number("save_every", save_every)
+    count("views", views)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    with alone(Path(folder)) if folder is not None and first else nullcontext(), stoppable():
+        run = _started(model, data, settings, folder, source, resume)
+        saved = monotonic()
+        if progress and first:
+            print(_said(model, data, settings), file=sys.stderr)
+        shown = bar(
+            total=settings.steps, initial=run.step, desc="train", disable=not progress or not first, unit="step"
+        )
+        with shown, logbook(folder if first else None, run.step) as log:
+            try:
+                while run.step < settings.steps:
+                    loss = run.advance()
+                    shown.update()
+                    if run.step % 50 == 0 or run.step == settings.steps:
+                        _require_finite(loss, run.step)
+                        shown.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                        log.loss(run.step, float(loss), settings.lr * settings.lr_factor(run.step), settings.batch)
+                    if on_step:
+                        on_step(run.step, float(loss))
+                    if on_view and run.step * views // settings.steps > (run.step - 1) * views // settings.steps:
+                        on_view(run.step, run.average)
+                    if monotonic() - saved > save_every:
+                        run.save(folder, source)
+                        log.held_out(run.step, run.average, data, settings.batch)
+                        saved = monotonic()
+                run.save(folder, source)
+                log.held_out(run.step, run.average, data, settings.batch)
+            except KeyboardInterrupt:
+                run.save(folder, source)
+                raise
+    return run.average
+
+
+def _said(model: ScoreModel, data: Dataset, s: Settings) -> str:
+    """What is about to be trained, and on what."""
+    shape, weights = "x".join(map(str, data.shape)), sum(p.numel() for p in model.parameters())
+    kind = f"{data.quantized.levels} levels" if data.quantized else "standardised" if data.units else "as they are"
+    return (
+        f"{type(unwrapped(model.net)).__name__} of {weights:,} weights, {model.sde!r}; {len(data.train)} samples of "
+        f"{shape}, {kind}, and {len(data.held_out)} held out; {s.steps} steps of {s.batch}, "
+        f"{s.steps * s.batch / len(data.train):.3g} times all samples{_coarse(model, data)}"
+    )
+
+
+def _coarse(model: ScoreModel, data: Dataset) -> str:
+    """What is to be said where the least noise hides the levels of discrete data."""
+    least = float((-model.sde.log_snr(as_time(model.sde.t_min))).exp())
+    if data.quantized is None or least <= data.quantized.width / 3:
+        return ""
+    return (
+        f". The least noise, sigma/alpha = {least:.2g}, is not small beside a level of {data.quantized.width:.2g}: "
+        "good for samples, but for bits/dim by uniform dequantisation train down to less, as by VP(t_min=1e-5)"
+    )
+
+
+def _require_finite(loss: Tensor, step: int) -> None:
+    if not loss.isfinite():
+        raise RuntimeError(f"the loss is {loss} at step {step}: lower lr, or look at the data")
+
+
+def _started(
+    model: ScoreModel, data: Dataset, settings: Settings, folder: str | Path | None, source: Source | None, resume: bool
+) -> Training:
+    """The training to go on with, once all that was asked for is known to fit together."""
+    if folder is not None and not resume and exists(folder):
+        raise ValueError(f"folder must hold no checkpoint unless resume is asked for, got {str(folder)!r}")
+    share = _share(model, data, settings)
+    for what in misfit(model.sde, *data.moments):
+        warnings.warn(what, stacklevel=3)
+    if folder is not None:
+        require_savable(Checkpoint(model, data.shape, data.quantized, source), folder)
+    run = Training(model, data, settings, share)
+    if resume:
+        run.resume(folder, source)
+    return run
+
+
+def _share(model: ScoreModel, data: Dataset, settings: Settings) -> Share:
+    """The part of this process. Raises ValueError unless model, data and settings fit together."""
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    if settings.batch % world:
+        raise ValueError(f"batch must be a multiple of the number of processes, {world}, got {settings.batch}")
+    if settings.batch // world % settings.accumulate:
+        raise ValueError(
+            f"accumulate must divide the {settings.batch // world} samples of a process's share, got "
+            f"{settings.accumulate}"
+        )
+    if settings.flips and len(data.shape) != 3:
+        raise ValueError(f"flips must be False for data that are no images, but of shape {data.shape}, got True")
+    if not len(data.train):
+        raise ValueError("data must have samples to train on, got none")
+    parameters = list(model.parameters())
+    if not parameters:
+        raise ValueError(f"model must have parameters to train, but {type(model.net).__name__} has none")
+    if not any(p.requires_grad for p in parameters):
+        raise ValueError("model must have parameters that require gradients, as after model.requires_grad_(), got none")
+    if half := [p for p in parameters if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)]:
+        raise ValueError(
+            f"net must have weights in float32 or float64 to be trained, got {half[0].dtype}, in which small steps and "
+            "the average of the weights round away: precision='bfloat16' computes in that from such weights"
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError("training needs gradients, and torch.inference_mode has none: train outside of it")
+    device, classes = parameters[0].device, getattr(model.net, "classes", 0)
+    if 0 < classes < data.classes:
+        raise ValueError(f"net must have a class for each of the {data.classes} labels, got {classes}")
+    t = torch.tensor(model.sde.T, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval().eps(data.values(data.train[:1]).to(device), t)
+    except Exception as error:  # whatever a network of one's own may raise
+        raise ValueError(f"net must take samples of shape {data.shape}: {error}") from error
+    return Share(device, rank, world)

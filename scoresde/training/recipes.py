@@ -1,0 +1,79 @@
+"""Recipes: what to train on well-known images, as values.
+
+A name is DATA-PROCESS, such as "mnist-vp", or DATA-PROCESS-likelihood, which is for small -log p rather than for
+samples to look at. The former draws noise levels by a log-normal law with weight 1 on the network's output (Karras et
+al. 2022); the latter takes the weight g^2 with which the loss bounds -log p, and times in proportion to g^2/sigma^2,
+which are uniform in log SNR, so that its gradient varies least (Song et al. 2021b, section 5). For uniform
+dequantisation of 256 levels these go down to noise of about an eighth of a level.
+
+Those of digits, MNIST and Fashion-MNIST are for hours of one CPU core at most; that of CIFAR-10 is for a GPU.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..data import Dataset
+from ..loss import MaximumLikelihood, Unbiased, UniformLogSNR
+from ..model import Karras, ScoreModel
+from ..nn import UNet
+from ..noise import seeded
+from ..process import EDM, VE, VP, LinearSDE, SubVP
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A process, a U-Net, and settings. multipliers, attention and dropout are those of `nn.UNet`."""
+
+    sde: LinearSDE
+    width: int
+    multipliers: tuple[int, ...]
+    settings: Settings
+    attention: int = 1
+    dropout: float = 0.0
+
+    def model(self, data: Dataset, conditional: bool = False) -> ScoreModel:
+        """Before training; its first weights depend on the seed of the settings alone. conditional: with a class for
+        each label of the data.
+        """
+        options: dict[str, Any] = {"attention": self.attention, "classes": data.classes * conditional}
+        with seeded(self.settings.seed):
+            net = UNet(data.shape, self.width, self.multipliers, dropout=self.dropout, **options)
+            return ScoreModel(net, self.sde, Karras(data.around))
+
+
+IMAGES = {
+    "digits": Recipe(VP(), 16, (1, 2), Settings(steps=12_000), dropout=0.1),
+    "mnist": Recipe(VP(), 16, (1, 2, 2), Settings(steps=10_000, batch=64, lr=3e-3)),
+    "fashion-mnist": Recipe(VP(), 16, (1, 2, 2), Settings(steps=10_000, batch=64, lr=3e-3)),
+    "cifar10": Recipe(
+        VP(), 128, (1, 2, 2, 2), Settings(steps=400_000, batch=128, lr=2e-4, warmup=5_000, flips=True), 2, dropout=0.1
+    ),
+}
+TIMES = UniformLogSNR()
+
+
+def _processes(images: str) -> dict[str, tuple[LinearSDE, LinearSDE]]:
+    """Down to the noise for samples, and for likelihoods; the 17 levels of the digits are wide enough for either."""
+    if images == "digits":
+        return {k: (sde, sde) for k, sde in (("vp", VP()), ("subvp", SubVP()), ("ve", VE(0.01, 20.0)), ("edm", EDM()))}
+    return {
+        "vp": (VP(), VP(t_min=1e-5)),
+        "subvp": (SubVP(), SubVP(t_min=6e-3)),
+        "ve": (VE(0.01, 50.0), VE(0.001, 50.0)),
+        "edm": (EDM(), EDM(t_min=0.001)),
+    }
+
+
+def _made() -> dict[str, Recipe]:
+    found = {}
+    for images, recipe in IMAGES.items():
+        likely = replace(recipe.settings, times=TIMES, weight=Unbiased(MaximumLikelihood(), TIMES))
+        for process, (for_samples, for_likelihood) in _processes(images).items():
+            found[f"{images}-{process}"] = replace(recipe, sde=for_samples)
+            found[f"{images}-{process}-likelihood"] = replace(recipe, sde=for_likelihood, settings=likely)
+    return found
+
+
+RECIPES = _made()
+"""By name."""

@@ -1,0 +1,223 @@
+"""A training under way."""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..checkpoint import Checkpoint, exists, fill, load, load_state, recorded_net, save, tensors_of, unwrapped
+from ..data import Dataset, Source
+from ..loss import Weight, dsm
+from ..model import ScoreModel
+from ..nn import Network, drop_labels
+from ..noise import iid, seeded
+from ..progress import unbroken
+from ..reference import Reference
+from ..values import describe
+from .settings import PRECISIONS, Settings
+
+SCALE = ("scale", "_growth_tracker")  # what changes of a scaled loss's scale
+
+
+class Loss(nn.Module):
+    """The mean loss of a batch, per dimension; a module, so that gradients can be shared between processes."""
+
+    def __init__(self, model: ScoreModel, weight: Weight | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.weight, self.dtype = model, weight, dtype
+
+    def forward(self, x_0: Tensor, t: Tensor, z: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        with torch.autocast(x_0.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return dsm(self.model, x_0, t, self.weight, lambda *_: z, **cond).mean() / x_0[0].numel()
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """The randomness of one step."""
+    return torch.Generator().manual_seed(_start(seed, step))
+
+
+class Batches:
+    """Rows of the training data, each once an epoch, in an order that depends on (seed, epoch)."""
+
+    def __init__(self, n: int, settings: Settings) -> None:
+        self.n, self.batch, self.seed = n, settings.batch, settings.seed
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+
+    def __call__(self, step: int) -> Tensor:
+        at = np.arange((step - 1) * self.batch, step * self.batch)
+        rows = np.empty(self.batch, dtype=np.int64)
+        for epoch in range(at[0] // self.n, at[-1] // self.n + 1):
+            if epoch != self.epoch:
+                seed = np.random.SeedSequence([self.seed, epoch, 1]).generate_state(1)[0]
+                self.epoch, self.order = epoch, np.random.RandomState(seed).permutation(self.n)
+            inside = at // self.n == epoch
+            rows[inside] = self.order[at[inside] % self.n]
+        return torch.from_numpy(rows)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of a batch this process takes, and the device that it computes on."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """This process's rows of a, on its device; a GPU fetches them while the process goes on."""
+        size = len(a) // self.world
+        mine = a[self.rank * size : (self.rank + 1) * size]
+        return (
+            mine.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else mine.to(self.device)
+        )
+
+
+class Training:
+    """A training under way: everything that changes, and what a step of it is."""
+
+    def __init__(self, model: ScoreModel, data: Dataset, settings: Settings, share: Share) -> None:
+        self.model, self.data, self.settings, self.share, self.step = model.train(), data, settings, share, 0
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        fused = share.device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in model.parameters())
+        self.optimizer = _adam(model, settings, fused)
+        self.scaler = torch.amp.GradScaler(share.device.type, enabled=settings.precision == "float16")
+        loss = Loss(model, settings.weight, PRECISIONS[settings.precision])
+        self.loss: nn.Module = loss if share.world == 1 else DistributedDataParallel(loss)
+        self.batches = Batches(len(data.train), settings)
+
+    def advance(self) -> Tensor:
+        """One step; its loss. It is not interrupted: a network may count its calls, as running statistics do."""
+        with unbroken():
+            batch = self._batch(self.step + 1)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.lr * self.settings.lr_factor(self.step + 1)
+            self.optimizer.zero_grad()
+            own = _start(self.settings.seed, self.step + 1, self.share.rank, 2)
+            with seeded(own, self.share.device), torch.enable_grad():
+                loss = self._gradient(*batch)
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+            with torch.no_grad():
+                self.scaler.step(self.optimizer)  # unless a scaled gradient is not finite
+                self.scaler.update()
+                rate = self.settings.ema_rate(self.step + 1)
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), rate)
+                for kept, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                    kept.copy_(now)
+            self.step += 1
+        return loss
+
+    def _gradient(self, x_0: Tensor, t: Tensor, z: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """That of the loss, added up over the parts of the batch, and the loss."""
+        parts, total = self.settings.accumulate, x_0.new_zeros(())
+        for k, (x, u, noise) in enumerate(zip(x_0.chunk(parts), t.chunk(parts), z.chunk(parts), strict=True)):
+            told = {name: value.chunk(parts)[k] for name, value in cond.items()}
+            alone = isinstance(self.loss, DistributedDataParallel) and k < parts - 1  # all share the last
+            with self.loss.no_sync() if alone else nullcontext():  # type: ignore[operator]
+                loss = self.loss(x, u, noise, told) / parts
+                self.scaler.scale(loss).backward()
+            total = total + loss.detach()
+        return total
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """This process's share of the data, times, noise and conditions of a step, drawn for all processes alike."""
+        s, data, g, rows = self.settings, self.data, generator(self.settings.seed, step), self.batches(step)
+        x_0 = data.values(data.train[rows])
+        if data.quantized:
+            x_0 = data.quantized.dequantize(x_0, iid(g))
+        t = s.times.draw(self.model.sde, s.batch, g, stratified=s.stratified)
+        z = torch.randn(x_0.shape, generator=g, device="cpu")
+        cond, classes = {}, getattr(self.model.net, "classes", 0)
+        if classes and data.train_labels is not None:
+            cond["label"] = self.share(drop_labels(data.train_labels[rows], s.label_dropout, classes, g))
+        if s.flips:
+            turned = torch.rand(s.batch, generator=g, device="cpu") < 0.5
+            x_0 = torch.where(turned.view(-1, 1, 1, 1), x_0.flip(-1), x_0)
+        return self.share(x_0), self.share(t), self.share(z), cond
+
+    def save(self, folder: str | Path | None, source: Source | None) -> None:
+        """A checkpoint into folder, if there is one and this process is the first. Raises RuntimeError if a weight is
+        not finite: such a state must not replace a good one.
+        """
+        for part in (self.model, self.average):
+            if not all(p.isfinite().all() for p in part.parameters()):
+                raise RuntimeError(f"the weights are not finite after step {self.step}: lower lr, or look at the data")
+        if folder is not None and self.share.rank == 0:
+            notes = {"step": self.step, "settings": describe(self.settings), "data": self.data.digest}
+            notes |= {"columns": list(self.data.columns)} if self.data.columns else {}
+            around = self.average.around or _around(self.data)
+            about = self.data.shape, self.data.quantized, source, notes, around, self.data.names, self.data.units
+            with unbroken():
+                save(folder, Checkpoint(self.average, *about), self._state())
+
+    def _state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the average, flat."""
+        flat = {f"model.{k}": v for k, v in tensors_of(self.model).items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            flat |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        scale = self.scaler.state_dict()
+        return flat | {f"scaler.{k}": torch.tensor(scale[k]) for k in SCALE if k in scale}
+
+    def resume(self, folder: str | Path | None, source: Source | None) -> None:
+        """The inverse of `save`. Raises ValueError unless the checkpoint is one of this training."""
+        if folder is None or not exists(folder):
+            raise ValueError(f"resume needs a folder with a checkpoint, got {folder!r}")
+        recorded, net = recorded_net(folder), unwrapped(self.average.net)
+        if isinstance(net, Network) and recorded != {"class": type(net).__name__, "config": net.config}:
+            raise ValueError(f"net must be as in {folder} to resume, {recorded!r}, got {net.config!r}")
+        found = load(folder, net=copy.deepcopy(net))
+        was, now = describe(Settings()) | dict(found.notes.get("settings", {})), describe(self.settings)
+        for name in ("sde", "predicts", "clock"):
+            was[name], now[name] = (describe(getattr(model, name)) for model in (found.model, self.model))
+        was["data"], now["data"] = found.notes.get("data"), self.data.digest
+        was["types"], now["types"] = (
+            [str(v.dtype) for v in m.state_dict().values()] for m in (found.model, self.model)
+        )
+        for name in ("data", *now):  # first, since other data change other settings too
+            if was.get(name) != now[name] and not (name == "steps" and now[name] > was[name]):
+                raise ValueError(f"{name} must be as in {folder} to resume, {was.get(name)!r}, got {now[name]!r}")
+        self.step = found.notes["step"]
+        fill(self.average, tensors_of(found.model))
+        self._restore(load_state(folder))
+
+    def _restore(self, flat: dict[str, Tensor]) -> None:
+        fill(self.model, {k.removeprefix("model."): v for k, v in flat.items() if k.startswith("model.")})
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, v in flat.items():
+            if key.startswith("optimizer."):
+                _, i, name = key.split(".")
+                state.setdefault(int(i), {})[name] = v
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        scale = {k: flat[f"scaler.{k}"].item() for k in SCALE if f"scaler.{k}" in flat}
+        self.scaler.load_state_dict({**self.scaler.state_dict(), **scale})
+
+
+def _adam(model: ScoreModel, settings: Settings, fused: bool) -> torch.optim.Optimizer:
+    """Adam, with decay of the weights that multiply, if any."""
+    options: dict[str, Any] = {"lr": settings.lr, "betas": (0.9, settings.beta2), "fused": fused}
+    if not settings.weight_decay:
+        return torch.optim.Adam(model.parameters(), **options)
+    groups: list[list[nn.Parameter]] = [[], []]
+    for p in model.parameters():
+        groups[p.ndim < 2].append(p)
+    decays = zip(groups, (settings.weight_decay, 0.0), strict=True)
+    return torch.optim.AdamW([{"params": g, "weight_decay": w} for g, w in decays if g], **options)
+
+
+def _start(*numbers: int) -> int:
+    """A seed that depends on these whole numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _around(data: Dataset) -> Reference | None:
+    """The Gaussian around the data, if they tell one."""
+    try:
+        return data.around
+    except ValueError:  # one sample, or many that are the same
+        return None

@@ -1,0 +1,131 @@
+"""`scoresde train`: recipes, first weights of another model, and pictures on the way."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scoresde import EDM, VE, VP, Quantized, Settings, load, loss, shipped
+from scoresde.cli import main
+from scoresde.data import Dataset, Digits
+from scoresde.training import RECIPES
+from scoresde.values import describe
+
+SMALL = ("--steps", "8", "--warmup", "2", "--batch", "16")
+
+
+def run(folder, *args):
+    return main(["train", "digits", *SMALL, *map(str, args), "--out", str(folder)])
+
+
+def settings(folder):
+    return json.loads((folder / "manifest.json").read_text())["notes"]["settings"]
+
+
+def weights(folder):
+    return load(folder).model.state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes(name):
+    """A recipe names a process of its kind and settings of its purpose, as the module says; digits' networks fit."""
+    images, process, *likely = name.rsplit("-", 2) if name.endswith("likelihood") else name.rsplit("-", 1)
+    recipe, kinds = RECIPES[name], {"vp": "VP", "subvp": "SubVP", "ve": "VE", "edm": "EDM"}
+    assert type(recipe.sde).__name__ == kinds[process]
+    least = float((-recipe.sde.log_snr(torch.tensor(recipe.sde.t_min, dtype=torch.float64))).exp())
+    if likely:
+        assert recipe.settings.weight == loss.Unbiased(loss.MaximumLikelihood(), loss.UniformLogSNR())
+        assert recipe.settings.times == loss.UniformLogSNR()
+        assert least < (2 / 16 if images == "digits" else 2 / 255) / 3
+    else:
+        assert recipe.settings.weight is None and recipe.settings.times == loss.LogNormal()
+    if images == "digits":
+        assert recipe.model(Digits().load()).sde == recipe.sde
+
+
+def test_sizes_of_recipes():
+    """What the networks of the recipes weigh: 0.3 million weights for MNIST, 27 million for CIFAR-10."""
+    for name, shape, least, most in (("mnist-vp", (1, 28, 28), 0.3, 0.4), ("cifar10-ve", (3, 32, 32), 26, 28)):
+        x = torch.randint(256, (4, *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+        model = RECIPES[name].model(Dataset(x, x, quantized=Quantized(256, -1.0, 1.0)))
+        assert least * 1e6 < sum(p.numel() for p in model.parameters()) < most * 1e6
+
+
+def test_a_recipe_is_what_is_not_said(tmp_path):
+    """Process, network and settings are the recipe's, but for those that are typed; its objective stays unbiased under
+    other times.
+    """
+    assert run(tmp_path / "a", "--recipe", "digits-ve-likelihood", "--views", 1) == 0
+    recipe, found = RECIPES["digits-ve-likelihood"], load(tmp_path / "a").model
+    assert found.sde == recipe.sde == VE(0.01, 20.0) and found.net.config["dropout"] == 0.1
+    assert settings(tmp_path / "a") == describe(replace(recipe.settings, steps=8, warmup=2, batch=16))
+    args = ("--sde", "edm", "--times", "UniformTime", "--lr", 0.01, "--seed", 3, "--net", "UNet(width=8)")
+    assert run(tmp_path / "b", "--recipe", "digits-ve-likelihood", *args, "--views", 1) == 0
+    found = load(tmp_path / "b").model
+    assert found.sde == EDM() and found.net.config["width"] == 8
+    own = Settings(8, 16, lr=0.01, warmup=2, weight=loss.MaximumLikelihood(), times=loss.UniformTime(), seed=3)
+    assert settings(tmp_path / "b") == describe(own)
+
+
+def test_a_recipe_trains_as_its_parts(tmp_path):
+    """The recipe's name and its parts typed out give the same weights."""
+    typed = ("--sde", "VE(0.01, 20)", "--times", "UniformLogSNR", "--weight", "MaximumLikelihood")
+    assert run(tmp_path / "a", "--recipe", "digits-ve-likelihood", "--views", 1) == 0
+    assert run(tmp_path / "b", *typed, "--net", "UNet(dropout=0.1)", "--views", 1) == 0
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_init(tmp_path):
+    """Training begins with the network of another checkpoint: with a learning rate of almost nothing it stays that;
+    another process may be trained with it.
+    """
+    assert run(tmp_path / "a", "--init", "digits-vp", "--lr", 1e-12, "--views", 1) == 0
+    first, after = load(shipped("digits-vp"), dtype=torch.float32).model, load(tmp_path / "a").model
+    assert after.sde == VP()
+    for k, v in after.state_dict().items():
+        torch.testing.assert_close(v, first.state_dict()[k], rtol=0, atol=1e-6)
+    assert run(tmp_path / "b", "--init", tmp_path / "a", "--sde", "edm", "--views", 1) == 0
+    assert load(tmp_path / "b").model.sde == EDM() and not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--recipe", "digits"), "recipe must be one of digits-vp, digits-vp-likelihood, .*, got 'digits'"),
+        (("--init", "mnist"), r"init must be of samples of shape \(1, 8, 8\), got one of \(1, 28, 28\)"),
+        (("--init", "digits-vp", "--net", "UNet"), "net and conditional must not be given beside init"),
+        (("--init", "digits-vp", "--conditional"), "net and conditional must not be given beside init"),
+        (("--accumulate", 3), "accumulate must divide the 16 samples"),
+        (("--views", 0), "views must be a whole number >= 1, got 0"),
+    ],
+)
+def test_errors(tmp_path, capsys, args, said):
+    """What does not fit is named, in one line, and nothing is written."""
+    assert run(tmp_path / "a", *args) == 2
+    err = capsys.readouterr().err
+    assert re.search(f"scoresde: {said}", err) and not list(tmp_path.glob("a/[!.]*"))
+
+
+def test_pictures_on_the_way(tmp_path):
+    """As many as asked for, after equal numbers of steps, and they move no weight."""
+    for folder, n in (("a", 1), ("b", 4)):
+        assert run(tmp_path / folder, "--net", "UNet(width=8)", "--views", n) == 0
+        found = sorted(f.name for f in (tmp_path / folder).glob("*.png"))
+        assert found == [f"samples-{8 * (k + 1) // n:07d}.png" for k in range(n)]
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+@pytest.mark.slow
+def test_compiled(tmp_path):
+    """--compile trains the same network, to rounding, and writes a checkpoint that needs no compiler."""
+    for folder, more in (("plain", ()), ("compiled", ("--compile",))):
+        assert run(tmp_path / folder, "--net", "UNet(width=4, multipliers=(1,), blocks=1)", "--views", 1, *more) == 0
+    plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    for k, v in plain.items():
+        torch.testing.assert_close(compiled[k], v, rtol=0, atol=2e-3)
