@@ -108,7 +108,7 @@ SOURCES = st.one_of(
     st.builds(Images, PATHS, st.integers(0, 99), st.booleans(), number(0, 0.9), st.integers(0, 99)),
     st.builds(Sounds, PATHS, st.integers(1, 99), number(0, 0.9), st.integers(0, 99), st.booleans(), st.booleans()),
     st.builds(Table, PATHS, st.lists(WORDS, unique=True).map(tuple), st.just(""), number(0, 0.9), st.integers(0, 99)),
-    st.builds(Idx, PATHS, st.lists(WORDS, unique=True).map(tuple)),
+    st.builds(Idx, PATHS, st.lists(WORDS, unique=True).map(tuple), st.sampled_from(["", "letters"])),
     st.builds(Cifar10, PATHS),
 )
 BASES = {

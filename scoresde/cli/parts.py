@@ -103,8 +103,11 @@ def read_data(text: str) -> data.Source:
         return data.Table(path)
     if not path.is_dir():
         return read("data", text, data.Source)
-    if any(path.glob("train-images*ubyte*")):
-        return data.Idx(path)
+    for at in (path, path / "raw", path / "MNIST" / "raw", path / "FashionMNIST" / "raw"):  # as torchvision keeps them
+        if any(at.glob("train-images*ubyte*")):
+            return data.Idx(at)
+    if splits := sorted({f.name.split("-")[1] for f in path.glob("emnist-*-train-images*ubyte*")}):
+        raise ValueError(f"data must say which split of EMNIST it is, of {', '.join(splits)}: Idx({text!r}, split=...)")
     batches = (path, path / "cifar-10-batches-bin", path / "cifar-10-batches-py")
     known = any((at / f"data_batch_1{end}").is_file() for at in batches for end in ("", ".bin"))
     return data.Cifar10(path) if known else data.Images(path)

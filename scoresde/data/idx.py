@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ..quantize import Quantized
+from ..values import later
 from .dataset import Dataset, Source, check_memory, class_names, known_path
 
 TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
 """What the third byte of a file says of its numbers."""
+SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 DIMENSIONS = {"images": 3, "labels": 1}
 CHUNK = 2**20
 
@@ -27,17 +29,23 @@ class Idx(Source):
 
     The files are train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte,
     or with .idx for -idx, and each with .gz or not; of several spellings the first of these is read. What a file holds,
-    and not its name, tells whether it is packed.
+    and not its name, tells whether it is packed. Those of a split of EMNIST (Cohen et al. 2017), such as "letters", are
+    emnist-letters-train-images-idx3-ubyte and so on, with test for t10k: its images lie on their sides and are turned,
+    and the labels of its letters, which are 1 to 26, become 0 to 25.
     """
 
     folder: Path
     """Where the files are."""
     names: tuple[str, ...] = ()
     """The names of labels 0, 1, ...; none if empty."""
+    split: str = later("")
+    """Which split of EMNIST; none of them if empty."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", known_path("folder", self.folder))
         object.__setattr__(self, "names", class_names(self.names))
+        if not isinstance(self.split, str) or self.split not in ("", *SPLITS):
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, or empty, got {self.split!r}")
 
     def load(self) -> Dataset:
         """The images, (n, 1, height, width) in uint8, and their labels, if there are files of them.
@@ -46,13 +54,14 @@ class Idx(Source):
         in 3 or 1 dimensions, or not exactly as many as it declares; for images without pixels or of two sizes, another
         number of labels than of images, and labels of one part only.
         """
-        (x, y), (x_test, y_test) = self._part("train"), self._part("t10k")
+        parts = [f"emnist-{self.split}-{part}" for part in ("train", "test")] if self.split else ["train", "t10k"]
+        (x, y), (x_test, y_test) = map(self._part, parts)
         if (y is None) != (y_test is None):
-            lacks = _spelt("train" if y is None else "t10k", "labels")[0]
+            lacks = _spelt(parts[y is not None], "labels")[0]
             raise ValueError(f"folder must hold {lacks} or .gz, or no labels, got {str(self.folder)!r} without")
         if x.shape[1:] != x_test.shape[1:]:
             sizes = f"{tuple(x.shape[1:])}, as those to train on are, got {tuple(x_test.shape[1:])}"
-            raise ValueError(f"{self._find('t10k', 'images')} must hold images of {sizes}")
+            raise ValueError(f"{self._find(parts[1], 'images')} must hold images of {sizes}")
         return Dataset(x, x_test, y, y_test, Quantized(256, -1.0, 1.0), self.names)
 
     def _part(self, part: str) -> tuple[Tensor, Tensor | None]:
@@ -60,11 +69,16 @@ class Idx(Source):
         if file is None:
             raise ValueError(f"folder must hold {_spelt(part, 'images')[0]} or .gz, got {str(self.folder)!r} without")
         x = torch.from_numpy(_read(file, DIMENSIONS["images"])[:, None])
+        x = x.transpose(-1, -2).contiguous() if self.split else x
         if of_labels is None:
             return x, None
         y = torch.from_numpy(_read(of_labels, DIMENSIONS["labels"]))
         if len(y) != len(x):
             raise ValueError(f"{of_labels} must hold {len(x)} labels, one for each image of {file}, got {len(y)}")
+        if self.split == "letters":
+            if len(y) and int(y.min()) < 1:
+                raise ValueError(f"{of_labels} must hold 1 to 26, the letters, got 0")
+            y = y - 1
         return x, y
 
     def _find(self, part: str, what: str) -> Path | None:

@@ -235,6 +235,13 @@ def test_data(tmp_path):
         (folder / "cifar-10-batches-bin").mkdir(parents=True)
         (folder / file.replace("a/", "cifar-10-batches-bin/")).write_bytes(b"")
         assert parts.read_data(str(folder)) == kind(folder)
+    for home, at in (("tv", "raw"), ("root", "MNIST/raw"), ("clothes", "FashionMNIST/raw")):
+        (tmp_path / home / at).mkdir(parents=True)
+        (tmp_path / home / at / "train-images-idx3-ubyte").write_bytes(b"")
+        assert parts.read_data(str(tmp_path / home)) == Idx(tmp_path / home / at)
+    (tmp_path / "pictures" / "emnist-letters-train-images-idx3-ubyte.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="^data must say which split of EMNIST it is, of letters: Idx"):
+        parts.read_data(str(tmp_path / "pictures"))
     assert parts.read_data("Ring(modes=5)") == Ring(modes=5) and parts.read_data("digits") == Digits()
     assert parts.read_data("Array(Path('x.npy'), levels=5)") == Array(Path("x.npy"), levels=5)
     np.save(tmp_path / "x.npy", np.random.RandomState(0).randn(5, 2))

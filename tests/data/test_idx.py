@@ -119,6 +119,28 @@ def test_spellings(tmp_path):
     assert same(Idx(tmp_path).load(), b)
 
 
+@pytest.mark.parametrize("split", ["letters", "digits"])
+def test_emnist(tmp_path, split):
+    """A split of EMNIST is turned upright, and its letters are numbered from 0 on; the other splits stay where they
+    are.
+    """
+    a, other = arrays(seed=3), arrays(seed=4)
+    b = {k: x.transpose(0, 2, 1) if x.ndim == 3 else x + (split == "letters") for k, x in a.items()}
+    for name, x in ((f"emnist-{split}", b), ("emnist-balanced", other)):
+        for part, content in x.items():
+            file = name_of(f"{name}-{part}".replace("t10k", "test"), end=".gz")
+            (tmp_path / file).write_bytes(gzip.compress(idx(content)))
+    assert same(Idx(tmp_path, split=split).load(), a)
+    with pytest.raises(ValueError, match="^folder must hold train-images-idx3-ubyte or .gz"):
+        Idx(tmp_path).load()
+    with pytest.raises(ValueError, match="^folder must hold emnist-mnist-train-images-idx3-ubyte or .gz"):
+        Idx(tmp_path, split="mnist").load()
+    file = tmp_path / name_of("emnist-letters-train-labels", end=".gz")
+    file.write_bytes(gzip.compress(idx(0 * a["train-labels"])))
+    if split == "letters":
+        refused(Idx(tmp_path, split=split), file.name, "must hold 1 to 26, the letters, got 0")
+
+
 def test_mnist(shared):
     """MNIST as LeCun wrote it: the bytes of the official sums, in uint8, and how often each digit is there."""
     data = Idx(shared / "mnist").load()
@@ -273,6 +295,8 @@ def test_gzip_with_rubbish_behind(tmp_path):
         ({"folder": 3}, "folder must be a path"),
         ({"folder": "a", "names": "top"}, "names must be the names of labels"),
         ({"folder": "a", "names": ("top", "top")}, "names must differ"),
+        ({"folder": "a", "split": "words"}, "split must be one of balanced, byclass, .*, or empty, got 'words'"),
+        ({"folder": "a", "split": None}, "split must be one of"),
     ],
 )
 def test_fields(fields, said):
