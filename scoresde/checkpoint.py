@@ -104,7 +104,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module, under the names that it has without compilation and wrappers. Raises ValueError, naming
     the entry, for what safetensors do not hold.
     """
-    found = {_plain_name(module, k): v for k, v in module.state_dict().items()}
+    found = {plain_name(module, k): v for k, v in module.state_dict().items()}
     for k, v in found.items():
         if not isinstance(v, Tensor) or v.layout is not torch.strided or v.is_quantized or v.is_meta:
             what = f"a {v.layout} tensor of {v.dtype}" if isinstance(v, Tensor) else type(v).__name__
@@ -123,7 +123,7 @@ def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     entry, where one lacks, is too many, has another shape or kind of number, or is not finite.
     """
     own = module.state_dict(keep_vars=True)
-    names = {_plain_name(module, k): k for k in own}
+    names = {plain_name(module, k): k for k in own}
     if wrong := sorted(names.keys() ^ tensors.keys()):
         raise ValueError(f"net must have the state that was saved: {wrong[0]!r} is {_where(wrong[0], tensors)}")
     for name, v in tensors.items():
@@ -146,7 +146,7 @@ def same_kind(a: torch.dtype, b: torch.dtype) -> bool:
     return a == b or (a.is_floating_point, a.is_complex) == (b.is_floating_point, b.is_complex) != (False, False)
 
 
-def _plain_name(module: nn.Module, key: str) -> str:
+def plain_name(module: nn.Module, key: str) -> str:
     """The name of an entry of a module's state without what compilation and wrappers put into it."""
     for name, inner in module.named_modules():
         if isinstance(inner, WRAPPERS):

@@ -150,7 +150,7 @@ def test_weight_is_one_on_the_output_unless_given(predicts):
 CHANGES = {
     "steps": 39, "batch": 8, "lr": 1e-3, "warmup": 6, "decay": 0.4, "beta2": 0.9, "clip": 2.0, "ema": 0.1,
     "weight": loss.Simple(), "times": loss.UniformTime(), "stratified": False, "label_dropout": 0.2,
-    "accumulate": 2, "weight_decay": 0.1, "flips": True, "precision": "bfloat16", "seed": 2,
+    "accumulate": 2, "weight_decay": 0.1, "flips": True, "snapshots": 4, "precision": "bfloat16", "seed": 2,
 }  # fmt: skip
 
 
@@ -531,7 +531,7 @@ def test_buffers_are_not_averaged():
         ("lr", 0.0), ("lr", math.nan),
         ("clip", 0.0), ("decay", 1.1), ("decay", -0.1), ("beta2", 1.0), ("beta2", 0.0), ("ema", 0.0),
         ("label_dropout", 1.1), ("label_dropout", -0.1), ("accumulate", 0), ("weight_decay", -0.1),
-        ("precision", "bf16"), ("precision", torch.bfloat16), ("flips", 1),
+        ("precision", "bf16"), ("precision", torch.bfloat16), ("flips", 1), ("snapshots", -1),
     ],
 )  # fmt: skip
 def test_settings_errors(name, value):

@@ -20,8 +20,8 @@ def demo(parser: ArgumentParser) -> None:
 
 
 def train(parser: ArgumentParser) -> None:
-    """Train a score network on data, and write a checkpoint; an interrupted training goes on when called again, with as
-    many steps or more. Several processes can share one: torchrun --nproc-per-node 2 -m scoresde -- train digits
+    """Train a score network, and write a checkpoint; called again, with as many steps or more, a training goes on.
+    Several processes can share one: torchrun --nproc-per-node 2 -m scoresde -- train digits
     """
     add = parser.add_argument
     add("data", help="digits, Ring(modes=8), moons, ..., FILE.npy, FILE.csv, a folder of images")
@@ -41,6 +41,7 @@ def train(parser: ArgumentParser) -> None:
     add("--ema", metavar="X", type=float, help="half-life of averaged weights, in units of the steps so far (0.05)")
     add("--label-dropout", metavar="X", type=float, help="share of labels that are hidden (0.1)")
     add("--not-stratified", action="store_true", help="draw the times of a batch independently")
+    add("--snapshots", metavar="N", type=int, help="averages to keep on the way, for `scoresde average` (0)")
     add("--weight-decay", metavar="X", type=float, help="AdamW's, of weights of two and more dimensions (0)")
     add("--accumulate", metavar="N", type=int, help="parts of a batch in the network one after the other (1)")
     add("--flips", action="store_true", default=None, help="show images and mirror images equally often")
@@ -50,6 +51,17 @@ def train(parser: ArgumentParser) -> None:
     add("--save-every", metavar="S", type=float, default=60.0, help="seconds between checkpoints (60)")
     add("--conditional", action="store_true", help="tell the network the labels, if the data have them")
     shared(parser, "runs/model")
+
+
+def average(parser: ArgumentParser) -> None:
+    """Average the weights of a training that kept --snapshots over another half-life, after it has ended: a long one
+    for samples, a short one where much is learnt at the end. The checkpoint is written beside, and says what it is.
+    """
+    add = parser.add_argument
+    add("model", type=model, help="the folder of a checkpoint that was trained with --snapshots")
+    add("--ema", metavar="X", type=float, required=True, help="half-life, in units of the steps until then")
+    add("--step", metavar="N", type=int, help="the step at which the average is taken (the last)")
+    add("--out", metavar="PATH", type=place, default=Path("runs/average"), help="the folder for it (runs/average)")
 
 
 def sample(parser: ArgumentParser) -> None:
@@ -220,5 +232,5 @@ def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is
     add("--out", metavar="PATH", type=place, default=Path(out), help=f"{what} ({out})")
 
 
-EVERY = (demo, train, sample, evaluate, tune, likelihood, compare, bench, fetch, models)
+EVERY = (demo, train, average, sample, evaluate, tune, likelihood, compare, bench, fetch, models)
 COMMANDS = {command.__name__: command for command in EVERY}

@@ -6,8 +6,9 @@ the same training, and so is one spread over several processes, each of which ta
 (`torchrun --nproc-per-node 2 ...`), to the rounding of sums, if its network draws nothing.
 """
 
+from .averages import averaged
 from .loop import train
 from .recipes import RECIPES, Recipe
 from .settings import Settings
 
-__all__ = ["RECIPES", "Recipe", "Settings", "train"]
+__all__ = ["RECIPES", "Recipe", "Settings", "averaged", "train"]

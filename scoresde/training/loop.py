@@ -75,6 +75,8 @@ def train(
                         log.loss(run.step, float(loss), settings.lr * settings.lr_factor(run.step), settings.batch)
                     if on_step:
                         on_step(run.step, float(loss))
+                    if folder is not None and first and settings.keeps(run.step):
+                        run.keep(Path(folder))
                     if on_view and run.step * views // settings.steps > (run.step - 1) * views // settings.steps:
                         on_view(run.step, run.average)
                     if monotonic() - saved > save_every:

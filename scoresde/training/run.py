@@ -11,7 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import Checkpoint, exists, fill, load, load_state, recorded_net, save, tensors_of, unwrapped
+from ..checkpoint import (
+    Checkpoint,
+    exists,
+    fill,
+    load,
+    load_state,
+    plain_name,
+    recorded_net,
+    save,
+    tensors_of,
+    unwrapped,
+)
 from ..data import Dataset, Source
 from ..loss import Weight, dsm
 from ..model import ScoreModel
@@ -20,6 +31,7 @@ from ..noise import iid, seeded
 from ..progress import unbroken
 from ..reference import Reference
 from ..values import describe
+from . import averages
 from .settings import PRECISIONS, Settings
 
 SCALE = ("scale", "_growth_tracker")  # what changes of a scaled loss's scale
@@ -84,6 +96,9 @@ class Training:
     def __init__(self, model: ScoreModel, data: Dataset, settings: Settings, share: Share) -> None:
         self.model, self.data, self.settings, self.share, self.step = model.train(), data, settings, share, 0
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        start = {plain_name(model, name): p.detach() for name, p in model.named_parameters()}
+        beside = len(averages.HALF_LIVES) if settings.snapshots else 0
+        self.kept = [{name: p.clone() for name, p in start.items()} for _ in range(beside)]
         fused = share.device.type in ("cpu", "cuda") and all(p.is_floating_point() for p in model.parameters())
         self.optimizer = _adam(model, settings, fused)
         self.scaler = torch.amp.GradScaler(share.device.type, enabled=settings.precision == "float16")
@@ -108,6 +123,9 @@ class Training:
                 self.scaler.update()
                 rate = self.settings.ema_rate(self.step + 1)
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), rate)
+                for e, beside in zip(averages.HALF_LIVES, self.kept, strict=False):
+                    to = averages.rate(e, self.step + 1)
+                    torch._foreach_lerp_(list(beside.values()), list(self.model.parameters()), to)
                 for kept, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
                     kept.copy_(now)
             self.step += 1
@@ -149,16 +167,31 @@ class Training:
             if not all(p.isfinite().all() for p in part.parameters()):
                 raise RuntimeError(f"the weights are not finite after step {self.step}: lower lr, or look at the data")
         if folder is not None and self.share.rank == 0:
-            notes = {"step": self.step, "settings": describe(self.settings), "data": self.data.digest}
-            notes |= {"columns": list(self.data.columns)} if self.data.columns else {}
             around = self.average.around or _around(self.data)
-            about = self.data.shape, self.data.quantized, source, notes, around, self.data.names, self.data.units
+            about = (
+                self.data.shape,
+                self.data.quantized,
+                source,
+                self._notes(),
+                around,
+                self.data.names,
+                self.data.units,
+            )
             with unbroken():
                 save(folder, Checkpoint(self.average, *about), self._state())
+
+    def keep(self, folder: Path) -> None:
+        """The averages of now, as a snapshot."""
+        averages.keep(folder, self.step, self.kept, averages.training_of(self._notes(), self.model.sde))
+
+    def _notes(self) -> dict[str, Any]:
+        notes = {"step": self.step, "settings": describe(self.settings), "data": self.data.digest}
+        return notes | ({"columns": list(self.data.columns)} if self.data.columns else {})
 
     def _state(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside the average, flat."""
         flat = {f"model.{k}": v for k, v in tensors_of(self.model).items()}
+        flat |= {f"kept.{i}.{k}": v for i, kept in enumerate(self.kept) for k, v in kept.items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             flat |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
         scale = self.scaler.state_dict()
@@ -188,6 +221,9 @@ class Training:
 
     def _restore(self, flat: dict[str, Tensor]) -> None:
         fill(self.model, {k.removeprefix("model."): v for k, v in flat.items() if k.startswith("model.")})
+        for at, kept in enumerate(self.kept):
+            for name, v in kept.items():
+                v.copy_(flat[f"kept.{at}.{name}"])
         state: dict[int, dict[str, Tensor]] = {}
         for key, v in flat.items():
             if key.startswith("optimizer."):

@@ -1,12 +1,12 @@
 """How a training is to go."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from ..loss import LogNormal, Times, Weight
 from ..shapes import count, number
+from .averages import rate
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,6 +37,8 @@ class Settings:
     """The largest norm of a step's gradient."""
     ema: float = 0.05
     """Half-life of the averaged weights, as a part of the steps so far (Karras et al. 2022, 2024)."""
+    snapshots: int = 0
+    """How often, after equally many steps, averages are kept of which `training.averaged` makes others afterwards."""
     weight: Weight | None = None
     """The weight of the loss at each noise level; 1 on the network's output unless given."""
     times: Times = LogNormal()
@@ -69,6 +71,7 @@ class Settings:
         number("decay", self.decay, least=0, most=1)
         number("beta2", self.beta2, above=0, below=1)
         number("ema", self.ema, above=0)
+        count("snapshots", self.snapshots, least=0, most=self.steps)
         number("label_dropout", self.label_dropout, least=0, most=1)
 
     def lr_factor(self, step: int) -> float:
@@ -79,4 +82,8 @@ class Settings:
 
     def ema_rate(self, step: int) -> float:
         """The share by which the average moves at a step: 1 - 2^(-1/(ema step))."""
-        return -math.expm1(-math.log(2) / (self.ema * step))
+        return rate(self.ema, step)
+
+    def keeps(self, step: int) -> bool:
+        """Whether averages are kept after a step."""
+        return step * self.snapshots // self.steps > (step - 1) * self.snapshots // self.steps

@@ -564,7 +564,13 @@ def test_help_of_all_says_whole_sentences(capsys):
     assert ", .." not in re.sub(r"\.\.\.", "", said)
 
 
-NEEDED = {"train": ["digits"], "sample": ["digits"], "evaluate": ["samples", "digits"], "fetch": ["mnist"]}
+NEEDED = {
+    "train": ["digits"],
+    "average": ["digits", "--ema", "0.1"],
+    "sample": ["digits"],
+    "evaluate": ["samples", "digits"],
+    "fetch": ["mnist"],
+}
 
 
 def test_help_and_options_do_not_import_torch():
