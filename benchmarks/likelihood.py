@@ -38,13 +38,13 @@ from harness import save, seconds, table
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
-from scoresde import VP, Karras, Reference, ScoreModel, Settings, iid, load, log_prob, ode, shipped, train
+from scoresde import VP, Karras, Quantized, Reference, ScoreModel, Settings, iid, load, log_prob, ode, shipped, train
 from scoresde.checkpoint import exists
 from scoresde.data import Digits
-from scoresde.likelihood import Adams, Exact, Hadamard, Hutchinson, Likelihood, Quadrature
+from scoresde.likelihood import Adams, Exact, Hadamard, Hutchinson, Likelihood, Quadrature, Uniform
 from scoresde.model import Counted, Velocity
 from scoresde.nn import MLP, UNet
-from scoresde.noise import seeded
+from scoresde.noise import Noise, seeded
 from scoresde.process import Reverse
 
 try:
@@ -122,11 +122,23 @@ def differentiated(model: ScoreModel, x: Tensor, seed: int, t: float) -> Result:
     return Result(model.sde.log_prior(y[-1]) + log_p[-1], score.nfe, score.nfe)
 
 
-def ours(around: Reference | None, how: Quadrature = Quadrature()) -> Method:
-    """`log_prob` with these choices."""
+@dataclass(frozen=True)
+class Given(Uniform):
+    """Levels that were dequantised before, as all procedures must take the same: x, and no weight."""
+
+    x: Tensor = torch.empty(0)
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        return self.x, x.new_zeros(len(x))
+
+
+def ours(around: Reference | None, grey: Quantized, how: Quadrature = Quadrature()) -> Method:
+    """`log_prob` with these choices, which is told that the data are on levels."""
 
     def run(model: ScoreModel, x: Tensor, seed: int, t: float) -> Result:
-        found = log_prob(model.sde.reverse(model), x, around=around, how=replace(how, t=t), noise=noise(seed))
+        level = grey.low + grey.width * ((x - grey.low) / grey.width).round()
+        p, of = model.sde.reverse(model), Given(grey, x=x)
+        found = log_prob(p, level, of, around=around, how=replace(how, t=t), noise=noise(seed))
         return Result(found.log_p, found.nfe, found.products)
 
     return run
@@ -211,22 +223,26 @@ def costs() -> None:
     print(table(rows), f"\nwritten to {file}")
 
 
-def subjects(options: argparse.Namespace) -> Iterator[tuple[str, ScoreModel, Tensor, Reference | None, float]]:
-    """The name of a network, itself, images at its end time, the Gaussian that it is measured around, and that time."""
+def subjects(
+    options: argparse.Namespace,
+) -> Iterator[tuple[str, ScoreModel, Tensor, Quantized, Reference | None, float]]:
+    """The name of a network, itself, images at its end time, their levels, the Gaussian that it is measured around, and
+    that time.
+    """
     data, n = Digits().load(), options.images
     assert data.quantized is not None
     x, around = data.quantized.dequantize(data.held_out[:n], noise(1001)), Reference.fit(data.train).overall
     for name in NAMES if options.only is None else options.only:
         if name in ("U-Net", "MLP"):
             model = network(name, options.models, options.device)
-            yield from ((name, model, x.to(options.device), around, t) for t in (1e-3, 1e-5))
+            yield from ((name, model, x.to(options.device), data.quantized, around, t) for t in (1e-3, 1e-5))
         elif not SHARED.is_dir():
             print(f"{name}: left out, as there is no {SHARED}")
         else:
             which, of, share = SHIPPED.get(name, ("", "mnist", 3))
             model = load(shipped(which), dtype=torch.float32).model if which else published("mnist")
             x_0 = GREY.dequantize(images(of, max(1, n // share)), noise(1001))
-            yield name, model.to(options.device), x_0.to(options.device), model.around, model.sde.t_min
+            yield name, model.to(options.device), x_0.to(options.device), GREY, model.around, model.sde.t_min
 
 
 def main() -> None:
@@ -242,21 +258,21 @@ def main() -> None:
         return costs()
     torch.set_num_threads(1)
     device, clock, rows = options.device, "CPU" if options.device == "cpu" else "GPU", []
-    for name, model, x, around, t in subjects(options):
+    for name, model, x, grey, around, t in subjects(options):
         unit, small = x[0].numel() * math.log(2), x[0].numel() <= 64
         methods: dict[str, Method] = {
             "customary: RK45, one system": customary,
             "torchdiffeq dopri5": differentiated,
-            "ours, default": ours(around),
-            "ours, 22 calls, one probe": ours(around, Quadrature(Adams(), Hutchinson(1))),
-            "ours, 22 calls, Hadamard(4)": ours(around, Quadrature(Adams(), Hadamard(4))),
+            "ours, default": ours(around, grey),
+            "ours, 22 calls, one probe": ours(around, grey, Quadrature(Adams(), Hutchinson(1))),
+            "ours, 22 calls, Hadamard(4)": ours(around, grey, Quadrature(Adams(), Hadamard(4))),
         }
         for n in (8, 12) if small else (30,):
-            methods[f"ours, {n + 2} calls, one probe"] = ours(around, Quadrature(Adams(n), Hutchinson(1)))
+            methods[f"ours, {n + 2} calls, one probe"] = ours(around, grey, Quadrature(Adams(n), Hutchinson(1)))
         if small:
-            methods["ours, exact divergence"] = ours(around, Quadrature(Adams(22), Exact()))
+            methods["ours, exact divergence"] = ours(around, grey, Quadrature(Adams(22), Exact()))
         tight = Quadrature(ode.Dopri5(TOLERANCE, TOLERANCE), Exact())
-        truth = ours(around, tight if small else Quadrature(Adams(400), Hutchinson(4)))(model, x, 1000, t)
+        truth = ours(around, grey, tight if small else Quadrature(Adams(400), Hutchinson(4)))(model, x, 1000, t)
         found: dict[str, list[Result]] = {key: [] for key in methods}
         for seed in range(options.repeats):
             for key, method in methods.items():
