@@ -125,7 +125,7 @@ def test_pictures_on_the_way(tmp_path):
 def test_compiled(tmp_path):
     """--compile trains the same network, to rounding, and writes a checkpoint that needs no compiler."""
     for folder, more in (("plain", ()), ("compiled", ("--compile",))):
-        assert run(tmp_path / folder, "--net", "UNet(width=4, multipliers=(1,), blocks=1)", "--views", 1, *more) == 0
+        assert run(tmp_path / folder, "--net", "MLP(width=4, depth=1)", "--views", 1, *more) == 0
     plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
     for k, v in plain.items():
         torch.testing.assert_close(compiled[k], v, rtol=0, atol=2e-3)
