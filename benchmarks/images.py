@@ -102,7 +102,7 @@ class Recipe:
         """For that many steps."""
         precision = "bfloat16" if bf16 else "float32"
         rest = {"weight": self.weight, "times": self.times, "warmup": min(500, steps // 10), "precision": precision}
-        return Settings(steps, self.batch, self.lr, flips=self.flips, **rest)  # type: ignore[arg-type]
+        return Settings(steps, self.batch, lr=self.lr, flips=self.flips, **rest)  # type: ignore[arg-type]
 
 
 RECIPES = {

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoresde import VP, Karras, Reference, ScoreModel, Settings, load, train
+from scoresde import VP, Karras, Reference, ScoreModel, Settings, load, shipped, train
 from scoresde.cli import main
 from scoresde.data import Dataset
 from scoresde.nn import MLP
@@ -94,7 +94,7 @@ def test_few_snapshots_are_as_near_as_said(tmp_path):
     close(found.model.net, run(ema=0.06).net, 3 * missed * float(way))
 
 
-@pytest.mark.parametrize("stop", [7, 33, 59])
+@pytest.mark.parametrize("stop", [7, 20, 33, 59])
 def test_snapshots_of_a_resumed_training(tmp_path, stop):
     """A training that was interrupted keeps the same snapshots, to the bit, and keeping them moves no weight."""
 
@@ -138,6 +138,30 @@ def test_what_cannot_be_averaged(tmp_path):
         file.write_bytes(bad)
         with pytest.raises(ValueError, match="is no snapshot of a training"):
             averaged(tmp_path / "few", 0.1)
+
+
+@pytest.mark.parametrize(("ema", "step"), [(0.15, 60), (0.04, 45)])
+def test_what_does_not_change_is_as_it_was(tmp_path, ema, step):
+    """The factors sum to 1, so that a weight that is not trained comes back the same."""
+    with seeded(0):
+        model = ScoreModel(MLP((2,), 8, 1), VP(), Karras(Reference(std=1.0)))
+    frozen = model.net.enter.weight.requires_grad_(False).clone()
+    train(model, data(), dataclasses.replace(SETTINGS, snapshots=4), folder=tmp_path, progress=False)
+    torch.testing.assert_close(averaged(tmp_path, ema, step)[0].model.net.enter.weight, frozen, rtol=1e-6, atol=0)
+
+
+def test_snapshots_of_another_training_are_not_mixed_in(tmp_path):
+    """Where the checkpoint is gone and its snapshots are there, a new training is refused; a checkpoint that comes
+    without snapshots has no averages.
+    """
+    run(tmp_path, snapshots=3)
+    for file in tmp_path.glob("*.*"):
+        if file.is_file():
+            file.unlink()
+    with pytest.raises(ValueError, match="^folder must hold no snapshots of another training"):
+        run(tmp_path, snapshots=3)
+    with pytest.raises(ValueError, match="^folder must hold averages"):
+        averaged(shipped("digits-vp"), 0.1)
 
 
 def test_combination_finds_what_is_there():

@@ -315,7 +315,9 @@ def test_transport_to_the_same_process(sde):
 def test_transport_of_the_score_of_another_process():
     """A score that says it is of another process than the source is refused, whatever the target."""
     for target in (VP(0.1, 12.0), EDM()):
-        with pytest.raises(ValueError, match=r"^score is that of VP\(.*\), not of VP\(beta_min=0.1, beta_max=12.0\)"):
+        with pytest.raises(
+            ValueError, match=r"^score is that of VP\(.*\), not of VP\(beta_min=0.1, beta_max=12.0, t_min=0.001\)"
+        ):
             transport(ScoreModel(Net(F64), VP()), VP(0.1, 12.0), target)
 
 

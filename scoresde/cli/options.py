@@ -47,7 +47,7 @@ def train(parser: ArgumentParser) -> None:
     add("--flips", action="store_true", default=None, help="show images and mirror images equally often")
     add("--precision", choices=("float32", "bfloat16", "float16"), help="what the network is computed in (float32)")
     add("--compile", action="store_true", help="compile the network by torch.compile")
-    add("--views", metavar="N", type=int, default=8, help="pictures of samples on the way, from the same noise (8)")
+    add("--views", metavar="N", type=int, default=8, help="pictures of samples on the way (8)")
     add("--save-every", metavar="S", type=float, default=60.0, help="seconds between checkpoints (60)")
     add("--conditional", action="store_true", help="tell the network the labels, if the data have them")
     shared(parser, "runs/model")

@@ -1,5 +1,6 @@
 """`scoresde train`."""
 
+import warnings
 from argparse import Namespace
 from dataclasses import fields, replace
 from functools import partial
@@ -49,13 +50,15 @@ def _settings(o: Namespace, recipe: Recipe | None) -> Settings:
     """Those of the recipe, changed by what is said."""
     start = recipe.settings if recipe else Settings()
     times = read("times", o.times, Times) or start.times
-    weight = read("weight", o.weight, Weight) or start.weight
-    if isinstance(weight, Unbiased):  # of a recipe
-        weight = weight.weight
+    weight = read("weight", o.weight, Weight)
+    if weight is None:
+        weight = start.weight.weight if isinstance(start.weight, Unbiased) else start.weight
     if isinstance(weight, MaximumLikelihood) and not isinstance(times, UniformTime):
         weight = Unbiased(weight, times)  # the same objective, whatever the law of t
     told = {f.name: getattr(o, f.name, None) for f in fields(Settings)}
     told |= {"weight": weight, "times": times, "stratified": False if o.not_stratified else None}
+    if o.warmup is None and start.warmup is not None and o.steps is not None:
+        told["warmup"] = min(start.warmup, max(1, o.steps // 10))
     return replace(start, **{name: value for name, value in told.items() if value is not None})
 
 
@@ -78,7 +81,14 @@ def _model(o: Namespace, recipe: Recipe | None, sde: LinearSDE | None, data: Dat
 
 
 def _view(o: Namespace, data: Dataset, step: int, model: ScoreModel) -> None:
-    """A picture of samples at a step, always from the same noise."""
+    """A picture of samples at a step, always from the same noise; where there is none, training goes on."""
+    try:
+        _draw_view(o, data, step, model)
+    except Exception as error:  # matplotlib that is not there, samples that are not finite, a disk that is full
+        warnings.warn(f"no picture of step {step}: {error}", stacklevel=2)
+
+
+def _draw_view(o: Namespace, data: Dataset, step: int, model: ScoreModel) -> None:
     if not ((len(data.shape) == 3 and data.shape[0] in (1, 3)) or data.shape == (2,)):
         return
     around, like, classes = data.around, next(model.parameters()), getattr(model.net, "classes", 0)

@@ -143,8 +143,8 @@ class Cosine(LinearSDE):
 
     def __post_init__(self) -> None:
         number("s", self.s, above=0, most=1)
-        number("T", self.T, above=0, below=1)
-        number("t_min", self.t_min, least=1 / SCALE, below=self.T)
+        number("t_min", self.t_min, least=1 / SCALE)
+        number("T", self.T, above=self.t_min, below=1)
 
     def _u(self, t: Tensor | float) -> tuple[Tensor, float]:
         return (as_time(t) + self.s) / (1 + self.s) * (math.pi / 2), self.s / (1 + self.s) * (math.pi / 2)
@@ -188,8 +188,8 @@ class RectifiedFlow(LinearSDE):
     """The smallest time of training and sampling."""
 
     def __post_init__(self) -> None:
-        number("T", self.T, above=0, below=1)
-        number("t_min", self.t_min, least=1 / SCALE, below=self.T)
+        number("t_min", self.t_min, least=1 / SCALE)
+        number("T", self.T, above=self.t_min, below=1)
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """log alpha_t = log(1 - t)."""

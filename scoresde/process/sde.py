@@ -20,6 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import get_annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,6 +104,13 @@ class LinearSDE(SDE):
     """
 
     t_min: float = 1e-3
+
+    def __init_subclass__(cls) -> None:
+        """Raise TypeError for a t_min that a field of a base would hide."""
+        super().__init_subclass__()
+        fields = any("t_min" in getattr(base, "__dataclass_fields__", {}) for base in cls.__mro__[1:])
+        if fields and "t_min" in vars(cls) and "t_min" not in get_annotations(cls):
+            raise TypeError(f"t_min of {cls.__name__} must be a field of a dataclass, t_min: float = ...")
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ def combination(kept: list[tuple[float, int]], ema: float, step: int) -> tuple[n
     gram += np.triu(gram, 1).T
     scale = 1 / np.sqrt(np.diag(gram))
     factors = scale * np.linalg.lstsq(scale[:, None] * gram * scale, scale * onto, rcond=1e-12)[0]
+    factors /= factors.sum()  # so that what did not change is as it was
     found = sum(f * profile(e, at, last) for f, (e, at) in zip(factors, kept, strict=True))
     return factors, float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
@@ -81,6 +82,8 @@ def averaged(folder: str | Path, ema: float, step: int | None = None) -> tuple[C
     training, or if more than a tenth of the profile is missed: it is too narrow for the snapshots, or later than these.
     """
     found, folder = load(folder), Path(folder)
+    if "data" not in found.notes or not (folder / FOLDER).is_dir():
+        raise ValueError(f"folder must hold averages that a training with snapshots kept, got {str(folder)!r}")
     last = int(found.notes["step"])
     step = last if step is None else count("step", step, most=last)
     number("ema", ema, above=0)

@@ -20,6 +20,7 @@ from ..model import ScoreModel
 from ..progress import bar, stoppable
 from ..reference import misfit
 from ..shapes import as_time, count, number
+from .averages import FOLDER as SNAPSHOTS
 from .run import Share, Training
 from .settings import Settings
 
@@ -54,7 +55,7 @@ def train(
     or a weight is not finite.
     """
     number("save_every", save_every)
-    count("views", views)
+    count("views", views, least=0)
     first = not dist.is_initialized() or dist.get_rank() == 0
     with alone(Path(folder)) if folder is not None and first else nullcontext(), stoppable():
         run = _started(model, data, settings, folder, source, resume)
@@ -86,6 +87,8 @@ def train(
                 run.save(folder, source)
                 log.held_out(run.step, run.average, data, settings.batch)
             except KeyboardInterrupt:
+                if folder is not None and first and run.step and settings.keeps(run.step):
+                    run.keep(Path(folder))  # which the interrupt may have come before
                 run.save(folder, source)
                 raise
     return run.average
@@ -124,6 +127,8 @@ def _started(
     """The training to go on with, once all that was asked for is known to fit together."""
     if folder is not None and not resume and exists(folder):
         raise ValueError(f"folder must hold no checkpoint unless resume is asked for, got {str(folder)!r}")
+    if folder is not None and not resume and list((Path(folder) / SNAPSHOTS).glob("*.safetensors")):
+        raise ValueError(f"folder must hold no snapshots of another training, got {str(Path(folder) / SNAPSHOTS)!r}")
     share = _share(model, data, settings)
     for what in misfit(model.sde, *data.moments):
         warnings.warn(what, stacklevel=3)

@@ -205,7 +205,10 @@ class Training:
         if isinstance(net, Network) and recorded != {"class": type(net).__name__, "config": net.config}:
             raise ValueError(f"net must be as in {folder} to resume, {recorded!r}, got {net.config!r}")
         found = load(folder, net=copy.deepcopy(net))
-        was, now = describe(Settings()) | dict(found.notes.get("settings", {})), describe(self.settings)
+        recorded, now = dict(found.notes.get("settings", {})), describe(self.settings)
+        if recorded.pop("bf16", False):  # as it was said before there was float16
+            recorded["precision"] = "bfloat16"
+        was = describe(Settings()) | recorded
         for name in ("sde", "predicts", "clock"):
             was[name], now[name] = (describe(getattr(model, name)) for model in (found.model, self.model))
         was["data"], now["data"] = found.notes.get("data"), self.data.digest

@@ -19,9 +19,6 @@ class Settings:
     """Optimiser steps."""
     batch: int = 32
     """Samples a step, over all processes together."""
-    accumulate: int = 1
-    """Equal parts of a process's share of the batch that go through the network one after the other, which takes less
-    memory for the same gradient, to the rounding of sums, if the network draws nothing."""
     lr: float = 4e-3
     """The learning rate of Adam, after warm-up and before its linear decay to 0."""
     warmup: int | None = None
@@ -30,15 +27,10 @@ class Settings:
     """The share of the steps, at the end, over which it falls to 0."""
     beta2: float = 0.99
     """Adam's memory of squared gradients."""
-    weight_decay: float = 0.0
-    """What is taken from weights of two and more dimensions at a step, in units of lr times themselves (AdamW:
-    Loshchilov & Hutter 2019)."""
     clip: float = 1.0
     """The largest norm of a step's gradient."""
     ema: float = 0.05
     """Half-life of the averaged weights, as a part of the steps so far (Karras et al. 2022, 2024)."""
-    snapshots: int = 0
-    """How often, after equally many steps, averages are kept of which `training.averaged` makes others afterwards."""
     weight: Weight | None = None
     """The weight of the loss at each noise level; 1 on the network's output unless given."""
     times: Times = LogNormal()
@@ -47,13 +39,21 @@ class Settings:
     """Whether the times of a batch are spread evenly over their law."""
     label_dropout: float = 0.1
     """The share of labels hidden from a network that has classes."""
-    flips: bool = False
-    """Show images and their mirror images equally often."""
     precision: str = "float32"
     """What the network is computed in: float32, or by autocast bfloat16, or float16, whose loss is scaled so that its
     gradients do not vanish (Micikevicius et al. 2018). Weights, their average and the loss stay in float32."""
     seed: int = 0
     """The seed of batches, times and noise."""
+    accumulate: int = 1
+    """Equal parts of a process's share of the batch that go through the network one after the other, which takes less
+    memory for the same gradient, to the rounding of sums, if the network draws nothing."""
+    weight_decay: float = 0.0
+    """What is taken from weights of two and more dimensions at a step, in units of lr times themselves (AdamW:
+    Loshchilov & Hutter 2019)."""
+    flips: bool = False
+    """Show images and their mirror images equally often."""
+    snapshots: int = 0
+    """How often, after equally many steps, averages are kept of which `training.averaged` makes others afterwards."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate"):

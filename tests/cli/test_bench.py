@@ -461,7 +461,10 @@ def test_a_checkpoint(quick, monkeypatch, tmp_path, model):
     options[-1] += "/own"
     assert main(["bench", "--model", str(model), "--sde", f"{__name__}:Quicker(beta_max=20)", *options]) == 0
     for a, b in zip(found, rows(tmp_path / "own"), strict=True):
-        assert b.get("skipped") == a.get("skipped") and b.get("sde") in (None, "Quicker(beta_min=0.1, beta_max=20)")
+        assert b.get("skipped") == a.get("skipped") and b.get("sde") in (
+            None,
+            "Quicker(beta_min=0.1, beta_max=20, t_min=0.001)",
+        )
         assert all(b[key] == pytest.approx(a[key], rel=1e-2) for key in {"rms", "energy_distance"} & a.keys())
 
 

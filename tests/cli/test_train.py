@@ -81,6 +81,23 @@ def test_a_recipe_trains_as_its_parts(tmp_path):
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
+def test_what_is_typed_is_kept(tmp_path):
+    """A weight that is typed unbiased stays so, and a recipe's warm-up is not longer than a short training."""
+    args = ("--weight", "Unbiased(Simple(), UniformLogSNR())", "--times", "UniformLogSNR", "--views", 0)
+    assert run(tmp_path / "a", "--net", "UNet(width=8)", *args) == 0
+    assert settings(tmp_path / "a")["weight"] == describe(loss.Unbiased(loss.Simple(), loss.UniformLogSNR()))
+    line = ["train", "digits", "--recipe", "cifar10-vp", "--net", "UNet(width=8)", "--steps", "20", "--batch", "4"]
+    assert main([*line, "--views", "0", "--out", str(tmp_path / "b")]) == 0
+    assert settings(tmp_path / "b")["warmup"] == 2 and not list(tmp_path.glob("*/*.png"))
+
+
+def test_a_picture_that_fails_ends_no_training(tmp_path, monkeypatch, capsys):
+    """It is told, and the training goes on."""
+    monkeypatch.setattr("scoresde.cli.train.draw", lambda *a, **k: 1 / 0)
+    assert run(tmp_path / "a", "--net", "UNet(width=8)", "--views", 1) == 0
+    assert "no picture of step 8: division by zero" in capsys.readouterr().err and load(tmp_path / "a")
+
+
 def test_init(tmp_path):
     """Training begins with the network of another checkpoint: with a learning rate of almost nothing it stays that;
     another process may be trained with it.
@@ -102,7 +119,7 @@ def test_init(tmp_path):
         (("--init", "digits-vp", "--net", "UNet"), "net and conditional must not be given beside init"),
         (("--init", "digits-vp", "--conditional"), "net and conditional must not be given beside init"),
         (("--accumulate", 3), "accumulate must divide the 16 samples"),
-        (("--views", 0), "views must be a whole number >= 1, got 0"),
+        (("--views", -1), "views must be a whole number >= 0, got -1"),
     ],
 )
 def test_errors(tmp_path, capsys, args, said):

@@ -1,6 +1,7 @@
 """Marginals, transitions, reversals and simulated paths of linear and other SDEs."""
 
 import copy
+import dataclasses
 import math
 import pickle
 from dataclasses import dataclass
@@ -380,12 +381,12 @@ BAD = {
     "VE.sigma_min": (VE, "sigma_min", outside(0, math.inf), {}),
     "VE.sigma_max": (VE, "sigma_max", outside(0.3, math.inf), {"sigma_min": 0.3}),
     "Cosine.s": (Cosine, "s", outside(0, math.inf), {}),
-    "Cosine.T": (Cosine, "T", outside(0, 1), {}),
-    "RectifiedFlow.T": (RectifiedFlow, "T", outside(0, 1), {}),
+    "Cosine.T": (Cosine, "T", outside(1e-3, 1), {}),
+    "RectifiedFlow.T": (RectifiedFlow, "T", outside(1e-3, 1), {}),
     "VP.t_min": (VP, "t_min", outside(0, 1), {}),
     "SubVP.t_min": (SubVP, "t_min", outside(0, 1), {}),
-    "Cosine.t_min": (Cosine, "t_min", outside(0, 0.5), {"T": 0.5}),
-    "RectifiedFlow.t_min": (RectifiedFlow, "t_min", outside(0, 0.5), {"T": 0.5}),
+    "Cosine.t_min": (Cosine, "t_min", outside(0, math.inf), {"T": 0.5}),
+    "RectifiedFlow.t_min": (RectifiedFlow, "t_min", outside(0, math.inf), {"T": 0.5}),
     "EDM.t_min": (EDM, "t_min", outside(0, math.inf), {}),
     "EDM.T": (EDM, "T", outside(0.1, math.inf), {"t_min": 0.1}),
 }
@@ -427,6 +428,18 @@ def test_an_sde_is_a_value(sde):
     """repr is the constructor's call, equal parameters are equal, and copies and pickles are too."""
     assert eval(repr(sde)) == sde == copy.deepcopy(sde) == pickle.loads(pickle.dumps(sde))
     assert hash(sde) == hash(copy.copy(sde))
+
+
+def test_a_hidden_least_time_is_refused():
+    """A subclass that sets t_min as a class attribute, which the field would hide, is told so; a field is taken."""
+    with pytest.raises(TypeError, match="^t_min of Fine must be a field"):
+        type("Fine", (VP,), {"t_min": 1e-5})
+
+    @dataclasses.dataclass(frozen=True)
+    class Finer(VP):
+        t_min: float = 1e-5
+
+    assert Finer().t_min == 1e-5
 
 
 # an SDE that a user writes
