@@ -48,9 +48,14 @@ def model_of(o: Namespace, device: torch.device) -> Checkpoint:
     return found
 
 
+def visible(shape: tuple[int, ...]) -> bool:
+    """Whether samples of a shape can be seen: images of one or three channels, or points."""
+    return (len(shape) == 3 and shape[0] in (1, 3)) or tuple(shape) == (2,)
+
+
 def picture(x: torch.Tensor, units: Units | None, file: Path) -> None:
-    """Samples in their own units as a picture, if they can be seen: images of one or three channels, or points."""
-    if not ((x.ndim == 4 and x.shape[1] in (1, 3)) or x.shape[1:] == (2,)):
+    """Samples in their own units as a picture, if they can be seen."""
+    if not visible(x.shape[1:]):
         return
     from ..lab.report import grid_picture
 

@@ -17,7 +17,7 @@ from ..process import LinearSDE
 from ..shapes import number
 from ..steps import GaussianReference, draw
 from ..training import RECIPES, Recipe, Settings, train
-from .common import join_processes, picture, place
+from .common import join_processes, picture, place, visible
 from .parts import read, read_data, read_net
 
 SEEN, CALLS = 64, 12
@@ -89,7 +89,7 @@ def _view(o: Namespace, data: Dataset, step: int, model: ScoreModel) -> None:
 
 
 def _draw_view(o: Namespace, data: Dataset, step: int, model: ScoreModel) -> None:
-    if not ((len(data.shape) == 3 and data.shape[0] in (1, 3)) or data.shape == (2,)):
+    if not visible(data.shape):
         return
     around, like, classes = data.around, next(model.parameters()), getattr(model.net, "classes", 0)
     label = torch.arange(SEEN, device=like.device) % classes if classes else None

@@ -22,7 +22,7 @@ from ..reference import misfit
 from ..shapes import as_time, count, number
 from .averages import FOLDER as SNAPSHOTS
 from .run import Share, Training
-from .settings import Settings
+from .settings import Settings, evenly
 
 
 def train(
@@ -76,9 +76,8 @@ def train(
                         log.loss(run.step, float(loss), settings.lr * settings.lr_factor(run.step), settings.batch)
                     if on_step:
                         on_step(run.step, float(loss))
-                    if folder is not None and first and settings.keeps(run.step):
-                        run.keep(Path(folder))
-                    if on_view and run.step * views // settings.steps > (run.step - 1) * views // settings.steps:
+                    run.keep(folder)
+                    if on_view and evenly(run.step, settings.steps, views):
                         on_view(run.step, run.average)
                     if monotonic() - saved > save_every:
                         run.save(folder, source)
@@ -87,8 +86,7 @@ def train(
                 run.save(folder, source)
                 log.held_out(run.step, run.average, data, settings.batch)
             except KeyboardInterrupt:
-                if folder is not None and first and run.step and settings.keeps(run.step):
-                    run.keep(Path(folder))  # which the interrupt may have come before
+                run.keep(folder)  # which the interrupt may have come before
                 run.save(folder, source)
                 raise
     return run.average

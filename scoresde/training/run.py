@@ -32,7 +32,7 @@ from ..progress import unbroken
 from ..reference import Reference
 from ..values import describe
 from . import averages
-from .settings import PRECISIONS, Settings
+from .settings import PRECISIONS, Settings, evenly
 
 SCALE = ("scale", "_growth_tracker")  # what changes of a scaled loss's scale
 
@@ -180,9 +180,15 @@ class Training:
             with unbroken():
                 save(folder, Checkpoint(self.average, *about), self._state())
 
-    def keep(self, folder: Path) -> None:
-        """The averages of now, as a snapshot."""
-        averages.keep(folder, self.step, self.kept, averages.training_of(self._notes(), self.model.sde))
+    def keep(self, folder: str | Path | None) -> None:
+        """The averages of now into folder, where they are to be kept; again, if this is the same step."""
+        if (
+            folder is not None
+            and self.share.rank == 0
+            and evenly(self.step, self.settings.steps, self.settings.snapshots)
+        ):
+            training = averages.training_of(self._notes(), self.model.sde)
+            averages.keep(Path(folder), self.step, self.kept, training)
 
     def _notes(self) -> dict[str, Any]:
         notes = {"step": self.step, "settings": describe(self.settings), "data": self.data.digest}

@@ -84,6 +84,7 @@ class Settings:
         """The share by which the average moves at a step: 1 - 2^(-1/(ema step))."""
         return rate(self.ema, step)
 
-    def keeps(self, step: int) -> bool:
-        """Whether averages are kept after a step."""
-        return step * self.snapshots // self.steps > (step - 1) * self.snapshots // self.steps
+
+def evenly(step: int, steps: int, times: int) -> bool:
+    """Whether step 1, 2, ... of `steps` is one of so many, after equally many steps each."""
+    return step > 0 and step * times // steps > (step - 1) * times // steps
