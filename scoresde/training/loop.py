@@ -50,9 +50,9 @@ def train(
     draw samples; it changes nothing of the training.
 
     Warns if the process does not suit the data (`reference.misfit`). Raises ValueError before work starts if settings,
-    data and model do not fit together, folder holds a checkpoint that
-    is not to be resumed, or another process trains there; RuntimeError, leaving the last good checkpoint, if the loss
-    or a weight is not finite.
+    data and model do not fit together, folder holds a checkpoint that is not to be resumed or snapshots of another
+    training, or another process trains there; RuntimeError, leaving the last good checkpoint, if the loss or a weight
+    is not finite.
     """
     number("save_every", save_every)
     count("views", views, least=0)
