@@ -234,6 +234,7 @@ def filled(net):
 NETS = {
     "mlp": (lambda: networks.MLP((2,), 8, 2, classes=3), None, (2,)),
     "unet": (lambda: networks.UNet((1, 4, 4), 4, (1, 2), 1, 1), None, (1, 4, 4)),
+    "ncsn++": (lambda: networks.NCSNpp((1, 4, 4), 4, (1, 2), 1, (2,)), None, (1, 4, 4)),
     "own": (Own, Own, (2,)),
     "remembers": (lambda: Remembers([2], width=7), None, (2,)),
     "tied": (Tied, Tied, (2,)),

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoresde.nn import MLP, UNet, drop_labels
+from scoresde.nn import MLP, DDPMpp, NCSNpp, UNet, drop_labels
+from scoresde.nn.song import Fourier, Resample
 from scoresde.noise import seeded
 
 
@@ -18,9 +19,14 @@ def awake(net, seed=0):
     return net
 
 
+SONG = {"ddpm++": DDPMpp, "ncsn++": NCSNpp}
+
+
 def small(kind, classes=0):
     if kind == "mlp":
         return MLP((2, 4, 4), width=16, depth=2, classes=classes)
+    if kind in SONG:
+        return SONG[kind]((2, 4, 4), 8, (1, 2), 1, (2,), classes, dropout=0.0)
     return UNet((2, 4, 4), width=8, multipliers=(1, 2), blocks=1, attention=1, classes=classes)
 
 
@@ -29,7 +35,7 @@ def batch(n=5, seed=1):
     return torch.randn(n, 2, 4, 4, generator=generator), torch.randn(n, generator=generator)
 
 
-kinds = pytest.mark.parametrize("kind", ["mlp", "unet"])
+kinds = pytest.mark.parametrize("kind", ["mlp", "unet", *SONG])
 
 
 # shapes
@@ -111,6 +117,72 @@ def test_other_dtypes(kind):
     double = net.double()(x.double(), c.double())
     assert double.dtype == torch.float64
     torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4)
+
+
+# the networks of Song et al.
+
+
+@given(
+    size=st.sampled_from([(8, 8), (28, 28), (7, 5), (1, 1), (33, 17), (2, 9), (1, 6)]),
+    channels=st.sampled_from([1, 3]),
+    levels=st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=3),
+    blocks=st.integers(1, 2),
+    kind=st.sampled_from([*SONG]),
+    width=st.sampled_from([2, 4, 7]),
+)
+def test_song_networks_return_their_input_shape(size, channels, levels, blocks, kind, width):
+    """Images of any size and channels."""
+    net = awake(SONG[kind]((channels, *size), width, levels, blocks, (size[0], 4), classes=3))
+    x = torch.randn(2, channels, *size)
+    y = net(x, torch.randn(2), torch.tensor([0, 3]))
+    assert y.shape == x.shape and y.dtype == x.dtype and y.std() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks", "millions"),
+    [("ddpm++", 4, 61.8), ("ddpm++", 8, 106.6), ("ncsn++", 4, 62.8), ("ncsn++", 8, 107.6)],
+)
+def test_published_sizes(kind, blocks, millions):
+    """By default they are as large as the networks that the paper trained on CIFAR-10, plain and deep."""
+    with torch.device("meta"):
+        net = SONG[kind]((3, 32, 32), blocks=blocks)
+    assert round(sum(w.numel() for w in net.parameters()) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_resampling(filtered):
+    """Halving is a quarter of the adjoint of doubling, and both leave a constant as it is, away from the border; the
+    filter, unlike repeated pixels, also takes a slope to that slope.
+    """
+    down, up = Resample(False, filtered), Resample(True, filtered)
+    x, y = torch.randn(2, 3, 10, 6, dtype=torch.float64), torch.randn(2, 3, 5, 3, dtype=torch.float64)
+    torch.testing.assert_close((down(x) * y).sum(), (x * up(y)).sum() / 4, rtol=1e-12, atol=0)
+    for part in (down, up):
+        torch.testing.assert_close(
+            part(torch.ones(1, 1, 8, 8))[..., 1:-1, 1:-1],
+            torch.ones(1, 1, *[16 if part is up else 4] * 2)[..., 1:-1, 1:-1],
+        )
+    slope = torch.arange(8.0).expand(1, 1, 8, 8)
+    inside = up(slope)[0, 0, 5, 2:-2].diff()
+    assert torch.allclose(inside, torch.full((11,), 0.5)) == filtered
+    assert down(torch.zeros(1, 1, 7, 5)).shape[2:] == (4, 3)
+
+
+def test_the_image_is_fed_in_at_every_level():
+    """NCSN++ alone hears of the image beside its first convolution: with that at 0 DDPM++ forgets x."""
+    for kind, heard in (("ddpm++", False), ("ncsn++", True)):
+        net, (x, c) = awake(small(kind)), batch()
+        net.enter.weight.data.zero_()
+        assert torch.equal(net(x, c), net(-x, c)) != heard
+
+
+def test_random_frequencies_keep_their_digits():
+    """A network in bfloat16 has the frequencies that it had in float32, and they have deviation 16."""
+    net = small("ncsn++").bfloat16()
+    c, waves = torch.tensor([3.3]), net.embed.waves
+    assert torch.equal(waves(c), Fourier.forward(waves, c)) and waves(c).dtype == torch.float32
+    w = Fourier(20_000).bits.view(torch.float32)
+    assert abs(float(w.std()) - 16) < 4 * 16 / 20_000**0.5 and abs(float(w.mean())) < 4 * 16 / 10_000**0.5
 
 
 # how they start
@@ -204,7 +276,7 @@ def test_fourier_features():
     assert ((a - b).abs() > 0.01).all()
 
 
-@kinds
+@pytest.mark.parametrize("kind", ["mlp", "unet", "ddpm++"])
 def test_smooth_in_the_noise_level(kind):
     """A step of 1e-3 in c moves the output by about a thousandth of what a step of 1 does: no step index is hashed."""
     net, (x, c) = awake(small(kind)).double(), batch()
@@ -246,6 +318,13 @@ def test_share_of_dropped_labels(p):
         (lambda: MLP((2,), width=8.0), "width"),
         (lambda: MLP((2,), classes=-1), "classes"),
         (lambda: UNet((8,)), "shape"),
+        (lambda: DDPMpp((8,)), "shape"),
+        (lambda: DDPMpp((1, 8, 8), width=1), "width"),
+        (lambda: DDPMpp((1, 8, 8), multipliers=()), "multipliers"),
+        (lambda: DDPMpp((1, 8, 8), attention=16), "attention"),
+        (lambda: DDPMpp((1, 8, 8), attention=(0,)), "attention"),
+        (lambda: NCSNpp((1, 8, 8), blocks=0), "blocks"),
+        (lambda: NCSNpp((1, 8, 8), dropout=-0.1), "dropout"),
         (lambda: UNet((1, 8, 8, 8, 8)), "shape"),
         (lambda: UNet((1, 8, 8), dropout=1.0), "dropout"),
         (lambda: UNet((0, 8, 8)), "shape"),

@@ -12,7 +12,7 @@ import scoresde.shapes as shapes_module
 from scoresde import EDM, NCSN, SNR, VE, VP, Chain, Cosine, Counted, Tabulated
 from scoresde.loss import Unbiased, UniformTime
 from scoresde.model import LogSNR, Steps
-from scoresde.nn import MLP, UNet
+from scoresde.nn import MLP, DDPMpp, UNet
 from scoresde.process import TabulatedVE, geometric_sigmas, linear_betas
 from scoresde.shapes import as_time, count, inside, like, number, place, state, times, wide
 from scoresde.steps import ConsistentAnnealed, Constant
@@ -214,7 +214,7 @@ BAD = [
     (TabulatedVE, {"sigmas": [[1.0]]}), (linear_betas, {"n": 10**12}), (geometric_sigmas, {"n": 10**30}),
     (Unbiased, {"weight": 1.0, "times": UniformTime()}), (Chain, {"sde": 1, "ts": torch.tensor([1.0, 0.5, 0.1])}),
     (MLP, {"shape": (2,), "depth": 10**8}), (MLP, {"shape": (2,), "width": 10**7}),
-    (UNet, {"shape": (1, 4, 4), "blocks": 10**8}),
+    (UNet, {"shape": (1, 4, 4), "blocks": 10**8}), (DDPMpp, {"shape": (1, 4, 4), "width": 10**5}),
 ]  # fmt: skip
 
 

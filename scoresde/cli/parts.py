@@ -128,7 +128,8 @@ def read_net(text: str | None, shape: tuple[int, ...], classes: int) -> nn.Modul
     """A network for samples of that shape: a library's one with its options, or what a function of your own makes of
     (shape, classes); a U-Net for series, images and volumes and an MLP for vectors, unless said.
     """
-    made = {k: partial(v, shape, classes=classes) for k, v in public(networks).items() if k.lower() in ("unet", "mlp")}
+    own = (networks.MLP, networks.UNet, networks.DDPMpp, networks.NCSNpp)
+    made = {k: partial(v, shape, classes=classes) for k, v in public(networks).items() if v in own}
     text = text or ("UNet()" if 2 <= len(shape) <= 4 else "MLP()")
     net = evaluated("net", text, {**PUBLIC, **made})
     if not isinstance(net, nn.Module) and callable(net):

@@ -1,13 +1,14 @@
 """Networks for `ScoreModel`: called as `net(x, c, label=None)` with x (B, *D), c and label (B,), they return x's shape.
 
-`MLP` is for vectors and small arrays, `UNet` for series, images and volumes. Any other nn.Module with that signature
-serves as well.
+`MLP` is for vectors and small arrays, `UNet` for series, images and volumes; `DDPMpp` and `NCSNpp` are the published
+arrangements of Song et al. (2021) for images. Any other nn.Module with that signature serves as well.
 """
 
 from .embed import Network, drop_labels
 from .mlp import MLP
+from .song import DDPMpp, NCSNpp
 from .unet import UNet
 
 __all__ = [
-    "MLP", "Network", "UNet", "drop_labels",
+    "DDPMpp", "MLP", "NCSNpp", "Network", "UNet", "drop_labels",
 ]  # fmt: skip

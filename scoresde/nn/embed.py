@@ -32,29 +32,39 @@ def affordable(weights: int) -> None:
         )
 
 
+class Waves(nn.Module):
+    """Cosines and sines of 16 angular frequencies from 1/16 to 8 per unit of c: a clock value of a few units, as
+    log-SNR is, is resolved, and the network stays smooth in it. (B,) -> (B, 32).
+    """
+
+    size: int = 32
+
+    def forward(self, c: Tensor) -> Tensor:
+        w = torch.linspace(math.log(1 / 16), math.log(8), 16, dtype=torch.float32, device=c.device).exp()
+        phase = c[:, None] * w.to(c.dtype)
+        return torch.cat([phase.cos(), phase.sin()], 1)
+
+
 class Embedding(nn.Module):
     """The noise level c (B,) and the class label (B,) as one vector: (B, dim).
 
-    c is embedded by cosines and sines of 16 angular frequencies from 1/16 to 8 per unit of c: a clock value of a few
-    units, as log-SNR is, is resolved, and the network stays smooth in it. They are computed in float32 or better and
-    then cast to the weights' dtype: 80 radians in bfloat16 are known to a quarter. `classes` is the number of labels;
-    the index `classes` itself stands for no label, which is also what label=None means.
+    c is told by `waves`, which are called in float32 or better, since 80 radians in bfloat16 are known to a quarter,
+    and then cast to the weights' dtype. `classes` is the number of labels; the index `classes` itself stands for no
+    label, which is also what label=None means.
 
     Raises ValueError if a label is given to a network without classes, has the wrong shape, is not a whole number or,
     on the CPU, is outside 0..classes.
     """
 
-    def __init__(self, dim: int, classes: int = 0) -> None:
+    def __init__(self, dim: int, classes: int = 0, waves: Waves | None = None) -> None:
         super().__init__()
-        self.classes = count("classes", classes, least=0)
-        self.level = nn.Sequential(nn.Linear(32, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.classes, self.waves = count("classes", classes, least=0), Waves() if waves is None else waves
+        self.level = nn.Sequential(nn.Linear(self.waves.size, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(classes + 1, dim) if classes else None
 
     def forward(self, c: Tensor, label: Tensor | None) -> Tensor:
-        c, first = as_time(c), cast(nn.Linear, self.level[0])
-        w = torch.linspace(math.log(1 / 16), math.log(8), 16, dtype=torch.float32, device=c.device).exp()
-        phase = c[:, None] * w.to(c.dtype)
-        v = self.level(torch.cat([phase.cos(), phase.sin()], 1).to(first.weight.dtype))
+        first = cast(nn.Linear, self.level[0])
+        v = self.level(self.waves(as_time(c)).to(first.weight.dtype))
         if self.label is None:
             if label is not None:
                 raise ValueError("label was given to a network without classes: make it with classes=n")

@@ -17,10 +17,10 @@ from ..shapes import count, dims, number, shown
 from .embed import DEEPEST, Embedding, Network, affordable, zeroed
 
 
-def norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
     """Groups of at least 4 channels, at most 32 groups."""
     groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)
+    return nn.GroupNorm(groups, channels, eps)
 
 
 CONVS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -6,7 +6,9 @@ al. 2022); the latter takes the weight g^2 with which the loss bounds -log p, an
 which are uniform in log SNR, so that its gradient varies least (Song et al. 2021b, section 5). For uniform
 dequantisation of 256 levels these go down to noise of about an eighth of a level.
 
-Those of digits, MNIST and Fashion-MNIST are for hours of one CPU core at most; that of CIFAR-10 is for a GPU.
+Those of digits, MNIST and Fashion-MNIST are for hours of one CPU core at most. Those of CIFAR-10 are for a GPU: the
+networks are Song et al.'s (2021), NCSN++ for VE and DDPM++ for the others, in the size for which it published results,
+told log SNR or, for VE, log sigma; smaller ones are named beside the recipe, as in `--net "DDPMpp(width=32)"`.
 """
 
 from dataclasses import dataclass, replace
@@ -14,8 +16,8 @@ from typing import Any
 
 from ..data import Dataset
 from ..loss import MaximumLikelihood, Unbiased, UniformLogSNR
-from ..model import Karras, ScoreModel
-from ..nn import UNet
+from ..model import Clock, Karras, LogSNR, ScoreModel
+from ..nn import DDPMpp, NCSNpp, UNet
 from ..noise import seeded
 from ..process import EDM, VE, VP, LinearSDE, SubVP
 from .settings import Settings
@@ -23,14 +25,17 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class Recipe:
-    """A process, a U-Net, and settings. multipliers, attention and dropout are those of `nn.UNet`."""
+    """A process, a network with its arguments, what it is told the noise level by, and settings."""
 
     sde: LinearSDE
     width: int
     multipliers: tuple[int, ...]
     settings: Settings
-    attention: int = 1
+    net: type[UNet | DDPMpp] = UNet
+    blocks: int = 2
+    attention: int | tuple[int, ...] = 1
     dropout: float = 0.0
+    clock: Clock = LogSNR()
 
     def model(self, data: Dataset, conditional: bool = False) -> ScoreModel:
         """Before training; its first weights depend on the seed of the settings alone. conditional: with a class for
@@ -38,8 +43,8 @@ class Recipe:
         """
         options: dict[str, Any] = {"attention": self.attention, "classes": data.classes * conditional}
         with seeded(self.settings.seed):
-            net = UNet(data.shape, self.width, self.multipliers, dropout=self.dropout, **options)
-            return ScoreModel(net, self.sde, Karras(data.around))
+            net = self.net(data.shape, self.width, self.multipliers, self.blocks, dropout=self.dropout, **options)
+            return ScoreModel(net, self.sde, Karras(data.around), self.clock)
 
 
 IMAGES = {
@@ -47,7 +52,14 @@ IMAGES = {
     "mnist": Recipe(VP(), 16, (1, 2, 2), Settings(steps=10_000, batch=64, lr=3e-3)),
     "fashion-mnist": Recipe(VP(), 16, (1, 2, 2), Settings(steps=10_000, batch=64, lr=3e-3)),
     "cifar10": Recipe(
-        VP(), 128, (1, 2, 2, 2), Settings(steps=400_000, batch=128, lr=2e-4, warmup=5_000, flips=True), 2, dropout=0.1
+        VP(),
+        128,
+        (1, 2, 2, 2),
+        Settings(steps=400_000, batch=128, lr=2e-4, warmup=5_000, flips=True),
+        net=DDPMpp,
+        blocks=4,
+        attention=(16,),
+        dropout=0.1,
     ),
 }
 TIMES = UniformLogSNR()
@@ -70,8 +82,11 @@ def _made() -> dict[str, Recipe]:
     for images, recipe in IMAGES.items():
         likely = replace(recipe.settings, times=TIMES, weight=Unbiased(MaximumLikelihood(), TIMES))
         for process, (for_samples, for_likelihood) in _processes(images).items():
-            found[f"{images}-{process}"] = replace(recipe, sde=for_samples)
-            found[f"{images}-{process}-likelihood"] = replace(recipe, sde=for_likelihood, settings=likely)
+            own = recipe
+            if recipe.net is DDPMpp and process == "ve":
+                own = replace(recipe, net=NCSNpp, clock=LogSNR(-0.5))
+            found[f"{images}-{process}"] = replace(own, sde=for_samples)
+            found[f"{images}-{process}-likelihood"] = replace(own, sde=for_likelihood, settings=likely)
     return found
 
 
