@@ -208,7 +208,7 @@ def state(name: str, x: Any) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
         what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{name} must be a non-empty floating-point tensor of shape (B, *D), got {what}")
-    finite = x.detach().flatten(1).isfinite().all(1)
+    finite = torch.cat([part.flatten(1).isfinite().all(1) for part in x.detach().split(4096)])
     if not finite.all():
         raise ValueError(f"{name} must be finite, but sample {int((~finite).nonzero()[0])} is not")
     return x

@@ -11,12 +11,13 @@ from .cifar import Cifar10
 from .dataset import Dataset, Source, class_names, split
 from .idx import Idx
 from .images import Images
+from .mapped import Mapped
 from .own import from_torch
 from .sounds import Sounds
 from .tables import Table
 from .toys import Checkerboard, Digits, Moons, Ring, SwissRoll, Toy
 
 __all__ = [
-    "Array", "Checkerboard", "Cifar10", "Dataset", "Digits", "Idx", "Images", "Moons", "Ring", "Sounds", "Source",
-    "SwissRoll", "Table", "Toy", "class_names", "from_torch", "split",
+    "Array", "Checkerboard", "Cifar10", "Dataset", "Digits", "Idx", "Images", "Mapped", "Moons", "Ring", "Sounds",
+    "Source", "SwissRoll", "Table", "Toy", "class_names", "from_torch", "split",
 ]  # fmt: skip

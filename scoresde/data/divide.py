@@ -29,7 +29,7 @@ def divided(
         raise ValueError(f"held_out must leave samples to train on, got {held_out:g} of {len(a)} samples")
     x, quantized, units = None, None, None
     if a.dtype.kind != "f":
-        x, quantized = _discrete(a, levels, name)
+        x, quantized = discrete(a, levels, name)
     else:
         require_continuous(a, levels, name)
         if standardise:
@@ -53,9 +53,11 @@ def require_continuous(a: np.ndarray, levels: int | None, name: str) -> None:
     """Raise ValueError if floating-point numbers are not finite, or are grey levels."""
     if levels is not None:
         raise ValueError(f"levels must be None for {name}, which holds {a.dtype}, got {levels}: store whole numbers")
-    if not np.isfinite(a).all():
+    parts = [a[start : start + 4096] for start in range(0, len(a), 4096)]  # which may lie on the disk
+    if not all(np.isfinite(part).all() for part in parts):
         raise ValueError(f"{name} must hold finite numbers, got nan or inf")
-    if a.ndim > 2 and a.min() >= 0 and 127 < a.max() <= 255 and (a == np.rint(a)).all():
+    whole = a.ndim > 2 and a.min() >= 0 and 127 < a.max() <= 255
+    if whole and all((part == np.rint(part)).all() for part in parts):
         raise ValueError(
             f"{name} must hold whole numbers if these are grey levels, got {a.dtype} that are all whole, "
             f"{a.min():g} to {a.max():g}: store them as uint8"
@@ -78,7 +80,7 @@ def _single(a: np.ndarray, name: str) -> Tensor:
     return torch.from_numpy(x)
 
 
-def _discrete(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, Quantized]:
+def discrete(a: np.ndarray, levels: int | None, name: str) -> tuple[Tensor, Quantized]:
     """Grey levels as they are, which `Dataset.values` moves to [-1, 1]. Raises ValueError if they are not 0..levels-1,
     or levels is None and how many there are is not plain. Warns if few of them are used.
     """
