@@ -318,6 +318,18 @@ def test_twice_the_steps_where_that_suffices(monkeypatch):
     assert found.error[0] == more[0] and found.error[2] == few[2]
 
 
+def test_noise_of_probes_hides_no_error_of_the_path(monkeypatch):
+    """However noisy q is, rows whose path itself is solved badly, which no probe enters, are solved again."""
+    monkeypatch.setattr(quadrature, "USUAL", math.inf)
+    t, s = map(time, SPAN["forward"])
+    y = solution(t)
+    path = solve(Adams(), y, t, s, lambda t, y, rows, end: observed(t, y, rows, end)._replace(q=0 * y))[0].error
+    tol = float(path.sort().values[1:].mean()) / y[0].numel()  # of which the worst row alone is beyond
+    noisy = lambda t, y, rows, end: observed(t, y, rows, end, var=1e4)  # noqa: E731
+    found, calls = solve(AsNeeded(tol), y, t, s, noisy)
+    assert {tuple(rows.tolist()) for rows in calls[22:]} == {(int(path.argmax()),)}
+
+
 @pytest.mark.parametrize("size", [0.1, 0.39, 2.6, 30.0])
 def test_refined_where_coordinates_are_not_those_of_the_sample(size):
     """Rows whose y is not of size 1 are refined, however small an error few steps tell; those of usual size are not."""
