@@ -27,8 +27,12 @@ def place(o: Namespace) -> torch.device:
     if not 0 <= o.seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {o.seed}")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if o.device == "auto" else o.device
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes of a machine, each with its own
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
     try:
         torch.empty(1, device=name)
+        if name.startswith("cuda:"):
+            torch.cuda.set_device(name)
         return torch.device(name)
     except Exception as error:  # every backend has its own kinds
         raise ValueError(f"device must be one that torch can use here, got {o.device!r}: {error}") from error
@@ -149,8 +153,21 @@ def join_processes() -> int:
     if "WORLD_SIZE" not in os.environ:
         return 0
     if not dist.is_initialized():
-        dist.init_process_group("gloo" if not torch.cuda.is_available() else "nccl")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return dist.get_rank()
+
+
+def processes() -> int:
+    """How many share the work."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def total(value: int) -> int:
+    """The sum over all processes, which wait for one another here."""
+    every = torch.tensor(int(value))
+    if dist.is_initialized():
+        dist.all_reduce(every)
+    return int(every)
 
 
 def as_bytes(a: np.ndarray) -> bytes:

@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -23,6 +24,8 @@ from ..process import Score
 from ..values import identity, natural, plain, sealed, unsealed
 
 RECIPE, LEDGER, JOURNAL = "recipe.json", ".files.jsonl", ".answers"
+LEDGERS = ".files-*.jsonl"
+"""Those of other processes of a group."""
 Row = dict[str, Any]
 
 
@@ -109,6 +112,12 @@ class Folder:
             self.keep(name, content)
         return content
 
+    def gather(self) -> None:
+        """Enter the files that other processes of the group have made."""
+        for ledger in sorted(self.path.glob(LEDGERS)):
+            self.files.add(*read_rows(ledger, self.of, "file"))
+            ledger.unlink()
+
     def drop(self, *names: str) -> None:
         """Remove files that were entered."""
         for name in names:
@@ -118,18 +127,18 @@ class Folder:
 
 
 @contextmanager
-def opened(out: Path, code: dict[str, str], first: bool = True, **values: Any) -> Iterator[Folder]:
+def opened(out: Path, code: dict[str, str], rank: int = 0, **values: Any) -> Iterator[Folder]:
     """The folder of results that `values` tell of, made if need be, and its recipe written or found there.
 
-    code: digests of modules of one's own; others may be added to those that are there. first: whether this process is
-    the one of its group that writes.
+    code: digests of modules of one's own; others may be added to those that are there. rank: which process of its group
+    this is; the first one's is the folder.
     Raises ValueError if there are results of another recipe, or files without one; a recipe alone, left by a command
     that failed before its first result, is replaced.
     """
     now, file = plain({"version": __version__, **values}), out / RECIPE
     of, now["code"] = identity(now)[:16], code
-    with alone(out) if first else nullcontext():
-        if first:
+    with alone(out) if rank == 0 else nullcontext():
+        if rank == 0:
             there = sorted(f.name for f in out.iterdir() if not f.name.startswith(".") and f != file)
             results = any((out / name).is_dir() or (out / name).stat().st_size for name in there)
             if there and not file.is_file():
@@ -142,19 +151,26 @@ def opened(out: Path, code: dict[str, str], first: bool = True, **values: Any) -
             except ValueError:
                 if results:
                     raise
-                for name in (LEDGER, JOURNAL):
+                for name in (LEDGER, JOURNAL, *(ledger.name for ledger in out.glob(LEDGERS))):
                     (out / name).unlink(missing_ok=True)
             write(file, sealed(now))
             yield Folder(out, of)
         else:
-            yield Joined(out, of)
+            yield Joined(out, of, rank)
 
 
 class Joined(Folder):
-    """A folder that another process of the group has opened: rows of one's own may be added."""
+    """A folder that another process of the group has opened: rows and files of one's own may be added."""
 
-    def __init__(self, path: Path, of: str) -> None:
-        self.path, self.of = path, of
+    def __init__(self, path: Path, of: str, rank: int) -> None:
+        self.path, self.of, self.rank = path, of, rank
+
+    @cached_property
+    def files(self) -> Rows:  # type: ignore[override]
+        """Those of this process, in a file of its own, beside those that are entered in the folder."""
+        own = Rows(self.path / LEDGERS.replace("*", str(self.rank)), self.of, "file")
+        own.update({(row["file"],): row for row in read_rows(self.path / LEDGER, self.of, "file")})
+        return own
 
 
 def _agreed(was: Row, now: Row) -> Row:

@@ -5,7 +5,6 @@ from argparse import Namespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .. import likelihood
@@ -19,7 +18,7 @@ from ..progress import bar, portions
 from ..reference import Reference
 from ..shapes import count
 from ..values import plain
-from .common import code_of, data_of, fitting, join_processes, label_of, model_of, one_subject, place
+from .common import code_of, data_of, fitting, join_processes, label_of, model_of, one_subject, place, processes, total
 from .folder import Folder, opened, read_rows
 from .parts import read
 
@@ -39,14 +38,13 @@ def run(o: Namespace) -> int:
     subject, of = (_exact if o.law else _trained)(o, device)
     kept = {k: getattr(o, k) for k in ("seed", "split", "dequantization", "draws", "fitted_prior", "terms", "chain")}
     kept |= {"sde": subject.sde, "method": repr(subject.how.method), "trace": repr(subject.how.trace), **of}
-    with opened(o.out, code_of(o), rank == 0, command="likelihood", **kept) as folder:
+    with opened(o.out, code_of(o), rank, command="likelihood", **kept) as folder:
         if rank == 0:
             _gather(folder)
-        _barrier()
-        processes = dist.get_world_size() if dist.is_initialized() else 1
+        total(0)
         done = {row["index"] for row in read_rows(o.out / LINES, folder.of, "index")}
-        todo = [i for i in range(len(subject.x)) if i not in done][rank::processes]
-        rows = folder.rows(f"part-{rank}.jsonl" if processes > 1 else LINES, "index")
+        todo = [i for i in range(len(subject.x)) if i not in done][rank :: processes()]
+        rows = folder.rows(f"part-{rank}.jsonl" if processes() > 1 else LINES, "index")
         with bar(total=len(todo), desc="likelihood", disable=rank > 0) as shown:
             for index in portions(todo, o.batch):
                 try:
@@ -54,7 +52,7 @@ def run(o: Namespace) -> int:
                 except RuntimeError as error:
                     raise RuntimeError(f"in the batch of samples {index[0]} to {index[-1]}: {error}") from error
                 shown.update(len(index))
-        _barrier()
+        total(0)
         return _report(o, subject, _gather(folder)) if rank == 0 else 0
 
 
@@ -165,8 +163,3 @@ def _said(rows: list[dict[str, Any]], subject: Target, found: dict[str, Any], o:
         lines.append(f"first less truth: {sum(off) / n:.2g} in the mean, {max(map(abs, off)):.2g} at most")
     calls = "{nfe:.0f} network calls and {products:.0f} vector-Jacobian products a batch".format(**rows[0])
     return "\n".join([*lines, f"{calls}; one line a sample in {o.out / LINES}"])
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -68,7 +68,7 @@ def sample(parser: ArgumentParser) -> None:
     """Draw samples from a checkpoint: which process (--sde, --eta), on which times (--grid, --steps), by which steps
     (--step, twice for a corrector and a predictor). By default 20 network calls on the probability flow; DDPM is --step
     Ancestral --eta 1 --steps 100 --grid uniform, annealed Langevin dynamics a corrector alone. An interrupted run goes
-    on when called again.
+    on when called again. Several processes share the batches out, and the samples are the same.
     """
     add = parser.add_argument
     add("model", type=model, help=MODEL)

@@ -18,7 +18,19 @@ from ..progress import bar
 from ..shapes import count
 from ..steps import Step, Tuning, draw, started
 from ..steps.fit import estimated
-from .common import as_array, as_bytes, code_of, fitting, label_of, model_of, picture, place
+from .common import (
+    as_array,
+    as_bytes,
+    code_of,
+    fitting,
+    join_processes,
+    label_of,
+    model_of,
+    picture,
+    place,
+    processes,
+    total,
+)
 from .folder import opened
 from .parts import read, read_grid
 
@@ -27,7 +39,8 @@ DONE = "samples.npy"
 
 def run(o: Namespace) -> None:
     """Sample."""
-    n, batch, device = count("n", o.n), count("batch", o.batch), place(o)
+    rank, n, device = join_processes(), count("n", o.n), place(o)
+    batch = min(count("batch", o.batch), -(-n // processes()))
     read("sde", o.sde, LinearSDE)  # before the checkpoint, which may be of this process of your own
     found = model_of(o, device)
     fitting(n, found.shape)
@@ -38,14 +51,18 @@ def run(o: Namespace) -> None:
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
     kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "no_denoise")}
     kept |= {"label": label, "model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
-    with opened(o.out, code_of(o), command="sample", **kept) as folder:
-        if folder.read(DONE) is not None:
-            print(f"{o.out / DONE} is complete already")
+    with opened(o.out, code_of(o), rank, command="sample", **kept) as folder:
+        if rank == 0:
+            folder.gather()
+        if total(rank == 0 and folder.read(DONE) is not None):
+            if rank == 0:
+                print(f"{o.out / DONE} is complete already")
             return
-        like = torch.empty(0, device=device)
-        shown = bar(range(0, n, batch), desc="sample", unit="batch")
+        like, starts = torch.empty(0, device=device), range(0, n, batch)
+        parts = [f"part-{start:08d}-{min(batch, n - start):08d}.npy" for start in starts]
+        shown = bar(starts[rank :: processes()], desc="sample", unit="batch", disable=rank > 0)
         score.ask = lambda calls: shown.set_postfix(calls=calls, refresh=False)
-        parts, drawn = [], []
+        drawn = []
 
         def draw_part(start: int) -> bytes:
             drawn.append(start)
@@ -55,14 +72,17 @@ def run(o: Namespace) -> None:
             )
 
         for start in shown:
-            parts.append(f"part-{start:08d}-{min(batch, n - start):08d}.npy")
-            folder.kept(parts[-1], partial(draw_part, start))
+            folder.kept(parts[start // batch], partial(draw_part, start))
+        calls, now = total(score.nfe), total(len(drawn))
+        if rank > 0:
+            return
+        folder.gather()
         x = torch.from_numpy(np.concatenate([as_array(folder.read(part) or b"") for part in parts]))
         own = x if found.units is None else found.units.restore(x)
         picture(own, found.units, o.out / "samples.png")
         folder.keep(DONE, as_bytes(own.numpy()))  # last, since it says that all is there
         folder.drop(*(name for (name,) in list(folder.files) if name.startswith("part-")))
-    print(f"{n} samples in {o.out}: {score.nfe} network calls, for the {len(drawn)} of {len(parts)} batches drawn now")
+    print(f"{n} samples in {o.out}: {calls} network calls, for the {now} of {len(parts)} batches drawn now")
 
 
 def _of_class(model: ScoreModel, label: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
