@@ -21,6 +21,7 @@ from .. import data, grid, likelihood, loss, model, ode, process, reference, ste
 from .. import nn as networks
 from ..lab import problems
 from ..steps.catalogue import Method, own
+from ..training import usual_net
 
 PLAIN = (ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.Tuple, ast.List, ast.UnaryOp)
 SIGNS = (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.USub, ast.UAdd)
@@ -126,11 +127,12 @@ def read_grid(text: str, **known: Any) -> Callable[..., Tensor]:
 
 def read_net(text: str | None, shape: tuple[int, ...], classes: int) -> nn.Module:
     """A network for samples of that shape: a library's one with its options, or what a function of your own makes of
-    (shape, classes); a U-Net for series, images and volumes and an MLP for vectors, unless said.
+    (shape, classes); by the shape alone unless said, `training.usual_net`.
     """
+    if text is None:
+        return usual_net(shape, classes)
     own = (networks.MLP, networks.UNet, networks.DDPMpp, networks.NCSNpp)
     made = {k: partial(v, shape, classes=classes) for k, v in public(networks).items() if v in own}
-    text = text or ("UNet()" if 2 <= len(shape) <= 4 else "MLP()")
     net = evaluated("net", text, {**PUBLIC, **made})
     if not isinstance(net, nn.Module) and callable(net):
         with told("net", text):

@@ -16,7 +16,7 @@ from ..noise import seeded
 from ..process import LinearSDE
 from ..shapes import number
 from ..steps import GaussianReference, draw
-from ..training import RECIPES, Recipe, Settings, train
+from ..training import RECIPES, Recipe, Settings, train, usual_settings
 from .common import join_processes, picture, place, visible
 from .parts import read, read_data, read_net
 
@@ -30,11 +30,13 @@ def run(o: Namespace) -> None:
     if o.recipe is not None and o.recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {o.recipe!r}")
     recipe = RECIPES[o.recipe] if o.recipe else None
-    sde, settings, data = read("sde", o.sde, LinearSDE), _settings(o, recipe), source.load()
+    sde, start, data = read("sde", o.sde, LinearSDE), recipe.settings if recipe else Settings(), source.load()
+    _settings(o, start)  # which are refused before a network is made
     if o.conditional and not data.classes:
         raise ValueError("conditional training needs data with labels")
     number("save_every", o.save_every, least=0)
     model = _model(o, recipe, sde, data).to(device)
+    settings = _settings(o, start if recipe else usual_settings(model.net, data))
     if device.type == "cuda" and len(data.shape) == 3:  # as its convolutions are fastest
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if o.compile:
@@ -46,9 +48,8 @@ def run(o: Namespace) -> None:
         print(f"trained {settings.steps} steps; the checkpoint is in {o.out}")
 
 
-def _settings(o: Namespace, recipe: Recipe | None) -> Settings:
-    """Those of the recipe, changed by what is said."""
-    start = recipe.settings if recipe else Settings()
+def _settings(o: Namespace, start: Settings) -> Settings:
+    """Those at the start, changed by what is said."""
     times = read("times", o.times, Times) or start.times
     weight = read("weight", o.weight, Weight)
     if weight is None:

@@ -8,7 +8,7 @@ the same training, and so is one spread over several processes, each of which ta
 
 from .averages import averaged
 from .loop import train
-from .recipes import RECIPES, Recipe
+from .recipes import RECIPES, Recipe, usual_net, usual_settings
 from .settings import Settings
 
-__all__ = ["RECIPES", "Recipe", "Settings", "averaged", "train"]
+__all__ = ["RECIPES", "Recipe", "Settings", "averaged", "train", "usual_net", "usual_settings"]

@@ -17,6 +17,7 @@ from ..data import Dataset, Source
 from ..files import alone
 from ..logbook import logbook
 from ..model import ScoreModel
+from ..nn import Network
 from ..progress import bar, stoppable
 from ..reference import misfit
 from ..shapes import as_time, count, number
@@ -96,10 +97,14 @@ def _said(model: ScoreModel, data: Dataset, s: Settings) -> str:
     """What is about to be trained, and on what."""
     shape, weights = "x".join(map(str, data.shape)), sum(p.numel() for p in model.parameters())
     kind = f"{data.quantized.levels} levels" if data.quantized else "standardised" if data.units else "as they are"
+    net = unwrapped(model.net)
+    made = {k: v for k, v in net.config.items() if k != "shape" and v} if isinstance(net, Network) else {}
+    how = f"({', '.join(f'{k}={v}' for k, v in made.items())})" if made else ""
     return (
-        f"{type(unwrapped(model.net)).__name__} of {weights:,} weights, {model.sde!r}; {len(data.train)} samples of "
-        f"{shape}, {kind}, and {len(data.held_out)} held out; {s.steps} steps of {s.batch}, "
-        f"{s.steps * s.batch / len(data.train):.3g} times all samples{_coarse(model, data)}"
+        f"{type(net).__name__}{how} of {weights:,} weights, {model.sde!r}; {len(data.train)} samples of {shape}, "
+        f"{kind}, and {len(data.held_out)} held out; {s.steps} steps of {s.batch}, "
+        f"{s.steps * s.batch / len(data.train):.3g} times all samples, at a learning rate of {s.lr:g}"
+        f"{_coarse(model, data)}"
     )
 
 

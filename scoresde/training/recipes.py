@@ -11,13 +11,16 @@ networks are Song et al.'s (2021), NCSN++ for VE and DDPM++ for the others, in t
 told log SNR or, for VE, log sigma; smaller ones are named beside the recipe, as in `--net "DDPMpp(width=32)"`.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import nn
 
 from ..data import Dataset
 from ..loss import MaximumLikelihood, Unbiased, UniformLogSNR
 from ..model import Clock, Karras, LogSNR, ScoreModel
-from ..nn import DDPMpp, NCSNpp, UNet
+from ..nn import MLP, DDPMpp, NCSNpp, Network, UNet
 from ..noise import seeded
 from ..process import EDM, VE, VP, LinearSDE, SubVP
 from .settings import Settings
@@ -92,3 +95,26 @@ def _made() -> dict[str, Recipe]:
 
 RECIPES = _made()
 """By name."""
+
+
+def usual_net(shape: tuple[int, ...], classes: int = 0) -> MLP | UNet:
+    """The network for samples of a shape where none is named: an MLP for vectors, whose width grows with them; for
+    series, images and volumes a U-Net that halves the sides until they are about 8, at most five times, of width 16 for
+    one channel of at most 32 pixels a side, as in the recipes of digits and MNIST, and else 32.
+    """
+    if not 2 <= len(shape) <= 4:
+        size = math.prod(shape)
+        return MLP(shape, 128 if size <= 32 else 256 if size <= 256 else 512, classes=classes)
+    side = max(shape[1:])
+    levels = min(5, max(1, math.ceil(math.log2(side / 8))))
+    return UNet(shape, 16 if shape[0] == 1 and side <= 32 else 32, (1, *[2] * levels), classes=classes)
+
+
+def usual_settings(net: nn.Module, data: Dataset) -> Settings:
+    """Settings for a network and data where nothing is said: the learning rate falls in inverse proportion to a width
+    above that of the recipes of digits, and 10,000 images or more come in batches of 64.
+    """
+    width = getattr(net, "config", {}).get("width", 0) if isinstance(net, Network) else 0
+    most = (128 if isinstance(net, MLP) else 16) / max(width, 1)
+    large = len(data.shape) == 3 and len(data.train) >= 10_000
+    return Settings(lr=Settings.lr * min(1.0, most), batch=64 if large else Settings.batch)

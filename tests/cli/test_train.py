@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from scoresde import EDM, VE, VP, Quantized, Settings, load, loss, shipped
 from scoresde.cli import main
 from scoresde.data import Dataset, Digits
-from scoresde.training import RECIPES
+from scoresde.nn import MLP, UNet
+from scoresde.training import RECIPES, usual_net, usual_settings
 from scoresde.values import describe
 
 SMALL = ("--steps", "8", "--warmup", "2", "--batch", "16")
@@ -55,6 +57,43 @@ def test_sizes_of_recipes():
         x = torch.randint(256, (4, *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
         model = RECIPES[name].model(Dataset(x, x, quantized=Quantized(256, -1.0, 1.0)))
         assert least * 1e6 < sum(p.numel() for p in model.parameters()) < most * 1e6
+
+
+@pytest.mark.parametrize(
+    ("shape", "n", "want", "lr", "batch"),
+    [
+        ((2,), 20_000, MLP((2,), 128), 4e-3, 32),
+        ((90,), 10, MLP((90,), 256), 2e-3, 32),
+        ((2, 2, 2, 2, 2), 10, MLP((2, 2, 2, 2, 2), 128), 4e-3, 32),
+        ((1, 8, 8), 1438, UNet((1, 8, 8)), 4e-3, 32),
+        ((1, 28, 28), 10_000, UNet((1, 28, 28), 16, (1, 2, 2)), 4e-3, 64),
+        ((1, 28, 28), 9_999, UNet((1, 28, 28), 16, (1, 2, 2)), 4e-3, 32),
+        ((3, 32, 32), 10, UNet((3, 32, 32), 32, (1, 2, 2)), 2e-3, 32),
+        ((1, 64, 48), 10, UNet((1, 64, 48), 32, (1, 2, 2, 2)), 2e-3, 32),
+        ((1, 4), 10, UNet((1, 4)), 4e-3, 32),
+        ((2, 100_000), 10, UNet((2, 100_000), 32, (1, 2, 2, 2, 2, 2)), 2e-3, 32),
+    ],
+)
+def test_what_the_data_decide(shape, n, want, lr, batch):
+    """Network, learning rate and batch where nothing is said: deeper for larger images, wider for colour, slower for
+    wide networks; those of the digits are the demo's.
+    """
+    net = usual_net(shape, 3)
+    assert type(net) is type(want) and net.config == {**want.config, "classes": 3}
+    x = torch.zeros(1).expand(n, *shape) if n > 100 else torch.zeros(n, *shape)
+    found = usual_settings(net, Dataset(x.to(torch.uint8), x[:0].to(torch.uint8), quantized=Quantized(256, -1.0, 1.0)))
+    assert (found.lr, found.batch) == (lr, batch)
+    assert usual_settings(nn.Linear(2, 2), Dataset(torch.randn(9, 2), torch.randn(1, 2))) == Settings()
+
+
+def test_what_is_said_before_training(tmp_path, capsys):
+    """The network with its arguments and size, the data, and the settings; what is typed counts more."""
+    assert main(["train", "Ring(n=200)", "--steps", "2", "--warmup", "1", "--out", str(tmp_path / "a")]) == 0
+    said = capsys.readouterr().err
+    assert "MLP(width=128, depth=4) of " in said and "2 steps of 32" in said and "learning rate of 0.004" in said
+    line = ["train", "Ring(n=200)", "--net", "MLP(width=512, depth=1)", "--steps", "2", "--warmup", "1"]
+    assert main([*line, "--out", str(tmp_path / "b")]) == 0 and settings(tmp_path / "b")["lr"] == 1e-3
+    assert main([*line, "--lr", "0.01", "--out", str(tmp_path / "c")]) == 0 and settings(tmp_path / "c")["lr"] == 0.01
 
 
 def test_a_recipe_is_what_is_not_said(tmp_path):
