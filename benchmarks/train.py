@@ -1,16 +1,24 @@
-"""A training step of scoresde.nn.UNet against diffusers' UNet2DModel: forward, backward and Adam, on the same batch.
+"""A training step of scoresde.nn.UNet against diffusers' UNet2DModel and denoising_diffusion_pytorch's Unet: forward,
+backward and Adam, on the same batch.
 
     python benchmarks/train.py [--repeats 15] [--device cuda] [--only 3x32x32] [--modes fp32 bf16]
 
-A ratio above 1 says that ours is faster. "equal parameters": both have the same number of parameters to 4 %, each in
-its own shape; "equal channels": both have the same channels at each resolution, so ours has fewer parameters. modes:
-fp32 has float32 products on a GPU, tf32 those of its matrix units, bf16 autocast; "nhwc" adds channels-last memory and
-"compiled" torch.compile besides. On a GPU batches are 16 times as large, and ten steps are timed together.
+A ratio above 1 says that ours is faster. "equal parameters": all have the same number of parameters to 6 %, each in its
+own shape; "equal channels": all have the same channels and two blocks at each resolution, so ours has fewer parameters.
+modes: fp32 has float32 products on a GPU, tf32 those of its matrix units, bf16 autocast; "nhwc" adds channels-last
+memory and "compiled" torch.compile besides. On a GPU batches are 16 times as large, and ten steps are timed together.
+
+denoising_diffusion_pytorch's U-Net has attention at every resolution, linear but for the lowest. `pip install --no-deps
+denoising_diffusion_pytorch` is enough for it: what that package imports for its trainer alone is stood in for where it
+is absent. Where the package is absent it is left out.
 """
 
 import argparse
+import importlib.util
 import statistics
+import sys
 from collections.abc import Callable
+from unittest.mock import MagicMock
 
 import torch
 from harness import interleaved, ratio, save, table
@@ -23,20 +31,25 @@ try:
 except ImportError as error:
     raise SystemExit(f"skipped: {error}; pip install -e '.[bench]'") from error
 
-CASES = [
-    ("equal parameters", (1, 8, 8), 32, (16, (1, 3), 2), (24, (1, 2), 1)),
-    ("equal channels", (1, 8, 8), 32, (24, (1, 2), 1), (24, (1, 2), 1)),
-    ("equal parameters", (1, 28, 28), 16, (32, (1, 1, 3), 2), (32, (1, 2, 2), 2)),
-    ("equal channels", (1, 28, 28), 16, (32, (1, 2, 2), 2), (32, (1, 2, 2), 2)),
-    ("equal parameters", (3, 32, 32), 8, (64, (1, 1, 3), 2), (64, (1, 2, 2), 2)),
-    ("equal channels", (3, 32, 32), 8, (64, (1, 2, 2), 2), (64, (1, 2, 2), 2)),
+TRAINER = ("torchvision", "ema_pytorch", "accelerate", "pytorch_fid.fid_score", "pytorch_fid.inception")
+"""What denoising_diffusion_pytorch imports for other things than its networks."""
+
+CASES = [  # image, batch, and of ours, of diffusers and of denoising_diffusion_pytorch the width and multipliers
+    ("equal parameters", (1, 8, 8), 32, (16, (1, 3)), (20, (1, 2)), (22, (1, 2))),
+    ("equal channels", (1, 8, 8), 32, (24, (1, 2)), (24, (1, 2)), (24, (1, 2))),
+    ("equal parameters", (1, 28, 28), 16, (32, (1, 1, 3)), (32, (1, 2, 2)), (34, (1, 2, 2))),
+    ("equal channels", (1, 28, 28), 16, (32, (1, 2, 2)), (32, (1, 2, 2)), (32, (1, 2, 2))),
+    ("equal parameters", (3, 32, 32), 8, (64, (1, 1, 3)), (64, (1, 2, 2)), (72, (1, 2, 2))),
+    ("equal channels", (3, 32, 32), 8, (64, (1, 2, 2)), (64, (1, 2, 2)), (64, (1, 2, 2))),
 ]
+BLOCKS = 2
+MODES = ["fp32", "bf16"]
 
 
 class Peer(nn.Module):
     """UNet2DModel with attention at its lowest level, as ours has."""
 
-    def __init__(self, shape: tuple[int, int, int], width: int, multipliers: tuple[int, ...], blocks: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], width: int, multipliers: tuple[int, ...]) -> None:
         super().__init__()
         levels = len(multipliers)
         self.net = UNet2DModel(
@@ -44,7 +57,7 @@ class Peer(nn.Module):
             in_channels=shape[0],
             out_channels=shape[0],
             block_out_channels=[width * m for m in multipliers],
-            layers_per_block=blocks,
+            layers_per_block=BLOCKS,
             down_block_types=["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"],
             up_block_types=["AttnUpBlock2D"] + ["UpBlock2D"] * (levels - 1),
             norm_num_groups=4,
@@ -53,6 +66,18 @@ class Peer(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         return self.net(x, c).sample
+
+
+def plain(shape: tuple[int, int, int], width: int, multipliers: tuple[int, ...]) -> nn.Module | None:
+    """denoising_diffusion_pytorch's Unet, if it is there."""
+    if importlib.util.find_spec("denoising_diffusion_pytorch") is None:
+        return None
+    for name in TRAINER:
+        if name not in sys.modules and importlib.util.find_spec(name.split(".")[0]) is None:
+            sys.modules[name] = MagicMock()
+    from denoising_diffusion_pytorch import Unet
+
+    return Unet(width, dim_mults=multipliers, channels=shape[0])  # type: ignore[no-any-return]
 
 
 def stepper(net: nn.Module, x: Tensor, c: Tensor, mode: str) -> Callable[[], None]:
@@ -102,33 +127,38 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     gpu = options.device != "cpu"
-    modes = options.modes or (["fp32", "tf32", "bf16", "bf16 nhwc", "bf16 nhwc compiled"] if gpu else ["fp32"])
+    modes = options.modes or (["fp32", "tf32", "bf16", "bf16 nhwc", "bf16 nhwc compiled"] if gpu else MODES)
     rows = []
-    for (case, shape, few, ours_shape, peer_shape), mode in ((case, mode) for case in CASES for mode in modes):
+    for (case, shape, few, *shapes), mode in ((case, mode) for case in CASES for mode in modes):
         image, batch = "x".join(map(str, shape)), few * (16 if gpu else 1)
         if image not in options.only:
             continue
-        ours, peer = UNet(shape, *ours_shape).to(options.device), Peer(shape, *peer_shape).to(options.device)
+        made = {
+            "ours": UNet(shape, *shapes[0], BLOCKS),
+            "diffusers": Peer(shape, *shapes[1]),
+            "denoising_diffusion": plain(shape, *shapes[2]),
+        }
+        nets = {name: net.to(options.device) for name, net in made.items() if net is not None}
         x, c = torch.randn(batch, *shape, device=options.device), torch.rand(batch, device=options.device)
-        calls = {"ours": stepper(ours, x, c, mode), "diffusers": stepper(peer, x, c, mode)}
+        calls = {name: stepper(net, x, c, mode) for name, net in nets.items()}
         times = interleaved(calls, options.repeats, options.device)
         ms = {name: 1e3 * statistics.median(t) / (10 if gpu else 1) for name, t in times.items()}
-        row = {
-            "case": case,
-            "image": image,
-            "batch": batch,
-            "parameters": size(ours),
-            "parameters of diffusers": size(peer),
-            "ms a step": round(ms["ours"], 2),
-            "ms of diffusers": round(ms["diffusers"], 2),
-            "diffusers/ours": round(ratio(times, "diffusers", "ours"), 3),
-        }
+        row = {"case": case, "image": image, "batch": batch, "mode": mode}
+        row |= {f"parameters, {name}": size(net) for name, net in nets.items()}
+        row |= {f"ms a step, {name}": round(value, 1) for name, value in ms.items()}
+        row |= {f"{name}/ours": round(ratio(times, name, "ours"), 3) for name in nets if name != "ours"}
         if gpu:
-            row |= {"mode": mode, "images a second": round(1e3 * batch / ms["ours"])}
+            row |= {"images a second": round(1e3 * batch / ms["ours"])}
             row |= {f"MiB, {name}": round(memory(call, options.device)) for name, call in calls.items()}
         rows.append(row)
         print(row, flush=True)
-    file = save("train", options.device, ("scoresde", "torch", "diffusers"), rows)
+    packages = [
+        "scoresde",
+        "torch",
+        "diffusers",
+        *(["denoising_diffusion_pytorch"] if "denoising_diffusion" in nets else []),
+    ]
+    file = save("train", options.device, tuple(packages), rows)
     print(table(rows), f"\nwritten to {file}")
 
 
