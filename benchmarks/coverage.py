@@ -20,10 +20,10 @@ import matplotlib.pyplot as plt
 import torch
 from foreign import GREY, SHARED, images, published
 from harness import save, table
-from likelihood import network, noise
+from likelihood import network, noise, told
 from torch import Tensor, nn
 
-from scoresde import EDM, VE, VP, Karras, Reference, ScoreModel, Settings, load, log_prob, shipped, train
+from scoresde import EDM, VE, VP, Karras, Quantized, Reference, ScoreModel, Settings, load, log_prob, shipped, train
 from scoresde.data import Digits
 from scoresde.lab import DigitClasses, Modes
 from scoresde.likelihood import Adams, AsNeeded, Exact, Hutchinson, Integrator, Quadrature
@@ -35,13 +35,16 @@ from scoresde.process import LinearSDE, Score
 
 @dataclass
 class Subject:
-    """A score, samples x at t_min of its process, and how many nats its unit has in a dimension."""
+    """A score, samples x at t_min of its process, how many nats its unit has in a dimension, and the levels that the
+    samples were dequantised from.
+    """
 
     score: Score
     sde: LinearSDE
     x: Tensor
     around: Reference | None
     nats: float = math.log(2)
+    grey: Quantized | None = None
 
 
 def digits(n: int, kind: str, models: Path) -> Subject:
@@ -65,19 +68,17 @@ def digits(n: int, kind: str, models: Path) -> Subject:
         model.net.to(torch.bfloat16)
     if kind == "stepped":
         score = lambda x, t: model(x, ((t * 1000).ceil() / 1000).clamp(1e-3, 1.0))  # noqa: E731
-    return Subject(score, model.sde, x, around)
+    return Subject(score, model.sde, x, around, grey=data.quantized)
 
 
-def mnist(n: int) -> Subject:
-    """The network that comes with the library, whose numbers are of float16, computed in float32."""
-    found = load(shipped("mnist"), dtype=torch.float32).model
-    return Subject(found, found.sde, GREY.dequantize(images("mnist", n), noise(0)), found.around)
+def grey(n: int, model: ScoreModel, of: str) -> Subject:
+    """A network of images of 256 levels."""
+    return Subject(model, model.sde, GREY.dequantize(images(of, n), noise(0)), model.around, grey=GREY)
 
 
-def foreign(n: int, name: str) -> Subject:
-    """A published network."""
-    model = published(name)
-    return Subject(model, model.sde, GREY.dequantize(images(name, n), noise(0)), None)
+def ours(n: int, name: str, of: str) -> Subject:
+    """A network that comes with the library, whose numbers are of float16, computed in float32."""
+    return grey(n, load(shipped(name), dtype=torch.float32).model, of)
 
 
 def rough(n: int, law: object, sde: LinearSDE, size: float, rate: float) -> Subject:
@@ -95,15 +96,17 @@ def rough(n: int, law: object, sde: LinearSDE, size: float, rate: float) -> Subj
 
 
 SUBJECTS: dict[str, Callable[[int, Path], Subject]] = {
-    "published, MNIST": lambda n, m: foreign(n, "mnist"),
-    "published, Fashion-MNIST": lambda n, m: foreign(n, "fashion"),
+    "published, MNIST": lambda n, m: grey(n, published("mnist"), "mnist"),
+    "published, Fashion-MNIST": lambda n, m: grey(n, published("fashion"), "fashion"),
     "digits, U-Net": lambda n, m: digits(n, "U-Net", m),
     "digits, MLP": lambda n, m: digits(n, "MLP", m),
     "digits, U-Net of 30 steps": lambda n, m: digits(n, "few", m),
     "digits, random U-Net": lambda n, m: digits(n, "random", m),
     "digits, U-Net in bfloat16": lambda n, m: digits(n, "bfloat16", m),
     "digits, U-Net told a step index": lambda n, m: digits(n, "stepped", m),
-    "MNIST, U-Net": lambda n, m: mnist(min(n, 4)),
+    "MNIST, VP": lambda n, m: ours(n, "mnist-vp", "mnist"),
+    "Fashion-MNIST, VP": lambda n, m: ours(n, "fashion-mnist", "fashion"),
+    "MNIST, EDM with Fourier features": lambda n, m: ours(min(n, 4), "mnist", "mnist"),
     "law, VP": lambda n, m: rough(n, DigitClasses(), VP(), 0.0, 0.0),
     "law, EDM": lambda n, m: rough(n, DigitClasses(), EDM(T=80.0), 0.0, 0.0),
     "law with a slow wave, VP": lambda n, m: rough(n, DigitClasses(), VP(), 0.05, 2.0),
@@ -132,7 +135,11 @@ def measured(s: Subject, method: Integrator | Embedded | None) -> tuple[Tensor, 
     """log p of each sample and what is said of its error, a dimension in the subject's unit; network calls a sample."""
     d, score = s.x[0].numel(), Asked(s.score)
     how = Quadrature(method, Exact() if d <= 16 else Hutchinson(2, fresh=False))
-    found = log_prob(s.sde.reverse(score), s.x, around=s.around, how=how, noise=noise(1))
+    p = s.sde.reverse(score)
+    if s.grey is None:
+        found = log_prob(p, s.x, around=s.around, how=how, noise=noise(1))
+    else:
+        found = log_prob(p, *told(s.x, s.grey), around=s.around, how=how, noise=noise(1))
     return found.log_p / (d * s.nats), found.solver_error / (d * s.nats), score.samples / len(s.x)
 
 
