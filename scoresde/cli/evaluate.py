@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import Dataset
 from ..files import digest, write
-from ..lab import Classifier, origin, quality
+from ..lab import Classifier, frechet_bias, origin, quality
 from ..shapes import count
 from ..units import Units
 from .common import as_array, place
@@ -40,7 +40,11 @@ def run(o: Namespace) -> None:
     said = "a classifier fitted to the training images" if images else "the numbers themselves"
     print(f"{min(n, len(train))} samples against {len(held)} held out of {source!r}; features: {said}")
     print("\n".join(f"  {row}" for row in rows))
+    seen = against.flatten(1) if features is None else features(against)
+    bias = frechet_bias(seen.double().T.cov(), n, len(held))
+    print(f"  of the frechet distance {bias:.4f} is what {n} and {len(held)} samples of one Gaussian have in the mean")
     of: dict[str, Any] = {"samples": digest(content), "n": n, "data": data.digest, "features": said}
+    of["frechet_bias"] = bias
     o.out.parent.mkdir(parents=True, exist_ok=True)
     written = {**origin(device), **of, "quality": [{k: _plain(v) for k, v in vars(row).items()} for row in rows]}
     write(o.out, json.dumps(written, indent=2).encode())

@@ -8,7 +8,7 @@ from .gaussian import GaussianLaw, gaussian_law_of
 from .law import law_of, law_path
 from .likelihoods import Target
 from .line import LineLaw, tabulated
-from .metrics import Classifier, energy_distance, frechet, nearest, sliced_wasserstein, weights_error
+from .metrics import Classifier, energy_distance, frechet, frechet_bias, nearest, sliced_wasserstein, weights_error
 from .orders import Limit, PathErrors, Slope, path_errors, paths, resolved, slope
 from .plane import PlaneLaw, plane_law_of
 from .problems import DigitClasses, Lattice, Modes, Problem
@@ -21,7 +21,8 @@ __all__ = [
     "COMPARED", "LINE", "PROCESSES", "SPACINGS", "SPREAD", "Classifier", "DigitClasses", "GaussianLaw", "Lattice",
     "Limit", "LineLaw", "Mixing", "Modes", "Neighbourhoods", "PathErrors", "PlaneLaw", "Problem", "Quality", "Row",
     "Slope", "Solver", "Subject", "Target", "adaptive", "bench", "compare", "copied", "density_paths", "diffusions",
-    "energy_distance", "error_budget", "exact_rows", "exact_subject", "floors", "flows", "frechet", "gaussian_law_of",
+    "energy_distance", "error_budget", "exact_rows", "exact_subject", "floors", "flows", "frechet", "frechet_bias",
+    "gaussian_law_of",
     "kernel_distance", "law_of", "law_path", "memorised_subject", "mixing", "nearest", "neighbour_test", "on_grid",
     "origin", "path_errors", "paths", "plane_law_of", "quality", "resolved", "sliced_wasserstein", "slope", "tabulated",
     "trained_subject", "tuned", "weights_error",

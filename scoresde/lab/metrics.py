@@ -35,6 +35,31 @@ def frechet(a: Tensor, b: Tensor) -> float:
     return float((m_a - m_b).square().sum() + (R_a.T @ P - R_b.T @ Q.T).square().sum())
 
 
+def frechet_bias(covariance: Tensor, n: int, m: int) -> float:
+    """The mean of `frechet` between n and m samples of one Gaussian, to first order in 1/n and 1/m,
+
+        (1/n + 1/m) (sum_i 5/4 l_i + sum_ij l_i l_j / (2 (l_i + l_j))),
+
+    with l the eigenvalues of its covariance (d, d): a law has this distance from itself. Differences E of covariances
+    are sum_ij E_ij^2 / (2 (l_i + l_j)) apart (Bhatia, Jain & Lim 2019, section 4), and those of samples have variance
+    l_i l_j (1 + [i = j]) (1/n + 1/m). It says little unless n and m are well above d.
+
+    Raises ValueError unless covariance is a symmetric matrix without negative eigenvalues, and n and m are from 2 on.
+    """
+    for name, number in (("n", n), ("m", m)):
+        count(name, number, least=2)
+    C = state("covariance", covariance).double()
+    if C.ndim != 2 or C.shape[0] != C.shape[1] or not torch.allclose(C, C.T):
+        raise ValueError(f"covariance must be a symmetric matrix, got shape {tuple(C.shape)}")
+    eigen = torch.linalg.eigvalsh(C)
+    if eigen[0] < -1e-9 * eigen[-1].abs():
+        raise ValueError(f"covariance must have no negative eigenvalue, got {float(eigen[0]):g}")
+    low = eigen.clamp_min(0)
+    both = low[:, None] + low
+    pairs = torch.where(both > 0, low[:, None] * low / (2 * both), torch.zeros_like(both))
+    return float((5 / 4 * low.sum() + pairs.sum()) * (1 / n + 1 / m))
+
+
 def _root(x: Tensor) -> Tensor:
     """R, (min(n, d), d), with R^T R the covariance of centred rows x (n, d)."""
     return torch.linalg.qr(x, mode="r")[1] / (len(x) - 1) ** 0.5
