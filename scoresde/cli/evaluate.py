@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor
 from ..data import Dataset
 from ..files import digest, write
 from ..lab import Classifier, frechet_bias, origin, quality
-from ..shapes import count
+from ..shapes import count, shown
 from ..units import Units
-from .common import as_array, place
-from .parts import read_data
+from .common import as_array, code_of, place
+from .parts import evaluated, own_module, read_data, told
 
 
 def run(o: Namespace) -> None:
@@ -26,25 +27,32 @@ def run(o: Namespace) -> None:
     content, x = _samples(file, data)
     n = len(x) if o.n is None else count("n", o.n, least=12, most=len(x))
     train, held = data.values(data.train), data.values(data.held_out)
+    own = o.features is not None and own_module(o.features) != ""
+    if o.features not in (None, "classifier", "numbers") and not own:
+        raise ValueError(f"features must be classifier, numbers or package.module:function, got {o.features!r}")
     if o.features == "classifier" and (len(data.shape) != 3 or data.train_labels is None):
         raise ValueError("features must be numbers unless the data are images with labels, got 'classifier'")
-    images = len(data.shape) == 3 and data.train_labels is not None and o.features != "numbers"
+    images = own or (len(data.shape) == 3 and data.train_labels is not None and o.features != "numbers")
     if data.units:
         x = data.units.standardise(x)
     elif not images and data.quantized is None:
         units = Units.fit(train)
         x, train, held = (units.standardise(part) for part in (x, train, held))
-    features = Classifier.fit(train.to(device), data.train_labels, o.seed).features if images else None
+    features: Callable[[Tensor], Tensor] | None = None
+    if own:
+        features = _own(o.features)
+    elif images:
+        features = Classifier.fit(train.to(device), data.train_labels, o.seed).features
     made, real, against = (part.to(device, torch.float32 if images else torch.float64) for part in (x[:n], train, held))
     rows = quality(made, real, against, features, o.seed)
-    said = "a classifier fitted to the training images" if images else "the numbers themselves"
+    said = o.features if own else "a classifier fitted to the training images" if images else "the numbers themselves"
     print(f"{min(n, len(train))} samples against {len(held)} held out of {source!r}; features: {said}")
     print("\n".join(f"  {row}" for row in rows))
     seen = against.flatten(1) if features is None else features(against)
     bias = frechet_bias(seen.double().T.cov(), n, len(held))
     print(f"  of the frechet distance {bias:.4f} is what {n} and {len(held)} samples of one Gaussian have in the mean")
     of: dict[str, Any] = {"samples": digest(content), "n": n, "data": data.digest, "features": said}
-    of["frechet_bias"] = bias
+    of |= {"frechet_bias": bias, "code": code_of(o)}
     o.out.parent.mkdir(parents=True, exist_ok=True)
     written = {**origin(device), **of, "quality": [{k: _plain(v) for k, v in vars(row).items()} for row in rows]}
     write(o.out, json.dumps(written, indent=2).encode())
@@ -63,6 +71,21 @@ def _samples(file: Path, data: Dataset) -> tuple[bytes, Tensor]:
     if not x.is_floating_point() or tuple(x.shape[1:]) != data.shape:
         raise ValueError(f"samples must be numbers of shape (n, *{data.shape}), got {x.dtype} of {tuple(x.shape)}")
     return content, x
+
+
+def _own(text: str) -> Callable[[Tensor], Tensor]:
+    """A function of one's own, called on 256 samples at a time. Raises ValueError unless it makes a row of each."""
+    made = evaluated("features", text, {})
+
+    def features(x: Tensor) -> Tensor:
+        with told("features", text), torch.no_grad():
+            rows = [made(part) for part in x.split(256)]
+            for part, row in zip(x.split(256), rows, strict=True):
+                if not isinstance(row, Tensor) or row.ndim != 2 or len(row) != len(part) or not row.is_floating_point():
+                    raise ValueError(f"it must make floating-point rows of {tuple(part.shape)}, got {shown(row)}")
+            return torch.cat(rows)
+
+    return features
 
 
 def _require_ours(out: Path) -> None:

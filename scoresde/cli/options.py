@@ -32,8 +32,8 @@ def train(parser: ArgumentParser) -> None:
     add("--weight", metavar="W", help="of the loss: Simple, MinSNR(5), MaximumLikelihood; 1 on the network's output")
     add("--times", metavar="LAW", help="LogNormal(-1.2, 1.2), which is the default, UniformLogSNR, UniformTime")
     add("--steps", metavar="N", type=int, help="optimiser steps (5000)")
-    add("--batch", metavar="N", type=int, help="samples a step, over all processes (32, or 64 of many images)")
-    add("--lr", metavar="X", type=float, help="learning rate of Adam (0.004, less for a wide network)")
+    add("--batch", metavar="N", type=int, help="samples a step, over all processes; 64 of many images (32)")
+    add("--lr", metavar="X", type=float, help="learning rate of Adam; less for a wide network (0.004)")
     add("--warmup", metavar="N", type=int, help="steps over which it rises from 0 (100)")
     add("--decay", metavar="X", type=float, help="share of the steps, at the end, over which it falls to 0 (0.5)")
     add("--beta2", metavar="X", type=float, help="Adam's memory of squared gradients (0.99)")
@@ -139,9 +139,7 @@ def evaluate(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("samples", type=place, help="a .npy file, or the folder that `scoresde sample` wrote")
     add("data", help="digits, FILE.npy, a folder, ...: what the model was trained on")
-    add(
-        "--features", choices=("classifier", "numbers"), help="what distances are of (of images with labels the former)"
-    )
+    add("--features", metavar="F", help="classifier, as of images with labels, numbers, package.module:function of x")
     add("--n", metavar="N", type=int, help="how many of the samples (all)")
     shared(parser, "runs/quality.json", "the file to write")
 

@@ -2,13 +2,14 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from scoresde import iid
-from scoresde.cli import main
+from scoresde.cli import Parser, evaluate, main
 from scoresde.data import Digits, Ring
 from scoresde.lab import Classifier, quality
 from scoresde.units import Units
@@ -63,6 +64,35 @@ def test_images_with_labels(tmp_path):
     assert "classifier" in json.loads(out.read_text())["features"]
 
 
+def test_features_of_ones_own(tmp_path, monkeypatch):
+    """A function of images, named as other parts are, is what distances are of, a few samples at a time; its code is
+    known by its digest, and what makes no rows is refused.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_here.py").write_text(
+        "sizes = []\ndef half(x):\n    sizes.append(len(x))\n    return x.flatten(1)[:, ::2]\n"
+        "def one(x):\n    return x.sum()\n"
+    )
+    data, out = Digits().load(), tmp_path / "q.json"
+    samples = written(tmp_path, data.values(data.train[:600]))
+    assert main(["evaluate", samples, "digits", "--features", "mine_here:half", "--out", str(out)]) == 0
+    x, train, held = (data.values(part) for part in (data.train[:600], data.train, data.held_out))
+    same(rows(out), quality(x, train, held, lambda x: x.flatten(1)[:, ::2], 0))
+    said = json.loads(out.read_text())
+    assert said["features"] == "mine_here:half" and list(said["code"]) == ["mine_here"]
+    assert max(sys.modules["mine_here"].sizes) == 256
+    for text, says in (
+        ("mine_here:one", "features must be like .*it must make floating-point rows of"),
+        ("inception", "features must be classifier, numbers or"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            evaluate.run(
+                Parser("evaluate").parse_args(
+                    [samples, "digits", "--features", text, "--out", str(tmp_path / "r.json")]
+                )
+            )
+
+
 def test_a_table_in_its_own_units(tmp_path):
     """Samples are compared with the data as they came, however those are stored."""
     a = 1e6 + 100 * np.random.RandomState(0).randn(300, 2)
@@ -81,6 +111,10 @@ def test_a_table_in_its_own_units(tmp_path):
         ({"samples": "wide.npy"}, r"samples must be numbers of shape \(n, \*\(2,\)\), got torch.float64 of \(20, 3\)"),
         ({"--n": "5"}, "n must be a whole number >= 12"),
         ({"--n": "50"}, "<= 20"),
+        (
+            {"--features": "inception"},
+            "features must be classifier, numbers or package.module:function, got 'inception'",
+        ),
         ({"--features": "classifier"}, "features must be numbers unless the data are images with labels"),
         ({"--out": "other.json"}, "out must be new, or a table of this command"),
         ({"--out": "."}, "out must be a file to write"),
