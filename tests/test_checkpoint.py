@@ -111,7 +111,9 @@ SOURCES = st.one_of(
     st.builds(Table, PATHS, st.lists(WORDS, unique=True).map(tuple), st.just(""), number(0, 0.9), st.integers(0, 99)),
     st.builds(Idx, PATHS, st.lists(WORDS, unique=True).map(tuple), st.sampled_from(["", "letters"])),
     st.builds(Cifar10, PATHS),
-    st.builds(Mapped, PATHS, st.none() | PATHS, st.none() | st.integers(2, 256), number(0, 0.9), st.booleans()),
+    st.builds(
+        Mapped, PATHS, st.none() | PATHS, st.none() | st.integers(2, 256), number(0, 0.9), st.booleans(), st.none()
+    ),
 )
 BASES = {
     LinearSDE: SDES,

@@ -1,12 +1,15 @@
 """The networks: any size in, the same size out; rows apart; told of noise level and class; every weight used."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from scoresde.nn import MLP, DDPMpp, NCSNpp, UNet, drop_labels
-from scoresde.nn.song import Fourier, Resample
+from scoresde.nn.song import BigBlock, Fourier, PixelAttention, Positional, Resample, Shrink
 from scoresde.noise import seeded
 
 
@@ -166,6 +169,61 @@ def test_resampling(filtered):
     inside = up(slope)[0, 0, 5, 2:-2].diff()
     assert torch.allclose(inside, torch.full((11,), 0.5)) == filtered
     assert down(torch.zeros(1, 1, 7, 5)).shape[2:] == (4, 3)
+
+
+def test_how_the_clock_is_told():
+    """Numbers written out: sines, then cosines; frequencies 1 to 1e-4, or 2 pi times those that were drawn."""
+    c = torch.tensor([0.7])
+    want = [math.sin(0.7), math.sin(0.7e-4), math.cos(0.7), math.cos(0.7e-4)]
+    torch.testing.assert_close(Positional(4)(c), torch.tensor([want]))
+    waves = Fourier(4)
+    w = waves.bits.view(torch.float32).tolist()
+    want = [f(2 * math.pi * 0.7 * v) for f in (math.sin, math.cos) for v in w]
+    torch.testing.assert_close(waves(c), torch.tensor([want]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("resample", [None, Resample(False, True)], ids=["as it is", "halved"])
+def test_a_block_is_its_formula(resample):
+    """Sums are divided by sqrt 2, the clock comes in between the convolutions, and both branches are resampled."""
+    block, x, v = awake(BigBlock(4, 4, 6, 0.0, resample)), torch.randn(2, 4, 6, 6), torch.randn(2, 6)
+    r = (lambda y: y) if resample is None else resample
+    h = block.conv1(r(nn.functional.silu(block.norm1(x)))) + block.told(v)[:, :, None, None]
+    want = (block.skip(r(x)) + block.conv2(nn.functional.silu(block.norm2(h)))) / 2**0.5
+    torch.testing.assert_close(block(x, v), want)
+    assert isinstance(block.skip, nn.Identity) == (resample is None)
+
+
+def test_attention_is_its_formula():
+    """One head of all channels, softmax of q.k/sqrt(C), the sum over sqrt 2."""
+    part, x = awake(PixelAttention(8)), torch.randn(2, 8, 3, 5)
+    q, k, u = part.qkv(part.norm(x)).flatten(2).chunk(3, 1)
+    share = (torch.einsum("bci,bcj->bij", q, k) / 8**0.5).softmax(2)
+    y = torch.einsum("bij,bcj->bci", share, u).view(x.shape)
+    torch.testing.assert_close(part(x), (x + part.out(y)) / 2**0.5, rtol=1e-4, atol=1e-5)
+
+
+def test_where_attention_is():
+    """At the heights that are named: after every block on the way down, after the last one on the way up; and between
+    the two blocks of the bottom.
+    """
+    net = DDPMpp((1, 32, 32), 4, (1, 1, 1), 2, (16,))
+    has = [[stage.attention is not None for stage in part] for part in (net.down, net.bottom, net.up)]
+    off, on = False, True
+    assert has[0] == [off, off, off, on, on, off, off, off] and has[1] == [off, on, off]
+    assert has[2] == [off, off, off, off, off, off, on, off, off, off, off]
+
+
+def test_how_the_image_is_made_smaller():
+    """Smoothed at every pixel, then a convolution at every second: taps are neighbours, and sides are rounded up."""
+    part = Shrink(1, 1)
+    part.conv.weight.data.zero_()[..., 1, 1] = 1
+    part.conv.bias.data.zero_()
+    x = torch.randn(1, 1, 8, 6)
+    torch.testing.assert_close(part(x), Resample(False, True)(x))
+    part.conv.weight.data.zero_()[..., 1, 2] = 1
+    along = torch.arange(16.0).expand(1, 1, 16, 16)
+    torch.testing.assert_close(part(along)[0, 0, 4, 2:-2], along[0, 0, 0, ::2][2:-2] + 1.5)
+    assert part(torch.zeros(1, 1, 7, 1)).shape[2:] == (4, 1)
 
 
 def test_the_image_is_fed_in_at_every_level():

@@ -6,7 +6,9 @@ import os
 import warnings
 from argparse import Namespace
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,7 +127,9 @@ def _file_of(source: Source | None) -> Path | None:
 
 def code_of(o: Namespace) -> dict[str, str]:
     """The sha256 of each module of one's own that was named in o, by its name: other code gives other results."""
-    told = [getattr(o, name, None) or [] for name in ("step", "sde", "net", "law", "method", "trace", "grid")]
+    told = [
+        getattr(o, name, None) or [] for name in ("step", "sde", "net", "law", "method", "trace", "grid", "features")
+    ]
     texts = [
         text for value in told for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
     ]
@@ -153,13 +157,22 @@ def join_processes() -> int:
     if "WORLD_SIZE" not in os.environ:
         return 0
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=7))  # some samples take far longer than others
     return dist.get_rank()
 
 
 def processes() -> int:
     """How many share the work."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def agreed(value: Any) -> Any:
+    """What the first process says, for all of them."""
+    said = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(said, device=torch.device("cpu"))
+    return said[0]
 
 
 def total(value: int) -> int:

@@ -19,6 +19,7 @@ from ..shapes import count
 from ..steps import Step, Tuning, draw, started
 from ..steps.fit import estimated
 from .common import (
+    agreed,
     as_array,
     as_bytes,
     code_of,
@@ -39,8 +40,7 @@ DONE = "samples.npy"
 
 def run(o: Namespace) -> None:
     """Sample."""
-    rank, n, device = join_processes(), count("n", o.n), place(o)
-    batch = min(count("batch", o.batch), -(-n // processes()))
+    rank, n, batch, device = join_processes(), count("n", o.n), count("batch", o.batch), place(o)
     read("sde", o.sde, LinearSDE)  # before the checkpoint, which may be of this process of your own
     found = model_of(o, device)
     fitting(n, found.shape)
@@ -58,9 +58,10 @@ def run(o: Namespace) -> None:
             if rank == 0:
                 print(f"{o.out / DONE} is complete already")
             return
-        like, starts = torch.empty(0, device=device), range(0, n, batch)
-        parts = [f"part-{start:08d}-{min(batch, n - start):08d}.npy" for start in starts]
-        shown = bar(starts[rank :: processes()], desc="sample", unit="batch", disable=rank > 0)
+        like = torch.empty(0, device=device)
+        parts = {start: f"part-{start:08d}-{min(batch, n - start):08d}.npy" for start in range(0, n, batch)}
+        missing = agreed([start for start, part in parts.items() if rank == 0 and folder.read(part) is None])
+        shown = bar(missing[rank :: processes()], desc="sample", unit="batch", disable=rank > 0)
         score.ask = lambda calls: shown.set_postfix(calls=calls, refresh=False)
         drawn = []
 
@@ -72,12 +73,12 @@ def run(o: Namespace) -> None:
             )
 
         for start in shown:
-            folder.kept(parts[start // batch], partial(draw_part, start))
+            folder.keep(parts[start], draw_part(start))
         calls, now = total(score.nfe), total(len(drawn))
         if rank > 0:
             return
         folder.gather()
-        x = torch.from_numpy(np.concatenate([as_array(folder.read(part) or b"") for part in parts]))
+        x = torch.from_numpy(np.concatenate([as_array(folder.read(part) or b"") for part in parts.values()]))
         own = x if found.units is None else found.units.restore(x)
         picture(own, found.units, o.out / "samples.png")
         folder.keep(DONE, as_bytes(own.numpy()))  # last, since it says that all is there

@@ -11,7 +11,7 @@ from .. import grid
 from ..checkpoint import exists, load
 from ..data import Dataset
 from ..loss import MaximumLikelihood, Times, Unbiased, UniformTime, Weight
-from ..model import Karras, ScoreModel
+from ..model import Karras, LogSNR, ScoreModel
 from ..noise import seeded
 from ..process import LinearSDE
 from ..shapes import number
@@ -78,7 +78,8 @@ def _model(o: Namespace, recipe: Recipe | None, sde: LinearSDE | None, data: Dat
         return recipe.model(data, o.conditional)
     sde = sde or (recipe.sde if recipe else read("sde", "vp", LinearSDE))
     with seeded(o.seed):
-        return ScoreModel(read_net(o.net, data.shape, data.classes * o.conditional), sde, Karras(data.around))
+        net, clock = read_net(o.net, data.shape, data.classes * o.conditional), recipe.clock if recipe else LogSNR()
+        return ScoreModel(net, sde, Karras(data.around), clock)
 
 
 def _view(o: Namespace, data: Dataset, step: int, model: ScoreModel) -> None:

@@ -88,7 +88,7 @@ class Dataset:
             self._compare_columns()
 
     def _compare_columns(self) -> None:
-        constant = (self.train == self.train[0]).all(0)
+        constant = torch.stack([(part == self.train[0]).all(0) for part in self.train.split(4096)]).all(0)
         if constant.any():
             k, n = int(constant.nonzero()[0]), int(constant.sum())
             warnings.warn(f"{n} columns of train are constant, such as {k}: leave out what is known", stacklevel=4)

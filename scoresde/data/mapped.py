@@ -1,9 +1,11 @@
 """Samples that stay on the disk."""
 
+import mmap
 import os
-import warnings
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +13,12 @@ import torch
 from ..shapes import count
 from .dataset import Dataset, Source, check_split, flag, known_path
 from .divide import discrete, require_continuous
+
+PRIVATE: dict[str, Any] = {"access": mmap.ACCESS_COPY}
+"""What is written stays here."""
+if hasattr(mmap, "MAP_PRIVATE"):  # nor is memory set aside for it, which there may be too little of
+    private = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+    PRIVATE = {"flags": private, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Mapped(Source):
     """The share of the samples, at the end, that is not trained on."""
     series: bool = False
     """Whether an array (n, channels, length) holds series; images of one channel unless said."""
+    channels_last: bool | None = None
+    """False where the shape looks as if images were stored as (n, height, width, channels), which they must not be."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", known_path("path", self.path))
@@ -41,6 +51,8 @@ class Mapped(Source):
         if self.levels is not None:
             count("levels", self.levels, least=2, most=256)
         flag("series", self.series)
+        if self.channels_last not in (None, False):
+            raise ValueError(f"channels_last must be False or None, got {self.channels_last!r}")
         check_split(self.held_out, 0)
 
     def load(self) -> Dataset:
@@ -55,8 +67,11 @@ class Mapped(Source):
                 f"{self.path} must hold uint8 or float32 of shape (n, *D) with n > 1, in the order of C, got {a.dtype} "
                 f"of {a.shape}: store it as that, or take Array"
             )
-        if a.ndim >= 4 and a.shape[-1] <= 4 < a.shape[1]:
-            raise ValueError(f"{self.path} must hold images with channels first, got {a.shape}: store it as that")
+        if self.channels_last is None and a.ndim >= 4 and a.shape[-1] <= 4 < a.shape[1]:
+            raise ValueError(
+                f"{self.path} of shape {a.shape} must hold images with channels first: channels_last=False says that "
+                "it does; if not, store it as that"
+            )
         if self.series and a.ndim != 3:
             raise ValueError(f"series must be False for {self.path} of {a.shape}, which is no (n, channels, length)")
         y = None if self.labels is None else _opened(self.labels)
@@ -83,11 +98,12 @@ def _opened(path: Path) -> np.ndarray:
     if not os.path.isfile(path):
         raise ValueError(f"path must be a .npy file, got {str(path)!r}, which is not there")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            found = np.load(path, mmap_mode="c", allow_pickle=False)
-        if not isinstance(found, np.ndarray):
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.memmap):
             raise ValueError("it holds several arrays")
-        return found
+        with open(path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, **PRIVATE)
+        order: Literal["C", "F"] = "C" if found.flags.c_contiguous else "F"
+        return np.ndarray(found.shape, found.dtype, content, found.offset, order=order)
     except Exception as error:  # numpy raises several kinds for a damaged file
         raise ValueError(f"{path} cannot be read as a .npy file: {error}") from error

@@ -6,6 +6,7 @@ and whose sum is divided by sqrt 2. Written from the paper's description; publis
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -17,6 +18,7 @@ from .embed import DEEPEST, Embedding, Network, Waves, affordable, zeroed
 from .unet import norm
 
 HALF = 0.5**0.5
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 class Positional(Waves):
@@ -73,12 +75,30 @@ class Resample(nn.Module):
         return F.conv2d(F.pad(x, (1, 1 + width % 2, 1, 1 + height % 2)), kernel, stride=2, groups=channels)
 
 
-def conv(before: int, after: int, side: int = 3) -> nn.Conv2d:
-    """A convolution with weights of Xavier's uniform law and no bias at first."""
-    layer = nn.Conv2d(before, after, side, padding=side // 2)
+def _begun(layer: Layer) -> Layer:
+    """The layer with weights of Xavier's uniform law and no bias."""
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
+
+
+def conv(before: int, after: int, side: int = 3) -> nn.Conv2d:
+    """A convolution that keeps the sides."""
+    return _begun(nn.Conv2d(before, after, side, padding=side // 2))
+
+
+class Shrink(nn.Module):
+    """A convolution at every second pixel of what the filter (1, 3, 3, 1)/8 has smoothed."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.filter, self.conv = Resample(False, True), nn.Conv2d(before, after, 3, stride=2)
+        _begun(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels, (height, width) = x.shape[1], x.shape[2:]
+        wide = F.pad(x, (2, 2 + width % 2, 2, 2 + height % 2))
+        return self.conv(F.conv2d(wide, self.filter.kernel.to(x).expand(channels, 1, 4, 4), groups=channels))
 
 
 class BigBlock(nn.Module):
@@ -86,7 +106,7 @@ class BigBlock(nn.Module):
 
     def __init__(self, before: int, after: int, dim: int, dropout: float, resample: nn.Module | None = None) -> None:
         super().__init__()
-        self.norm1, self.conv1, self.told = norm(before, 1e-6), conv(before, after), nn.Linear(dim, after)
+        self.norm1, self.conv1, self.told = norm(before, 1e-6), conv(before, after), _begun(nn.Linear(dim, after))
         self.norm2, self.conv2 = norm(after, 1e-6), zeroed(conv(after, after))
         self.resample = nn.Identity() if resample is None else resample
         self.skip = conv(before, after, 1) if before != after or resample is not None else nn.Identity()
@@ -188,7 +208,7 @@ class DDPMpp(Network):
                 skips.append(now)
                 if self.pyramid:
                     before = shape[0] if i == 0 else widths[i - 1]
-                    self.shrink.append(nn.Sequential(Resample(False, True), conv(before, now)))
+                    self.shrink.append(Shrink(before, now))
         self.bottom = nn.ModuleList([block(now, now, 0), BigStage(None, PixelAttention(now)), block(now, now, 0)])
         for i, after in reversed(list(enumerate(widths))):
             for k in range(blocks + 1):
@@ -223,7 +243,7 @@ class DDPMpp(Network):
 class NCSNpp(DDPMpp):
     """NCSN++, Song et al.'s (2021) network for VE, with the arguments of `DDPMpp`: sides are halved and doubled with a
     filter, the image itself is fed in at every level, made smaller ("residual" progressive input), and the clock, which
-    was log sigma, `LogSNR(-0.5)`, is told by random Fourier features.
+    was log sigma, `LogSNR(-1)`, is told by random Fourier features.
 
     These make the score rough in the noise level, so that likelihoods cost more calls than with other clocks. The
     defaults are those of CIFAR-10: 62.8 million weights.

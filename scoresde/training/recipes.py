@@ -8,7 +8,7 @@ dequantisation of 256 levels these go down to noise of about an eighth of a leve
 
 Those of digits, MNIST and Fashion-MNIST are for hours of one CPU core at most. Those of CIFAR-10 are for a GPU: the
 networks are Song et al.'s (2021), NCSN++ for VE and DDPM++ for the others, in the size for which it published results,
-told log SNR or, for VE, log sigma; smaller ones are named beside the recipe, as in `--net "DDPMpp(width=32)"`.
+told log SNR or, for VE, log sigma; a smaller one is named beside the recipe, as in `--net "NCSNpp(width=32)"`.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import nn
 from ..data import Dataset
 from ..loss import MaximumLikelihood, Unbiased, UniformLogSNR
 from ..model import Clock, Karras, LogSNR, ScoreModel
-from ..nn import MLP, DDPMpp, NCSNpp, Network, UNet
+from ..nn import MLP, DDPMpp, NCSNpp, UNet
 from ..noise import seeded
 from ..process import EDM, VE, VP, LinearSDE, SubVP
 from .settings import Settings
@@ -87,7 +87,7 @@ def _made() -> dict[str, Recipe]:
         for process, (for_samples, for_likelihood) in _processes(images).items():
             own = recipe
             if recipe.net is DDPMpp and process == "ve":
-                own = replace(recipe, net=NCSNpp, clock=LogSNR(-0.5))
+                own = replace(recipe, net=NCSNpp, clock=LogSNR(-1.0))
             found[f"{images}-{process}"] = replace(own, sde=for_samples)
             found[f"{images}-{process}-likelihood"] = replace(own, sde=for_likelihood, settings=likely)
     return found
@@ -114,7 +114,9 @@ def usual_settings(net: nn.Module, data: Dataset) -> Settings:
     """Settings for a network and data where nothing is said: the learning rate falls in inverse proportion to a width
     above that of the recipes of digits, and 10,000 images or more come in batches of 64.
     """
-    width = getattr(net, "config", {}).get("width", 0) if isinstance(net, Network) else 0
-    most = (128 if isinstance(net, MLP) else 16) / max(width, 1)
+    most = 1.0
+    if isinstance(net, MLP | UNet | DDPMpp):
+        config: dict[str, Any] = net.config
+        most = (128 if isinstance(net, MLP) else 16) / config["width"]
     large = len(data.shape) == 3 and len(data.train) >= 10_000
     return Settings(lr=Settings.lr * min(1.0, most), batch=64 if large else Settings.batch)

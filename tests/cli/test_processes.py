@@ -14,7 +14,7 @@ import torch
 from test_kills import until
 
 from scoresde.checkpoint import exists, load
-from scoresde.cli import common, main
+from scoresde.cli import Parser, common, main, sample
 from scoresde.cli.folder import opened
 
 LAUNCH = [
@@ -45,8 +45,12 @@ def together(*args):
     return done.stdout
 
 
+def cut():
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
-def test_samples_of_two_processes(capsys, tmp_path, ring):
+def test_samples_of_two_processes(capsys, monkeypatch, tmp_path, ring):
     """They are those of one, in one file, and the calls that are told are those of both; what one process left off is
     gone on with by two, and nothing but the samples stays.
     """
@@ -56,6 +60,12 @@ def test_samples_of_two_processes(capsys, tmp_path, ring):
     said = together(*args, "--out", tmp_path / "two")
     assert re.search(r"(\d+) network calls, for the 6 of 6 batches", said).group() in told
     assert said.count("22 samples in") == 1
+    with monkeypatch.context() as at, pytest.raises(KeyboardInterrupt):
+        real, made = sample.draw, []
+        at.setattr(sample, "draw", lambda *a, **k: real(*a, **k) if made.append(0) or len(made) < 4 else cut())
+        sample.run(Parser("sample").parse_args([*map(str, args[1:]), "--out", str(tmp_path / "cut")]))
+    assert "for the 3 of 6 batches drawn now" in together(*args, "--out", tmp_path / "cut")
+    assert np.array_equal(np.load(tmp_path / "cut" / "samples.npy"), np.load(tmp_path / "one" / "samples.npy"))
     one, two = (np.load(tmp_path / name / "samples.npy") for name in ("one", "two"))
     assert one.shape == (22, 2) and np.array_equal(one, two)
     assert sorted(f.name for f in (tmp_path / "two").iterdir()) == sorted(f.name for f in (tmp_path / "one").iterdir())

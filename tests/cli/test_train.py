@@ -11,7 +11,7 @@ from torch import nn
 from scoresde import EDM, VE, VP, Quantized, Settings, load, loss, shipped
 from scoresde.cli import main
 from scoresde.data import Dataset, Digits
-from scoresde.nn import MLP, UNet
+from scoresde.nn import MLP, Network, UNet
 from scoresde.training import RECIPES, usual_net, usual_settings
 from scoresde.values import describe
 
@@ -83,6 +83,8 @@ def test_what_the_data_decide(shape, n, want, lr, batch):
     x = torch.zeros(1).expand(n, *shape) if n > 100 else torch.zeros(n, *shape)
     found = usual_settings(net, Dataset(x.to(torch.uint8), x[:0].to(torch.uint8), quantized=Quantized(256, -1.0, 1.0)))
     assert (found.lr, found.batch) == (lr, batch)
+    own = Network(width=[32, 64])
+    assert usual_settings(own, Dataset(torch.randn(9, 2), torch.randn(1, 2))) == Settings()
     assert usual_settings(nn.Linear(2, 2), Dataset(torch.randn(9, 2), torch.randn(1, 2))) == Settings()
 
 
@@ -110,6 +112,15 @@ def test_a_recipe_is_what_is_not_said(tmp_path):
     assert found.sde == EDM() and found.net.config["width"] == 8
     own = Settings(8, 16, lr=0.01, warmup=2, weight=loss.MaximumLikelihood(), times=loss.UniformTime(), seed=3)
     assert settings(tmp_path / "b") == describe(own)
+
+
+def test_the_clock_of_a_recipe(tmp_path):
+    """NCSN++ is told log sigma, also a smaller one that is named beside the recipe."""
+    net, sde = "NCSNpp(width=4, multipliers=(1,2), blocks=1)", RECIPES["cifar10-ve"].sde
+    assert run(tmp_path / "a", "--recipe", "cifar10-ve", "--net", net, "--views", 0) == 0
+    found, t = load(tmp_path / "a").model, torch.tensor([0.1, 1.0], dtype=torch.float64)
+    assert found.sde == sde
+    torch.testing.assert_close(found.clock(sde, t), sde.sigma(t).log(), rtol=1e-12, atol=0)
 
 
 def test_a_recipe_trains_as_its_parts(tmp_path):

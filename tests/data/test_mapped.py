@@ -1,11 +1,13 @@
 """Samples that stay on the disk: what an array in memory is, from the file, and what is refused."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from scoresde import VP, Karras, Quantized, ScoreModel
-from scoresde.data import Array, Dataset, Mapped
+from scoresde.data import Array, Dataset, Mapped, mapped
 from scoresde.nn import MLP
 from scoresde.noise import seeded
 from scoresde.training import Settings, train
@@ -67,6 +69,26 @@ def test_training_from_the_file(tmp_path, kind):
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="needs the size of the memory")
+def test_more_than_the_memory(tmp_path):
+    """A file of more bytes than the machine has is opened, here one with nothing in it, and read where it is asked."""
+    n = 2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    with (tmp_path / "x.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (n, 2**20)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + n * 2**20)
+    a = mapped._opened(tmp_path / "x.npy")
+    assert a.shape == (n, 2**20) and a.flags.writeable and a[-1, -1] == 0
+
+
+def test_latents_of_few_pixels(tmp_path):
+    """Channels that are more than four and sides that are fewer are taken where it is said that they are."""
+    a = np.random.RandomState(0).randn(20, 8, 4, 4).astype(np.float32)
+    assert Mapped(stored(tmp_path / "x.npy", a), channels_last=False).load().shape == (8, 4, 4)
+    with pytest.raises(ValueError, match="channels_last=False says"):
+        Mapped(tmp_path / "x.npy").load()
+
+
 def test_what_is_refused(tmp_path):
     """Files that are none, numbers that must be converted, channels last, labels of others: each by its name."""
     good = stored(tmp_path / "x.npy", bytes_of())
@@ -76,7 +98,7 @@ def test_what_is_refused(tmp_path):
         (np.asfortranarray(bytes_of()), "in the order of C"),
         (np.zeros(4, np.float32), "of shape .*with n > 1"),
         (np.full((4, 3), np.nan, np.float32), "must hold finite numbers"),
-        (bytes_of(shape=(8, 8, 3)), "must hold images with channels first"),
+        (bytes_of(shape=(8, 8, 3)), "must hold images with channels first: channels_last=False says"),
         (np.full((4, 3), 100, np.uint8), "levels must cover the grey levels"),
         (255 * np.ones((4, 3, 3), np.float32), "must hold whole numbers if these are grey levels"),
     ):
@@ -101,6 +123,7 @@ def test_what_is_refused(tmp_path):
         ({"held_out": 1.0}, "held_out"),
         ({"labels": 3}, "labels"),
         ({"series": 1}, "series"),
+        ({"channels_last": True}, "channels_last"),
     ):
         with pytest.raises(ValueError, match=f"^{named} must"):
             Mapped(good, **fields)
