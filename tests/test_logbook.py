@@ -139,10 +139,10 @@ def test_what_is_trained_is_said_first(capsys):
     train(model(), data(), Settings(steps=3, batch=20))
     first = capsys.readouterr().err.splitlines()[0]
     assert (
-        first.startswith("MLP of ")
+        first.startswith("MLP(width=8, depth=1) of 626 ")
         and "weights, VP(beta_min=0.1, beta_max=20.0, t_min=0.001); 60 samples of 2, as they are" in first
     )
-    assert first.endswith("and 10 held out; 3 steps of 20, 1 times all samples")
+    assert first.endswith("and 10 held out; 3 steps of 20, 1 times all samples, at a learning rate of 0.004")
     with pytest.raises(ValueError, match="net must take samples"):
         train(model(net=MLP((3,), 8, 1)), data(), Settings(steps=3))
     assert not capsys.readouterr().err

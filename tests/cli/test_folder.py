@@ -424,15 +424,15 @@ def test_bytes_that_were_changed(capsys, monkeypatch, tmp_path, file):
     other(tmp_path / "m")
     if file.startswith("part"):
         line = ["sample", str(tmp_path / "m"), "--n", "4", "--batch", "2", "--steps", "3"]
-        real = Folder.kept
+        real = Folder.keep
 
-        def kept(self, name, make):
+        def keep(self, name, content):
             if name.startswith("part-00000002"):
                 raise KeyboardInterrupt
-            return real(self, name, make)
+            real(self, name, content)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Folder, "kept", kept)
+            patch.setattr(Folder, "keep", keep)
             assert main([*line, "--out", str(out)]) == 130
         name = file
     elif file.startswith("truth"):
