@@ -27,30 +27,21 @@ def run(o: Namespace) -> None:
     content, x = _samples(file, data)
     n = len(x) if o.n is None else count("n", o.n, least=12, most=len(x))
     train, held = data.values(data.train), data.values(data.held_out)
-    own = o.features is not None and own_module(o.features) != ""
-    if o.features not in (None, "classifier", "numbers") and not own:
-        raise ValueError(f"features must be classifier, numbers or package.module:function, got {o.features!r}")
-    if o.features == "classifier" and (len(data.shape) != 3 or data.train_labels is None):
-        raise ValueError("features must be numbers unless the data are images with labels, got 'classifier'")
-    images = own or (len(data.shape) == 3 and data.train_labels is not None and o.features != "numbers")
+    features, said = _features(o, data, train.to(device))
     if data.units:
         x = data.units.standardise(x)
-    elif not images and data.quantized is None:
+    elif features is None and data.quantized is None:
         units = Units.fit(train)
         x, train, held = (units.standardise(part) for part in (x, train, held))
-    features: Callable[[Tensor], Tensor] | None = None
-    if own:
-        features = _own(o.features)
-    elif images:
-        features = Classifier.fit(train.to(device), data.train_labels, o.seed).features
-    made, real, against = (part.to(device, torch.float32 if images else torch.float64) for part in (x[:n], train, held))
+    dtype = torch.float32 if features else torch.float64
+    made, real, against = (part.to(device, dtype) for part in (x[:n], train, held))
     rows = quality(made, real, against, features, o.seed)
-    said = o.features if own else "a classifier fitted to the training images" if images else "the numbers themselves"
-    print(f"{min(n, len(train))} samples against {len(held)} held out of {source!r}; features: {said}")
+    compared = min(n, len(train))
+    print(f"{compared} samples against {len(held)} held out of {source!r}; features: {said}")
     print("\n".join(f"  {row}" for row in rows))
     seen = against.flatten(1) if features is None else features(against)
-    bias = frechet_bias(seen.double().T.cov(), n, len(held))
-    print(f"  of the frechet distance {bias:.4f} is what {n} and {len(held)} samples of one Gaussian have in the mean")
+    bias = frechet_bias(seen.double().T.cov(), compared, len(held))
+    print(f"  of the frechet distance {bias:.4f} is what so many samples of one Gaussian have in the mean")
     of: dict[str, Any] = {"samples": digest(content), "n": n, "data": data.digest, "features": said}
     of |= {"frechet_bias": bias, "code": code_of(o)}
     o.out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +62,23 @@ def _samples(file: Path, data: Dataset) -> tuple[bytes, Tensor]:
     if not x.is_floating_point() or tuple(x.shape[1:]) != data.shape:
         raise ValueError(f"samples must be numbers of shape (n, *{data.shape}), got {x.dtype} of {tuple(x.shape)}")
     return content, x
+
+
+def _features(o: Namespace, data: Dataset, train: Tensor) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+    """What distances are of, None for the numbers themselves, and what is said of it. Raises ValueError for a choice
+    that is none.
+    """
+    labelled = len(data.shape) == 3 and data.train_labels is not None
+    chosen = o.features or ("classifier" if labelled else "numbers")
+    if chosen == "numbers":
+        return None, "the numbers themselves"
+    if chosen == "classifier":
+        if not labelled:
+            raise ValueError("features must be numbers unless the data are images with labels, got 'classifier'")
+        return Classifier.fit(train, data.train_labels, o.seed).features, "a classifier fitted to the training images"
+    if not own_module(chosen):
+        raise ValueError(f"features must be classifier, numbers or package.module:function, got {chosen!r}")
+    return _own(chosen), chosen
 
 
 def _own(text: str) -> Callable[[Tensor], Tensor]:
