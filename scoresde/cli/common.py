@@ -177,10 +177,15 @@ def agreed(value: Any) -> Any:
 
 def total(value: int) -> int:
     """The sum over all processes, which wait for one another here."""
-    every = torch.tensor(int(value))
+    every = torch.tensor(value)
     if dist.is_initialized():
         dist.all_reduce(every)
     return int(every)
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    total(0)
 
 
 def as_bytes(a: np.ndarray) -> bytes:

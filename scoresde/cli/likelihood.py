@@ -18,7 +18,7 @@ from ..progress import bar, portions
 from ..reference import Reference
 from ..shapes import count
 from ..values import plain
-from .common import code_of, data_of, fitting, join_processes, label_of, model_of, one_subject, place, processes, total
+from .common import code_of, data_of, fitting, join_processes, label_of, model_of, one_subject, place, processes, wait
 from .folder import Folder, opened, read_rows
 from .parts import read
 
@@ -41,7 +41,7 @@ def run(o: Namespace) -> int:
     with opened(o.out, code_of(o), rank, command="likelihood", **kept) as folder:
         if rank == 0:
             _gather(folder)
-        total(0)
+        wait()
         done = {row["index"] for row in read_rows(o.out / LINES, folder.of, "index")}
         todo = [i for i in range(len(subject.x)) if i not in done][rank :: processes()]
         rows = folder.rows(f"part-{rank}.jsonl" if processes() > 1 else LINES, "index")
@@ -52,7 +52,7 @@ def run(o: Namespace) -> int:
                 except RuntimeError as error:
                     raise RuntimeError(f"in the batch of samples {index[0]} to {index[-1]}: {error}") from error
                 shown.update(len(index))
-        total(0)
+        wait()
         return _report(o, subject, _gather(folder)) if rank == 0 else 0
 
 

@@ -54,7 +54,7 @@ def run(o: Namespace) -> None:
     with opened(o.out, code_of(o), rank, command="sample", **kept) as folder:
         if rank == 0:
             folder.gather()
-        if total(rank == 0 and folder.read(DONE) is not None):
+        if agreed(rank == 0 and folder.read(DONE) is not None):
             if rank == 0:
                 print(f"{o.out / DONE} is complete already")
             return
@@ -63,18 +63,11 @@ def run(o: Namespace) -> None:
         missing = agreed([start for start, part in parts.items() if rank == 0 and folder.read(part) is None])
         shown = bar(missing[rank :: processes()], desc="sample", unit="batch", disable=rank > 0)
         score.ask = lambda calls: shown.set_postfix(calls=calls, refresh=False)
-        drawn = []
-
-        def draw_part(start: int) -> bytes:
-            drawn.append(start)
-            every = seeds(o.seed, min(batch, n - start), start)
-            return as_bytes(
-                draw(p, found.shape, ts, *steps, seeds=every, like=like, denoise=not o.no_denoise).cpu().numpy()
-            )
-
         for start in shown:
-            folder.keep(parts[start], draw_part(start))
-        calls, now = total(score.nfe), total(len(drawn))
+            every = seeds(o.seed, min(batch, n - start), start)
+            x = draw(p, found.shape, ts, *steps, seeds=every, like=like, denoise=not o.no_denoise)
+            folder.keep(parts[start], as_bytes(x.cpu().numpy()))
+        calls = total(score.nfe)
         if rank > 0:
             return
         folder.gather()
@@ -83,7 +76,7 @@ def run(o: Namespace) -> None:
         picture(own, found.units, o.out / "samples.png")
         folder.keep(DONE, as_bytes(own.numpy()))  # last, since it says that all is there
         folder.drop(*(name for (name,) in list(folder.files) if name.startswith("part-")))
-    print(f"{n} samples in {o.out}: {calls} network calls, for the {now} of {len(parts)} batches drawn now")
+    print(f"{n} samples in {o.out}: {calls} network calls, for the {len(missing)} of {len(parts)} batches drawn now")
 
 
 def _of_class(model: ScoreModel, label: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

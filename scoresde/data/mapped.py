@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,6 @@ import torch
 from ..shapes import count
 from .dataset import Dataset, Source, check_split, flag, known_path
 from .divide import discrete, require_continuous
-
-PRIVATE: dict[str, Any] = {"access": mmap.ACCESS_COPY}
-"""What is written stays here."""
-if hasattr(mmap, "MAP_PRIVATE"):  # nor is memory set aside for it, which there may be too little of
-    private = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-    PRIVATE = {"flags": private, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
 
 
 @dataclass(frozen=True)
@@ -93,6 +87,16 @@ class Mapped(Source):
         return Dataset(x[:kept], x[kept:], y_train, y_held, quantized)
 
 
+def _private(file: int) -> mmap.mmap:
+    """The content of a file; what is written into it stays here, and no memory is set aside for that, of which there
+    may be too little.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+    return mmap.mmap(file, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
 def _opened(path: Path) -> np.ndarray:
     """The array of a file; what is written into it would not reach the file. Raises ValueError, naming it."""
     if not os.path.isfile(path):
@@ -102,7 +106,7 @@ def _opened(path: Path) -> np.ndarray:
         if not isinstance(found, np.memmap):
             raise ValueError("it holds several arrays")
         with open(path, "rb") as file:
-            content = mmap.mmap(file.fileno(), 0, **PRIVATE)
+            content = _private(file.fileno())
         order: Literal["C", "F"] = "C" if found.flags.c_contiguous else "F"
         return np.ndarray(found.shape, found.dtype, content, found.offset, order=order)
     except Exception as error:  # numpy raises several kinds for a damaged file

@@ -22,8 +22,7 @@ __all__ = [
     "Limit", "LineLaw", "Mixing", "Modes", "Neighbourhoods", "PathErrors", "PlaneLaw", "Problem", "Quality", "Row",
     "Slope", "Solver", "Subject", "Target", "adaptive", "bench", "compare", "copied", "density_paths", "diffusions",
     "energy_distance", "error_budget", "exact_rows", "exact_subject", "floors", "flows", "frechet", "frechet_bias",
-    "gaussian_law_of",
-    "kernel_distance", "law_of", "law_path", "memorised_subject", "mixing", "nearest", "neighbour_test", "on_grid",
-    "origin", "path_errors", "paths", "plane_law_of", "quality", "resolved", "sliced_wasserstein", "slope", "tabulated",
-    "trained_subject", "tuned", "weights_error",
+    "gaussian_law_of", "kernel_distance", "law_of", "law_path", "memorised_subject", "mixing", "nearest",
+    "neighbour_test", "on_grid", "origin", "path_errors", "paths", "plane_law_of", "quality", "resolved",
+    "sliced_wasserstein", "slope", "tabulated", "trained_subject", "tuned", "weights_error",
 ]  # fmt: skip

@@ -241,9 +241,8 @@ class Adams(Integrator):
             Q, var = Q + fine[j] * node.q, var + fine[j] ** 2 * node.var
             c = 0.0 if j % 2 else coarse[j // 2]
             half, noise = half + c * node.q.detach(), noise + (fine[j] - c) ** 2 * node.var
-        change, chance = (h * (Q.detach() - half)).mean(1), (h**2 * noise).nan_to_num(0.0).sqrt()
-        seen = (change.abs() - chance).clamp_min(0) / 4
-        sure = (seen - (h**2 * var).nan_to_num(0.0).sqrt() / 4).clamp_min(0)
+        seen = _beyond((h * (Q.detach() - half)).mean(1), h**2 * noise) / 4
+        sure = _beyond(seen, h**2 * var / 16)
         return Solution(y, h * Q, h**2 * var, wrong + seen, wrong + sure, self.n + 2)
 
 

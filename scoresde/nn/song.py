@@ -18,7 +18,7 @@ from .embed import DEEPEST, Embedding, Network, Waves, affordable, zeroed
 from .unet import norm
 
 HALF = 0.5**0.5
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+_Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
 
 class Positional(Waves):
@@ -75,7 +75,7 @@ class Resample(nn.Module):
         return F.conv2d(F.pad(x, (1, 1 + width % 2, 1, 1 + height % 2)), kernel, stride=2, groups=channels)
 
 
-def _begun(layer: Layer) -> Layer:
+def _begun(layer: _Layer) -> _Layer:
     """The layer with weights of Xavier's uniform law and no bias."""
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
