@@ -26,7 +26,7 @@ from .conditions import Conditions, conditions, given, under
 from .coordinates import Coordinates, Place
 from .dequantize import Decoded, Dequantization, TruncatedNormal, Uniform
 from .prior import prior_mismatch
-from .quadrature import AsNeeded, Integrator, Node, integrate
+from .quadrature import AsNeeded, Common, Integrator, Node, integrate
 from .samples import entry, finite, rounding
 from .trace import Exact, Hutchinson, Probes, Trace
 
@@ -190,7 +190,7 @@ class Quadrature:
         """
         method = self.method or (Dopri5(1e-6, 1e-6) if d <= FEW else AsNeeded())
         trace = self.trace or (Exact() if d <= FEW else Hutchinson())
-        if isinstance(method, AsNeeded) and math.isnan(trace.apart):
+        if isinstance(method, AsNeeded) and not trace.tells:
             raise ValueError(
                 f"trace must tell its error at a node, by which AsNeeded refines, got {trace}: take Hutchinson(2), a "
                 "probe that is kept, Hutchinson(1, fresh=False), or a fixed number of calls, such as Adams(40)"
@@ -352,8 +352,13 @@ class _Path:
             if self.calls % 4 == 0:
                 self.rounded[rows] = self._rounding(p, at, y, z, node)
             self.calls += 1
-            node = node._replace(var=node.var + self.rounded[rows])
+            common = node.common and node.common._replace(var=node.common.var + self.rounded[rows])
+            node = node._replace(var=node.var + self.rounded[rows], common=common)
         return node
+
+    def together(self, n: int) -> None:
+        """The next n nodes share what lasts."""
+        self.probes.together(n)
 
     def skip(self, n: int) -> None:
         """Draw the probes of n nodes, and use none."""
@@ -375,19 +380,20 @@ class _Path:
         of, sde = self.coordinates, p.sde
         x, d, sigma, alpha = of.x(y, at), y[0].numel(), sde.sigma(at.t), like(at.alpha, y)
         s = like(sigma, y)
-        eps, trace, variance = self.probes.measure(lambda x, t: -s * p.ask(x, t), x, at.t, z)
+        eps, trace = self.probes.measure(lambda x, t: -s * p.ask(x, t), x, at.t, z)
         if self.first is None:
-            self.first = eps.detach(), trace.detach().mean(1)
-        many = at.t.ndim > 0
-        scale = (-sigma * at.rate).to(y)[..., None] if many else -sigma * at.rate
-        apart = self.probes.trace.apart
-        variance = variance * apart if apart else torch.zeros_like(variance)  # that of one kept probe is nan
-        constant = (d * (1 - of.std**2 / at.S**2) * at.rate).to(y)
+            self.first = eps.detach(), trace.q.detach().mean(1)
+        scale, constant = (-sigma * at.rate).to(y), (d * (1 - of.std**2 / at.S**2) * at.rate).to(y)
+        common = None
+        if trace.lasting:
+            value, var, part = trace.lasting
+            common = Common(scale * value + constant, torch.zeros_like(var), scale**2 * var, part)
         return Node(
             of.drift(y, at, (x - s * eps) / alpha),
-            scale * trace + (constant[:, None] if many else constant),
-            (sigma * at.rate).to(y) ** 2 * variance,
+            scale[..., None] * trace.q + constant[..., None],
+            scale**2 * trace.var,
             (-alpha * like(at.S / sigma, y) * eps).detach(),
+            common,
         )
 
     def end_bias(self, x: Tensor, t: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ pairs of `ode`, whose samples leave the batch when they have arrived; the first,
 that need it: `AsNeeded`.
 
 Where q is an estimate, so is what an error of Q is told from: it counts as far as it exceeds its standard error, and
-all of it where that is not known.
+all of it where that is not known. So that chance hides little, it is told from an estimate whose error is the same at
+all nodes of a block, if there is one: neighbours of Adams' method, the stages of a step of Runge and Kutta's. Of what
+their values differ by that error is no part.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -35,10 +37,21 @@ USUAL = 2.5
 """The size of y, and its inverse, up to which the coordinates are those of the samples, and few steps are trusted."""
 
 
+class Common(NamedTuple):
+    """An estimate of the mean of q, which has a part in it. value, (b,); the variance of its error that is independent
+    of other nodes, (b,); that which nodes of a block have in common, (b,); its part in the mean of q.
+    """
+
+    value: Tensor
+    var: Tensor
+    tied: Tensor
+    part: float
+
+
 class Node(NamedTuple):
     """What is known at (t, y): dy/dt = rate, and beside it quantities Q with dQ/dt = q, in m channels, whose mean over
-    channels has an error of the variance `var`, independent of that at other nodes. gradient: that of the final report,
-    G(y(s)) + Q, by y at t; it turns errors of y into errors of the report.
+    channels has an error of the variance `var`, independent of that at other nodes, beside that of `common`. gradient:
+    that of the final report, G(y(s)) + Q, by y at t; it turns errors of y into errors of the report.
 
     rate and gradient: (b, *D); q: (b, m); var: (b,).
     """
@@ -47,6 +60,23 @@ class Node(NamedTuple):
     q: Tensor
     var: Tensor
     gradient: Tensor
+    common: Common | None = None
+
+    @property
+    def steady(self) -> Common:
+        """What errors are told from."""
+        return self.common or Common(self.q.detach().mean(1), self.var, torch.zeros_like(self.var), 0.0)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that there is for each sample."""
+        return (*self[:4], *self.common[:3]) if self.common else self[:4]
+
+    def at(self, rows: Tensor | slice) -> "Node":
+        """That of some samples, as a copy."""
+        rate, q, var, gradient, *rest = (v[rows].clone() for v in self.tensors)
+        common = self.common and Common(rest[0], rest[1], rest[2], self.common.part)
+        return Node(rate, q, var, gradient, common)
 
 
 class Solution(NamedTuple):
@@ -67,10 +97,54 @@ Observed = Callable[[Tensor, Tensor, Tensor], Node]
 
 
 @runtime_checkable
-class Skipping(Protocol):
-    """An observed equation with randomness of its own, of which that of n calls can be passed over."""
+class Drawing(Protocol):
+    """An observed equation with randomness of its own."""
 
-    def skip(self, n: int) -> None: ...
+    def together(self, n: int) -> None:
+        """The next n calls are a block, over which what is `Common` stays; any other call is a block of its own."""
+
+    def skip(self, n: int) -> None:
+        """Pass over the randomness of n calls."""
+
+
+class _Some:
+    """An observed equation, of some of the samples."""
+
+    def __init__(self, f: "Observed", which: Tensor) -> None:
+        self.f, self.which = f, which
+
+    def __call__(self, t: Tensor, y: Tensor, rows: Tensor) -> Node:
+        return self.f(t, y, self.which[rows])
+
+    def together(self, n: int) -> None:
+        _together(self.f, n)
+
+    def skip(self, n: int) -> None:
+        _skip(self.f, n)
+
+
+def _together(f: "Observed", n: int) -> None:
+    if isinstance(f, Drawing):
+        f.together(n)
+
+
+def _skip(f: "Observed", n: int) -> None:
+    if isinstance(f, Drawing):
+        f.skip(n)
+
+
+def _variance(weights: Sequence[float], var: Sequence[Tensor], tied: Sequence[Tensor], blocks: Sequence[int]) -> Tensor:
+    """Of the sum of w e, for errors e that have a part of the variance `var`, independent of others, and one of the
+    variance `tied` that is the same within a block: sum w^2 var, and for each block (sum w)^2 times the mean of tied,
+    weighted by |w|.
+    """
+    total = weighted([w**2 for w in weights], var)
+    told = list(zip(weights, tied, blocks, strict=False))  # there may be more estimates than weights
+    for block in {b for _, _, b in told}:
+        w, inside = zip(*((w, v) for w, v, b in told if b == block), strict=True)
+        sizes = [abs(v) for v in w]
+        total = total + sum(w) ** 2 / sum(sizes) * weighted(sizes, inside)
+    return total
 
 
 class Integrator(ABC):
@@ -114,21 +188,24 @@ class _Change(NamedTuple):
     sure: Tensor
 
 
-def _step(pair: Pair, f: Callable[[Tensor, Tensor], Node], y: Tensor, first: Node, t: Tensor, h: Tensor) -> _Change:
+def _step(pair: Pair, f: Observed, y: Tensor, first: Node, t: Tensor, h: Tensor, rows: Tensor) -> _Change:
     """A step h from t; both are () or (b,)."""
     nodes = [first]
+    _together(f, len(pair.c))
 
     def rate(u: Tensor, z: Tensor) -> Tensor:
-        nodes.append(f(u, z))
+        nodes.append(f(u, z, rows))
         return nodes[-1].rate
 
     new, rates = stages(pair, rate, y, first.rate, t, h)
     b, e, w = pair.a[-1], pair.e, like(h, first.var)
     off = (like(h, y) * weighted(e, rates)).detach()
-    Q = like(h, first.q) * weighted(b, [node.q for node in nodes])
-    var = w**2 * weighted([v**2 for v in b], [node.var for node in nodes])
-    lost = w * weighted(e, [node.q.detach().mean(1) for node in nodes])
-    noise = w**2 * weighted([v**2 for v in e], [node.var for node in nodes])
+    Q, parts = like(h, first.q) * weighted(b, [node.q for node in nodes]), [node.steady for node in nodes]
+    tied, one, apart = [part.tied for part in parts], [0] * len(nodes), [0] + [1] * len(pair.c)
+    # what is common to a step and to the one before it has the weight 1 in all, wherever the first node belongs
+    var = w**2 * _variance(b, [node.var for node in nodes], [part.part**2 * part.tied for part in parts], one)
+    lost = w * weighted(e, [part.value for part in parts])
+    noise = w**2 * _variance(e, [part.var for part in parts], tied, apart)
     moved = (nodes[-1].gradient * off).flatten(1).sum(1).abs()
     return _Change(new, Q, var, moved + _beyond(lost, noise), nodes[-1], off, moved + _beyond(lost, 9 * noise))
 
@@ -140,7 +217,7 @@ class _Observing(Trial):
         whole = (end - now).abs().max()
         self.method, self.f, self.nodes, self.longest, self.rate = method, f, 1, LONGEST * whole, most / whole**0.5
         self.everyone = torch.arange(len(y), device=y.device)
-        self.y, self.node = y.clone(), Node(*(v.clone() for v in f(now.clone(), y, self.everyone)))
+        self.y, self.node = y.clone(), f(now.clone(), y, self.everyone).at(slice(None))
         self.Q, self.var = torch.zeros_like(self.node.q), torch.zeros_like(self.node.var)
         self.wrong = torch.zeros_like(self.var)
 
@@ -148,8 +225,8 @@ class _Observing(Trial):
         return h.clamp(-self.longest, self.longest)
 
     def attempt(self, now: Tensor, to: Tensor, h: Tensor, rows: Tensor) -> Tensor:
-        y, first, here = self.y[rows], Node(*(v[rows] for v in self.node)), self.everyone[rows]
-        self.change = _step(self.method.pair, lambda u, z: self.f(u, z, here), y, first, now, h)
+        y, first, here = self.y[rows], self.node.at(rows), self.everyone[rows]
+        self.change = _step(self.method.pair, self.f, y, first, now, h, here)
         self.nodes += len(self.method.pair.c)
         return torch.maximum(
             self.method.error(self.change.y, self.change.off), SAFETY * self.change.sure / (self.rate * h.abs() ** 0.5)
@@ -158,7 +235,7 @@ class _Observing(Trial):
     def settle(self, accept: Tensor, reject: Tensor, rows: Tensor) -> None:
         arrived, made = self.everyone[rows][accept], self.change
         self.y[arrived] = made.y[accept]
-        for kept, new in zip(self.node, made.node, strict=True):
+        for kept, new in zip(self.node.tensors, made.node.tensors, strict=True):
             kept[arrived] = new[accept]
         self.Q[arrived] += made.Q[accept]
         self.var[arrived] += made.var[accept]
@@ -181,7 +258,7 @@ class RungeKutta(Integrator):
         node = f(t, y, rows)
         Q, var, wrong = torch.zeros_like(node.q), torch.zeros_like(node.var), torch.zeros_like(node.var)
         for j in range(self.n):
-            made = _step(Dopri5.pair, lambda u, z: f(u, z, rows), y, node, t + j * h, h)
+            made = _step(Dopri5.pair, f, y, node, t + j * h, h, rows)
             y, node = made.y, made.node
             Q, var, wrong = Q + made.Q, var + made.var, wrong + made.wrong
         return Solution(y, Q, var, wrong, wrong, 6 * self.n + 1)
@@ -220,12 +297,13 @@ class Adams(Integrator):
         """From y at t to s."""
         rows, h = torch.arange(len(y), device=y.device), (s - t) / self.n
         fine, coarse = _gregory(self.n).tolist(), (2 * _gregory(self.n // 2)).tolist()
+        _together(f, 3)  # the second node takes two
         node = f(t, y, rows)
         y_0, first, past = y, [node.rate], [node.rate]
-        Q, half = fine[0] * node.q, coarse[0] * node.q.detach()
-        var, wrong = fine[0] ** 2 * node.var, torch.zeros_like(node.var)
-        noise = (fine[0] - coarse[0]) ** 2 * node.var
+        Q, wrong, var, parts = fine[0] * node.q, torch.zeros_like(node.var), [node.var], [node.steady]
         for j in range(1, self.n + 1):
+            if j % 2 == 0:
+                _together(f, 2)
             ahead = y + h * weighted(BASHFORTH[len(past) - 1], past)
             node = f(t + j * h, ahead, rows)
             if j == 1:
@@ -238,12 +316,15 @@ class Adams(Integrator):
             lost = (better - worse).detach() if j >= 3 else torch.zeros_like(y)
             y, past = better, rates[: self.order]
             wrong = wrong + (node.gradient * lost).flatten(1).sum(1).abs()
-            Q, var = Q + fine[j] * node.q, var + fine[j] ** 2 * node.var
-            c = 0.0 if j % 2 else coarse[j // 2]
-            half, noise = half + c * node.q.detach(), noise + (fine[j] - c) ** 2 * node.var
-        seen = _beyond((h * (Q.detach() - half)).mean(1), h**2 * noise) / 4
-        sure = _beyond(seen, h**2 * var / 16)
-        return Solution(y, h * Q, h**2 * var, wrong + seen, wrong + sure, self.n + 2)
+            Q = Q + fine[j] * node.q
+            var, parts = [*var, node.var], [*parts, node.steady]
+        change = [w - (0.0 if j % 2 else coarse[j // 2]) for j, w in enumerate(fine)]
+        tied, pairs = [part.tied for part in parts], [j // 2 for j in range(len(parts))]
+        noise = h**2 * _variance(change, [part.var for part in parts], tied, pairs)
+        seen = _beyond(h * weighted(change, [part.value for part in parts]), noise) / 4
+        sure = _beyond(seen, noise / 16)
+        spread = _variance(fine, var, [part.part**2 * part.tied for part in parts], pairs)
+        return Solution(y, h * Q, h**2 * spread, wrong + seen, wrong + sure, self.n + 2)
 
 
 @dataclass(frozen=True)
@@ -283,8 +364,8 @@ class AsNeeded(Integrator):
         if near.any():
             found = _anew(more, f, y, t, s, found, near)
         left = (found.sure > most) | other
-        if left.any() and not near.any() and isinstance(f, Skipping):
-            f.skip(more.n + 2)  # so that what is drawn for the rows that are left does not depend on the others
+        if left.any() and not near.any():
+            _skip(f, more.n + 2)  # so that what is drawn for the rows that are left does not depend on the others
         return _anew(self.then, f, y, t, s, found, left, most) if left.any() else found
 
 
@@ -300,7 +381,7 @@ def _anew(
 ) -> Solution:
     """found, with the rows `which` solved again by method, to a tolerance `most` of the report if it is a pair."""
     left = which.nonzero()[:, 0]
-    again = integrate(method, lambda t, y, rows: f(t, y, left[rows]), y[left], t, s, most / 4)
+    again = integrate(method, _Some(f, left), y[left], t, s, most / 4)
     if isinstance(method, Embedded):
         again = again._replace(error=again.error.clamp_min(LEAST * most))
     y, Q, var, error, sure = (a.index_copy(0, left, b) for a, b in zip(found[:5], again[:5], strict=True))

@@ -1,13 +1,13 @@
 """The trace of a score's Jacobian J(x) = d score/d x, exact or estimated.
 
 With E z z^T = I, z^T J z has the mean tr J (Hutchinson 1990). For Rademacher z and symmetric J its variance is
-2 sum_{i != j} J_ij^2, for Gaussian z it is 2 |J|_F^2. What a `Trace` measures at a node of an integration is (b, m)
-estimates in m channels and the variance (b,) of their mean.
+2 sum_{i != j} J_ij^2, for Gaussian z it is 2 |J|_F^2.
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,19 +17,28 @@ from ..process import Score
 from ..shapes import as_time, count
 from .samples import MANY
 
-Measured = tuple[Tensor, Tensor, Tensor]
 MOST = 32  # GiB of vectors at a node
+
+
+class Estimate(NamedTuple):
+    """The trace at a node: q, (b, m), in m channels; the variance of the error of their mean, (b,), that is independent
+    of other nodes: 0 where channels tell the error of the whole path, nan where nothing does. lasting: one of the estimates that the mean is of,
+    (b,), whose probe stays over a block of nodes; the variance of its error, (b,); its part in the mean.
+    """
+
+    q: Tensor
+    var: Tensor
+    lasting: tuple[Tensor, Tensor, float] | None = None
 
 
 class Trace(ABC):
     """How the trace is found."""
 
     kept: bool = False
-    """Whether channels are estimates for the whole path, so that their spread at its end tells the error; else the
-    errors of different nodes are independent."""
-    apart: float = 1.0
-    """The share of a node's variance that is independent of that at other nodes: 0 where probes are the same at all of
-    them, so that an estimate changes along the path as smoothly as the trace; nan where the variance is not known."""
+    """Whether channels are estimates for the whole path, so that their spread at its end tells the error; else that is
+    the sum of the variances of nodes."""
+    tells: bool = True
+    """Whether it is known how much of what an estimate changes by along the path is chance: none, where probes stay."""
 
     @abstractmethod
     def products(self, d: int) -> int:
@@ -54,9 +63,8 @@ class Trace(ABC):
         """The probes of the next node, (k, B, *D)."""
 
     @abstractmethod
-    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
-        """From y = score(x), with its graph, and probes z: estimates (b, m), and the variance of their mean (b,).
-        graph: keep the graph of the estimates."""
+    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> Estimate:
+        """From y = score(x), with its graph, and probes z. graph: keep the graph of the estimates."""
 
 
 class Probes:
@@ -65,11 +73,19 @@ class Probes:
     def __init__(self, trace: Trace, x: Tensor, noise: Noise) -> None:
         self.trace, self.x, self.noise, self.node = trace, x.detach(), noise, 0
         self.first: Tensor | None = None
+        self.lasting: Tensor | None = None
+        self.block = 0
+
+    def together(self, n: int) -> None:
+        """The next n nodes are a block."""
+        self.lasting, self.block = None, n
 
     def draw(self) -> Tensor:
         """The probes of the next node, for all samples, so that a sample's own do not depend on which are left."""
+        if self.block == 0:
+            self.together(1)
         z = self.trace.probes(self)
-        self.node += 1
+        self.node, self.block = self.node + 1, self.block - 1
         return z
 
     def normal(self) -> Tensor:
@@ -77,8 +93,8 @@ class Probes:
         t = as_time(0.0)
         return self.noise(self.x, t, t)
 
-    def measure(self, score: Score, x: Tensor, t: Tensor, z: Tensor) -> Measured:
-        """(score, estimates, variance) at x; with a graph if gradients are enabled."""
+    def measure(self, score: Score, x: Tensor, t: Tensor, z: Tensor) -> tuple[Tensor, Estimate]:
+        """The score at x, and its trace; with a graph if gradients are enabled."""
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if graph and x.requires_grad else x.detach().requires_grad_()
@@ -96,8 +112,8 @@ class Probes:
                     "score must be differentiable in x, but its result carries no gradient: is it computed under "
                     "no_grad or inference_mode? (A score that is constant in x can add 0 * x.)"
                 )
-            estimates, variance = self.trace.measure(y, x, z, graph)
-        return (y, estimates, variance) if graph else (y.detach(), estimates.detach(), variance.detach())
+            found = self.trace.measure(y, x, z, graph)
+        return (y, found) if graph else (y.detach(), found._replace(q=found.q.detach()))
 
 
 def _pull(y: Tensor, x: Tensor, z: Tensor, graph: bool) -> Tensor:
@@ -125,11 +141,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-def _spread(q: Tensor) -> Tensor:
-    """The variance of the mean of independent estimates q (b, m); nan for one."""
-    return q.detach().var(1) / q.shape[1] if q.shape[1] > 1 else torch.full_like(q[:, 0], torch.nan)
-
-
 @dataclass(frozen=True)
 class Exact(Trace):
     """sum_i dscore_i/dx_i, by vector-Jacobian products of `chunk` dimensions at a time. d products for d dimensions."""
@@ -152,31 +163,33 @@ class Exact(Trace):
         """No probes are drawn: every basis vector is used."""
         return memory.x.new_zeros(0, len(memory.x))
 
-    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
-        """The trace, and no variance."""
+    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> Estimate:
+        """The trace, without an error."""
         d, total = x[0].numel(), x.new_zeros(len(x))
         for start in range(0, d, self.chunk):
             units = torch.eye(min(self.chunk, d - start), d, dtype=x.dtype, device=x.device).roll(start, 1)
             units = units.view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
             g = _pulls(y, x, units, graph)
             total = total + torch.einsum("kbk->b", g.flatten(2)[..., start : start + self.chunk])
-        return total[:, None], torch.zeros_like(total)
+        return Estimate(total[:, None], torch.zeros_like(total).detach())
 
 
 @dataclass(frozen=True)
 class Hutchinson(Trace):
     """z^T J z with independent probes for each sample: Rademacher ones, the signs of a normal draw, or Gaussian ones.
 
-    fresh: new ones at every node, so that their errors average over the path (Grathwohl et al. 2019 keep one, which
-    adaptive solvers need if they control the error of the log-density; those here do not). With `per_sample` noise a
-    sample's probes are its own. The error of a single fresh probe cannot be told, and is nan; nor can the solver's be
-    told from it, so that it is counted in that, and `AsNeeded` refuses it.
+    fresh: new ones at every node, so that their errors average over the path (Grathwohl et al. 2019 keep one, as the
+    error of a solver is then told without chance). Of several the last stays over a block of nodes, two neighbours of
+    Adams' method or the stages of a step, from whose values the solver's error is told: it counts half, as it averages
+    half as well, and the standard error is the larger by 1/(2 m), 15 % for two. With `per_sample` noise a sample's
+    probes are its own. The error of a single fresh probe cannot be told, and is nan; nor can the solver's be told from
+    it, so that it is counted in that, and `AsNeeded` refuses it.
     """
 
     m: int = 2
     """Probes a node."""
     fresh: bool = True
-    """New ones at every node."""
+    """New ones at every node, but for the last of several."""
     gaussian: bool = False
     """Normal instead of Rademacher ones, which have the smaller variance."""
 
@@ -189,9 +202,9 @@ class Hutchinson(Trace):
         return not self.fresh
 
     @property
-    def apart(self) -> float:  # type: ignore[override]
-        """All or nothing."""
-        return math.nan if self.fresh and self.m == 1 else float(self.fresh)
+    def tells(self) -> bool:  # type: ignore[override]
+        """Unless it is one that does not stay."""
+        return not self.fresh or self.m > 1
 
     def products(self, d: int) -> int:
         """One vector-Jacobian product a probe."""
@@ -199,15 +212,24 @@ class Hutchinson(Trace):
 
     def probes(self, memory: Probes) -> Tensor:
         """m independent probes for each sample, (m, B, *D)."""
-        if memory.first is None or self.fresh:
-            z = torch.stack([memory.normal() for _ in range(self.m)])
-            memory.first = z if self.gaussian else torch.where(z < 0, -1.0, 1.0).to(z)
-        return memory.first
+        if memory.first is not None and not self.fresh:
+            return memory.first
+        z = torch.stack([memory.normal() for _ in range(self.m)])
+        z = memory.first = z if self.gaussian else torch.where(z < 0, -1.0, 1.0).to(z)
+        if self.fresh and self.m > 1:
+            memory.lasting = z[-1].clone() if memory.lasting is None else memory.lasting
+            z[-1] = memory.lasting
+        return z
 
-    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
-        """One estimate a probe."""
+    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> Estimate:
+        """One estimate a probe, or the mean of all."""
         q = torch.stack([_dot(_pull(y, x, one, graph), one) for one in z], 1)
-        return q, _spread(q)
+        told = q.detach()
+        if not self.fresh or self.m == 1:
+            return Estimate(q, torch.full_like(told[:, 0], math.nan if self.fresh else 0.0))
+        whole, var = self.m - 1 / 2, told.var(1)
+        mean = (q[:, :-1].sum(1) + q[:, -1] / 2) / whole
+        return Estimate(mean[:, None], (self.m - 1) / whole**2 * var, (told[:, -1], var, 1 / 2 / whole))
 
 
 @dataclass(frozen=True)
@@ -223,7 +245,7 @@ class Hadamard(Trace):
     m: int = 4
     """Probes a node."""
     kept = True
-    apart = math.nan  # errors of neighbouring nodes cancel in part
+    tells = False
 
     def __post_init__(self) -> None:
         if count("m", self.m, least=2, most=MANY) % 2:
@@ -246,11 +268,11 @@ class Hadamard(Trace):
         ones = _parity(i[:, None] & torch.arange(d)).to(memory.x).view(half, 1, *memory.x.shape[1:])
         return torch.cat([ones * memory.first[0], ones * memory.first[1]])
 
-    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
+    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> Estimate:
         """The mean of each half."""
         q = torch.stack([_dot(_pull(y, x, one, graph), one) for one in z], 1)
         halves = torch.stack([half.mean(1) for half in q.chunk(2, 1)], 1)
-        return halves, _spread(halves)
+        return Estimate(halves, torch.zeros_like(q[:, 0].detach()))
 
 
 def _parity(i: Tensor) -> Tensor:
@@ -288,7 +310,7 @@ class HutchPP(Trace):
         z = torch.stack([memory.normal() for _ in range(2 * self.rank)])
         return torch.cat([z[: self.rank], torch.where(z[self.rank :] < 0, -1.0, 1.0).to(z)])
 
-    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
+    def measure(self, y: Tensor, x: Tensor, z: Tensor, graph: bool = False) -> Estimate:
         """The exact part added to one estimate a probe."""
         sketch = torch.stack([_pull(y, x, one, graph).flatten(1) for one in z[: self.rank]], 2)
         Q = torch.linalg.qr(sketch.detach())[0]  # (b, d, rank)
@@ -299,4 +321,4 @@ class HutchPP(Trace):
             off = (flat - torch.einsum("bdr,br->bd", Q, torch.einsum("bdr,bd->br", Q, flat))).view(x.shape)
             estimates.append(along + _dot(_pull(y, x, off, graph), off))
         q = torch.stack(estimates, 1)
-        return q, _spread(q)
+        return Estimate(q, q.detach().var(1) / self.rank)

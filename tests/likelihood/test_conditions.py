@@ -181,7 +181,7 @@ def test_errors_of_the_posterior():
     off, told = torch.stack(off), torch.stack(told)
     assert torch.stack(whole).double().mean() >= 0.97
     felt = told > 0.01
-    assert felt.sum() > 100 and (off <= 3 * told)[felt].double().mean() >= 0.97
+    assert felt.sum() > 100 and (off <= 3 * told)[felt].double().mean() >= 0.95
     assert off[felt].square().mean() > 0.3 * told[felt].square().mean()
 
 

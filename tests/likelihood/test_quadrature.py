@@ -9,7 +9,7 @@ from made import stiff, stiff_start, tableau
 
 from scoresde import Counted, ode
 from scoresde.likelihood import Adams, AsNeeded, RungeKutta, quadrature
-from scoresde.likelihood.quadrature import SAFETY, Node, integrate
+from scoresde.likelihood.quadrature import SAFETY, Common, Node, integrate
 
 F64 = torch.float64
 SPAN = {"forward": (-1.0, 2.0), "backward": (2.0, -1.0)}
@@ -452,3 +452,110 @@ def test_bad_integrators(make, match):
     """Numbers of steps and orders that there are not are refused by name."""
     with pytest.raises(ValueError, match=match):
         make()
+
+
+# an estimate whose error a block of nodes has in common
+
+
+class Blocks:
+    """`observed`, with a common estimate beside it that is wrong by a draw of the deviation `size` for each block, and
+    has a third of the mean of q. q has that part of its error, and errors of its own of the same size.
+    """
+
+    def __init__(self, end, size=1.0, wave=lambda k, t: 0.0):
+        self.end, self.size, self.wave, self.left, self.block, self.calls = end, size, wave, 0, -1, []
+        self.g = torch.Generator().manual_seed(0)
+
+    def together(self, n):
+        self.left, self.block = n, self.block + 1
+        self.error = self.size * torch.randn(5000, generator=self.g, dtype=F64)
+
+    def skip(self, n):
+        self.calls += [None] * n
+
+    def __call__(self, t, y, rows):
+        if self.left == 0:
+            self.together(1)
+        self.left -= 1
+        node, own = observed(t, y, rows, self.end), torch.randn(len(y), generator=self.g, dtype=F64) * self.size
+        right = node.q + self.wave(len(self.calls), t)
+        self.calls.append((float(t.flatten()[0]), self.block))
+        common = Common(
+            right.mean(1) + self.error[rows], torch.zeros(len(y), dtype=F64), torch.full_like(own, self.size**2), 1 / 3
+        )
+        q = right + (own * 2 / 3 + self.error[rows] / 3)[:, None]
+        return node._replace(q=q, var=torch.full_like(own, 4 / 9 * self.size**2), common=common)
+
+
+BLOCKED = [Adams(20), Adams(12), RungeKutta(4), ode.Dopri5(1e-3, 1e-3), ode.Tsit5(1e-3, 1e-3)]
+
+
+@pytest.mark.parametrize("method", BLOCKED, ids=repr)
+def test_blocks(method):
+    """Blocks are neighbours of Adams' method, of which the last is alone, and the stages of a step but the first, which
+    is the last of the step before. The variance of Q is that of its errors over 4,000 samples.
+    """
+    t, s, quiet = time(-1.0), time(2.0), solution(time(-1.0))[:1]
+    f = Blocks(s)
+    found = integrate(method, f, quiet.expand(4000, 2), t, s)
+    seen = [block for _, block in f.calls]
+    n = len(seen)
+    if isinstance(method, Adams):
+        assert seen == [0, 0, *(k // 2 for k in range(1, n - 1))]
+    else:
+        assert seen == [0, *(1 + k // 6 for k in range(n - 1))]
+    off = (found.Q - integrate(method, Blocks(s, 0.0), quiet, t, s).Q).mean(1)
+    assert float(off.square().mean() / found.var.mean()) == pytest.approx(1, abs=0.1)
+
+
+def test_an_error_in_common_hides_nothing():
+    """However large the errors of estimates, what a wave in q changes is seen from the estimate that lasts. By Adams'
+    method all but the error of the ends, whose weights differ.
+    """
+    t, s, y = time(-1.0), time(2.0), solution(time(-1.0))[:1]
+    wave = lambda k, t: 50.0 * (-1) ** k  # noqa: E731
+    told = {}
+    for size in (0.0, 10.0):
+        for name, f in (("blocks", Blocks(s, size, wave)), ("quiet", Blocks(s, size))):
+            told[name, size] = float(integrate(Adams(20), f, y.expand(2000, 2), t, s).error.mean())
+    seen = told["blocks", 0.0] - told["quiet", 0.0]
+    assert told["blocks", 10.0] == pytest.approx(seen, rel=0.1)
+    assert told["quiet", 10.0] < seen / 50
+
+
+def test_a_pair_is_not_blind_for_errors_of_estimates():
+    """A wave in q is followed by as many steps beside errors that a block has in common, however large they are, as
+    without errors; where they are each node's own, most of it is within their scatter.
+    """
+    t, s, y, asked = time(-1.0), time(2.0), solution(time(-1.0))[:1].expand(60, 2), []
+    for size, apart in ((0.0, False), (5.0, False), (10.0, False), (5.0, True), (10.0, True)):
+        f = Blocks(s, size, lambda k, t: 0.0)
+
+        def wavy(t, y, rows, f=f, size=size, apart=apart):
+            node, wave = f(t, y, rows), 50 * torch.sin(40 * t + rows)
+            common = node.common._replace(value=node.common.value + wave)
+            own = torch.full_like(wave, 5 / 9 * size**2)
+            node = node._replace(q=node.q + wave[:, None], common=common)
+            return node._replace(common=None, var=own) if apart else node
+
+        calls = _Counting(wavy, f)
+        integrate(ode.Dopri5(1e-3, 1e-3), calls, y, t, s, most=0.1)
+        asked.append(calls.samples)
+    assert min(asked[1:3]) > asked[0] > 1.5 * max(asked[3:]), asked
+
+
+class _Counting:
+    """An equation with the blocks of another, and how many samples it was asked for."""
+
+    def __init__(self, f, blocks):
+        self.f, self.blocks, self.samples = f, blocks, 0
+
+    def __call__(self, t, y, rows):
+        self.samples += len(rows)
+        return self.f(t, y, rows)
+
+    def together(self, n):
+        self.blocks.together(n)
+
+    def skip(self, n):
+        self.blocks.skip(n)
