@@ -22,8 +22,9 @@ MOST = 32  # GiB of vectors at a node
 
 class Estimate(NamedTuple):
     """The trace at a node: q, (b, m), in m channels; the variance of the error of their mean, (b,), that is independent
-    of other nodes: 0 where channels tell the error of the whole path, nan where nothing does. lasting: one of the estimates that the mean is of,
-    (b,), whose probe stays over a block of nodes; the variance of its error, (b,); its part in the mean.
+    of other nodes: 0 where channels tell the error of the whole path, nan where nothing does. lasting: one of the
+    estimates that the mean is of, (b,), whose probe stays over a block of nodes; the variance of its error, (b,); its
+    part in the mean.
     """
 
     q: Tensor
