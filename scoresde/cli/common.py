@@ -175,6 +175,17 @@ def agreed(value: Any) -> Any:
     return said[0]
 
 
+def shared_out(tasks: list[Callable[[], Any]]) -> list[Any]:
+    """What each task makes, in their order; every process does some of them, and all have all of it."""
+    rank, others = (dist.get_rank() if dist.is_initialized() else 0), processes()
+    own = {k: tasks[k]() for k in range(rank, len(tasks), others)}
+    every: list[dict[int, Any]] = [own] * others
+    if others > 1:
+        dist.all_gather_object(every, own)
+    made = {k: task for some in every for k, task in some.items()}
+    return [made[k] for k in range(len(tasks))]
+
+
 def total(value: int) -> int:
     """The sum over all processes, which wait for one another here."""
     every = torch.tensor(value)

@@ -11,39 +11,39 @@ from torch import Tensor
 
 from ..data import Dataset
 from ..files import digest, write
-from ..lab import Classifier, frechet_bias, origin, quality
+from ..lab import Classifier, origin, quality
 from ..shapes import count, shown
 from ..units import Units
-from .common import as_array, code_of, place
+from .common import as_array, code_of, join_processes, place, shared_out
 from .parts import evaluated, own_module, read_data, told
 
 
 def run(o: Namespace) -> None:
     """Measure samples, and write the table."""
-    device, file = place(o), o.samples / "samples.npy" if o.samples.is_dir() else o.samples
+    rank, device, file = join_processes(), place(o), o.samples / "samples.npy" if o.samples.is_dir() else o.samples
     _require_ours(o.out)
     source = read_data(o.data)
     data = source.load()
     content, x = _samples(file, data)
     n = len(x) if o.n is None else count("n", o.n, least=12, most=len(x))
-    train, held = data.values(data.train), data.values(data.held_out)
-    features, said = _features(o, data, train.to(device))
-    if data.units:
-        x = data.units.standardise(x)
-    elif features is None and data.quantized is None:
-        units = Units.fit(train)
-        x, train, held = (units.standardise(part) for part in (x, train, held))
+    features, said = _features(o, data, device)
+    units = Units.fit(data.train) if features is None and data.units is None and data.quantized is None else None
     dtype = torch.float32 if features else torch.float64
-    made, real, against = (part.to(device, dtype) for part in (x[:n], train, held))
-    rows = quality(made, real, against, features, o.seed)
-    compared = min(n, len(train))
-    print(f"{compared} samples against {len(held)} held out of {source!r}; features: {said}")
+
+    def numbers(part: Tensor, units: Units | None = units) -> Tensor:
+        """In the units that are compared."""
+        return (part if units is None else units.standardise(part)).to(device, dtype)
+
+    made, held = numbers(x[:n], data.units or units), numbers(data.values(data.held_out))
+    rows = quality(
+        made, data.train, held, features, o.seed, values=lambda part: numbers(data.values(part)), spread=shared_out
+    )
+    if rank > 0:
+        return
+    print(f"{min(n, len(data.train))} samples against {len(held)} held out of {source!r}; features: {said}")
     print("\n".join(f"  {row}" for row in rows))
-    seen = against.flatten(1) if features is None else features(against)
-    bias = frechet_bias(seen.double().T.cov(), compared, len(held))
-    print(f"  of the frechet distance {bias:.4f} is what so many samples of one Gaussian have in the mean")
     of: dict[str, Any] = {"samples": digest(content), "n": n, "data": data.digest, "features": said}
-    of |= {"frechet_bias": bias, "code": code_of(o)}
+    of |= {"code": code_of(o)}
     o.out.parent.mkdir(parents=True, exist_ok=True)
     written = {**origin(device), **of, "quality": [{k: _plain(v) for k, v in vars(row).items()} for row in rows]}
     write(o.out, json.dumps(written, indent=2).encode())
@@ -64,7 +64,7 @@ def _samples(file: Path, data: Dataset) -> tuple[bytes, Tensor]:
     return content, x
 
 
-def _features(o: Namespace, data: Dataset, train: Tensor) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+def _features(o: Namespace, data: Dataset, device: torch.device) -> tuple[Callable[[Tensor], Tensor] | None, str]:
     """What distances are of, None for the numbers themselves, and what is said of it. Raises ValueError for a choice
     that is none.
     """
@@ -75,7 +75,9 @@ def _features(o: Namespace, data: Dataset, train: Tensor) -> tuple[Callable[[Ten
     if chosen == "classifier":
         if not labelled:
             raise ValueError("features must be numbers unless the data are images with labels, got 'classifier'")
-        return Classifier.fit(train, data.train_labels, o.seed).features, "a classifier fitted to the training images"
+        values = lambda x: data.values(x).to(device)  # noqa: E731
+        fitted = Classifier.fit(data.train, data.train_labels, o.seed, values=values)
+        return fitted.features, "a classifier fitted to the training images"
     if not own_module(chosen):
         raise ValueError(f"features must be classifier, numbers or package.module:function, got {chosen!r}")
     return _own(chosen), chosen

@@ -3,17 +3,19 @@ error of each number.
 
 A distance of features depends on the features and on how many samples there are. So each measure stands beside its
 value for samples of the training data, as many, against the same data held out: what a perfect model would be given.
+And beside what it is in the mean for two sets of one law, as large as these, where that is known.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..shapes import count
-from .metrics import EXACT, energy_distance, frechet, nearest, paired, sliced_wasserstein
+from .metrics import EXACT, Values, energy_distance, frechet, frechet_bias, nearest, paired, sliced_wasserstein
 
 Measure = Callable[[Tensor, Tensor], float]
 SHARE = 0.05
@@ -63,20 +65,24 @@ class Neighbourhoods:
         """Raises ValueError if they have not one D, or not more than k samples each."""
         samples, real = paired(samples, real)
         _enough(samples, real, count("k", k) + 1)
-        apart = torch.cdist(samples, real, compute_mode=EXACT)
         own, theirs = (_radii(x, k) for x in (samples, real))
-        inside = apart < theirs
+        precise, balls, recalled, covered = 0, 0, *(torch.zeros_like(theirs, dtype=torch.bool) for _ in range(2))
+        for part, radius in zip(samples.split(1024), own.split(1024), strict=True):
+            apart = torch.cdist(part, real, compute_mode=EXACT)
+            inside = apart < theirs
+            precise, balls = precise + int(inside.any(1).sum()), balls + int(inside.sum())
+            recalled, covered = recalled | (apart < radius[:, None]).any(0), covered | inside.any(0)
         return cls(
-            precision=float(inside.any(1).double().mean()),
-            recall=float((apart < own[:, None]).any(0).double().mean()),
-            density=float(inside.double().sum(1).mean()) / k,
-            coverage=float(inside.any(0).double().mean()),
+            precision=precise / len(samples),
+            recall=float(recalled.double().mean()),
+            density=balls / len(samples) / k,
+            coverage=float(covered.double().mean()),
         )
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
     """The distance of each to its k-th nearest neighbour, itself left out."""
-    return torch.cdist(x, x, compute_mode=EXACT).kthvalue(k + 1).values
+    return torch.cat([torch.cdist(part, x, compute_mode=EXACT).kthvalue(k + 1).values for part in x.split(1024)])
 
 
 def neighbour_test(a: Tensor, b: Tensor) -> float:
@@ -88,8 +94,12 @@ def neighbour_test(a: Tensor, b: Tensor) -> float:
     _enough(a, b, 2)
     n = min(len(a), len(b))
     both, side = torch.cat([a[:n], b[:n]]), torch.arange(2 * n, device=a.device) < n
-    apart = torch.cdist(both, both, compute_mode=EXACT).fill_diagonal_(math.inf)
-    return float((side[apart.argmin(1)] == side).double().mean())
+    same = 0
+    for rows in torch.arange(2 * n, device=a.device).split(1024):
+        apart = torch.cdist(both[rows], both, compute_mode=EXACT)
+        apart[torch.arange(len(rows), device=a.device), rows] = math.inf
+        same += int((side[apart.argmin(1)] == side[rows]).sum())
+    return same / (2 * n)
 
 
 def copied(samples: Tensor, train: Tensor, held_out: Tensor, share: float = SHARE) -> float:
@@ -99,10 +109,10 @@ def copied(samples: Tensor, train: Tensor, held_out: Tensor, share: float = SHAR
     return float(_near(samples, train, held_out, share).mean())
 
 
-def _near(samples: Tensor, train: Tensor, held_out: Tensor, share: float) -> Tensor:
+def _near(samples: Tensor, train: Tensor, held_out: Tensor, share: float, values: Values = lambda x: x) -> Tensor:
     """1 for each sample that is so near, and 0 for the others, (n,)."""
-    limit = nearest(held_out, train)[0].double().quantile(share)
-    return (nearest(samples, train)[0].double() <= limit).double()
+    far = nearest(torch.cat([held_out, samples]), train, values)[0].double()
+    return (far[len(held_out) :] <= far[: len(held_out)].quantile(share)).double()
 
 
 def with_error(measure: Measure, a: Tensor, b: Tensor, draws: int = 20, seed: int = 0) -> tuple[float, float]:
@@ -121,7 +131,8 @@ def with_error(measure: Measure, a: Tensor, b: Tensor, draws: int = 20, seed: in
 @dataclass(frozen=True)
 class Quality:
     """One measure of samples against data held out, with its standard error, and what as many samples of the training
-    data have, nan where that says nothing; best: what it would be for a perfect model with endless samples.
+    data have, nan where that says nothing; best: what it would be for a perfect model with endless samples; expected:
+    what it is in the mean for as many as there are, of the law of the data held out, nan where that is not known.
     """
 
     name: str
@@ -130,27 +141,68 @@ class Quality:
     error: float
     train: float
     train_error: float
+    expected: float
 
     def __str__(self) -> str:
-        train = "" if math.isnan(self.train) else f"   training data {self.train:.4f} +- {self.train_error:.4f}"
-        return f"{self.name:18s} {self.value:8.4f} +- {self.error:.4f}   best {self.best:g}{train}"
+        train = f"   training data {self.train:.4f} +- {self.train_error:.4f}"
+        said = ("" if math.isnan(self.train) else train, f"   expected {self.expected:.4f}")
+        of = said[0] + ("" if math.isnan(self.expected) else said[1])
+        return f"{self.name:18s} {self.value:8.4f} +- {self.error:.4f}   best {self.best:g}{of}"
+
+
+def expected(n: int, held_out: Tensor, k: int = 5) -> dict[str, float]:
+    """What measures of n samples against m data held out (m, d) are in the mean, if both are of one law: the Frechet
+    distance of a Gaussian by `frechet_bias`; (1/n + 1/m)^(1/2) E|X - X'|^(1/2) of the energy distance, whose square has
+    this mean; of any law, none of the kernel distance, 1 of density, 1 - C(m - 1, k)/C(n + m - 1, k) of coverage (the k
+    data nearest to one are nearer than every sample), and (n - 1)/(2n - 1) of the neighbour test of n beside n.
+    """
+    m = len(held_out)
+    least = min(n, m)
+    apart = sum(float(torch.cdist(part, held_out, compute_mode=EXACT).sum()) for part in held_out.split(1024))
+    left = math.prod((m - 1 - i) / (n + m - 1 - i) for i in range(k))
+    return {
+        "frechet": frechet_bias(held_out.T.cov(), n, m),
+        "kernel distance": 0.0,
+        "energy distance": math.sqrt((1 / n + 1 / m) * apart / (m * (m - 1))),
+        "density": 1.0,
+        "coverage": 1 - left,
+        "neighbour test": (least - 1) / (2 * least - 1),
+        "copies": SHARE,
+    }
+
+
+Tasks = list[Callable[[], Quality]]
+
+
+def _in_turn(tasks: Tasks) -> list[Quality]:
+    return [task() for task in tasks]
 
 
 def quality(
-    samples: Tensor, train: Tensor, held_out: Tensor, features: Callable[[Tensor], Tensor] | None = None, seed: int = 0
+    samples: Tensor,
+    train: Tensor,
+    held_out: Tensor,
+    features: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+    *,
+    values: Values = lambda x: x,
+    spread: Callable[[Tasks], list[Quality]] = _in_turn,
 ) -> list[Quality]:
     """All measures of samples (n, *D). features: to measure distances and neighbourhoods in, (n, *D) -> (n, d); the
     numbers themselves unless given. Sliced Wasserstein and copies are of the numbers.
 
-    Of training and samples as many are taken as there are of both. Raises ValueError if they have not one D, or fewer
-    than 12 samples.
+    Of training and samples as many are taken as there are of both, and all training data are looked at for copies.
+    values: makes numbers of stored training data, some thousands at a time, so that more than fit into memory may be
+    given as they are stored. spread: carries out the measures, which several processes may share. Raises ValueError if
+    they have not one D, or fewer than 12 samples.
     """
     for name, x in (("samples", samples), ("train", train), ("held_out", held_out)):
-        if paired(samples, x)[1].shape[0] < 12:
+        if len(x) < 12:
             raise ValueError(f"{name} must hold at least 12 samples, got {len(x)}")
     n = min(len(samples), len(train))
     seen = features or (lambda x: x.flatten(1))
-    made, real, held = samples[:n], train[:n], held_out
+    made, real, held = samples[:n], values(train[:n]), held_out
+    paired(made, real), paired(made, held)
     f_made, f_real, f_held = (seen(x).double() for x in (made, real, held))
 
     def ball(name: str) -> Measure:
@@ -165,10 +217,15 @@ def quality(
     }
     rows = [(name, best, measure, f_made, f_real, f_held) for name, (best, measure) in of_features.items()]
     rows += [("sliced Wasserstein", 0.0, sliced_wasserstein, made, real, held)]
-    found = []
-    for name, best, measure, own, theirs, against in rows:
-        told = *with_error(measure, own, against, seed=seed), *with_error(measure, theirs, against, seed=seed)
-        found.append(Quality(name, best, *told))
-    near = _near(made, train, held, SHARE)  # once, as it looks at all training data
-    told_copies = with_error(lambda a, _: float(a.mean()), near, held, seed=seed)
-    return [*found, Quality("copies", SHARE, *told_copies, math.nan, math.nan)]
+    known = expected(n, f_held)
+
+    def told(name: str, best: float, measure: Measure, own: Tensor, theirs: Tensor, against: Tensor) -> Quality:
+        both = *with_error(measure, own, against, seed=seed), *with_error(measure, theirs, against, seed=seed)
+        return Quality(name, best, *both, known.get(name, math.nan))
+
+    def copies() -> Quality:
+        near = _near(made, train, held, SHARE, values)  # once, as it looks at all training data
+        both = with_error(lambda a, _: float(a.mean()), near, held, seed=seed)
+        return Quality("copies", SHARE, *both, math.nan, math.nan, known["copies"])
+
+    return spread([*(partial(told, *row) for row in rows), copies])

@@ -5,6 +5,8 @@ Heusel et al. 2017). A distance in the features of one classifier says nothing b
 value that real data get beside it. These are not Inception features, so it is not an FID.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,9 @@ from ..exact import GaussianMixture
 from ..noise import seeded
 from ..shapes import count, lifted, state
 
+Values = Callable[[Tensor], Tensor]
+PART = 16_384
+"""Stored samples that are numbers at a time."""
 EXACT = "donot_use_mm_for_euclid_dist"  # |x|^2 + |y|^2 - 2xy cancels where it matters
 
 
@@ -163,12 +168,22 @@ class Classifier(nn.Module):
         return float((torch.cat([self(part).argmax(1) for part in x.split(512)]) == y).double().mean())
 
     @classmethod
-    def fit(cls, x: Tensor, y: Tensor | None, seed: int = 0, epochs: int = 8, batch: int = 64) -> "Classifier":
+    def fit(
+        cls,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int = 0,
+        epochs: int = 8,
+        batch: int = 64,
+        values: Values = lambda x: x,
+    ) -> "Classifier":
         """Trained by cross-entropy on images x (n, C, H, W) with labels y (n,); the same seed gives the same one.
-        Raises ValueError unless x are images with one label each, a whole number from 0.
+        values: makes numbers of a batch of x, where images are stored otherwise. Raises ValueError unless x are images
+        with one label each, a whole number from 0.
         """
-        if state("x", x).ndim != 4:
+        if x.ndim != 4:
             raise ValueError(f"x must be images (n, C, H, W), got shape {tuple(x.shape)}")
+        like = state("x", values(x[:1]))
         if y is None or y.shape != x.shape[:1]:
             raise ValueError(f"y must hold {len(x)} labels, got {y if y is None else tuple(y.shape)}")
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.min() < 0:
@@ -176,23 +191,30 @@ class Classifier(nn.Module):
         count("epochs", epochs), count("batch", batch)
         g = torch.Generator().manual_seed(seed)
         with seeded(seed), torch.enable_grad():
-            net = cls(x.shape[1], int(y.max()) + 1).to(x.device)
+            net = cls(x.shape[1], int(y.max()) + 1).to(like.device)
             optimizer = torch.optim.Adam(net.parameters(), 2e-3)
             for _ in range(epochs):
                 for rows in torch.randperm(len(x), generator=g).split(batch):
                     optimizer.zero_grad()
-                    F.cross_entropy(net(x[rows]), y[rows].long()).backward()
+                    F.cross_entropy(net(values(x[rows])), y[rows].long().to(like.device)).backward()
                     optimizer.step()
-        raw = net.features(x)
+        raw = torch.cat([net.features(values(part)) for part in x.split(512)])
         net.mean, net.std = raw.mean(0), raw.std(0)
         return net.eval().requires_grad_(False)
 
 
-def nearest(x: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(x: Tensor, data: Tensor, values: Values = lambda x: x) -> tuple[Tensor, Tensor]:
     """The root mean square distance per dimension of each x (B, *D) to its nearest neighbour in data (n, *D), and its
-    index; exactly 0 for a copy. It is computed in float64. Raises ValueError if they have not one D.
+    index, the first of several; exactly 0 for a copy. It is computed in float64, for `PART` samples at a time, which
+    `values` makes numbers of, where data are stored otherwise. Raises ValueError if they have not one D.
     """
-    rows, every = paired(x, data, ("x", "data"))
-    parts = [torch.cdist(part, every, compute_mode=EXACT).min(1) for part in rows.split(1024)]
-    d, i = (torch.cat(found) for found in zip(*parts, strict=True))
-    return (d / rows.shape[1] ** 0.5).to(lifted(x).dtype), i
+    least, index = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device), 0
+    where = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    for part in data.split(PART):
+        rows, every = paired(x, values(part), ("x", "data"))
+        found = [torch.cdist(some, every, compute_mode=EXACT).min(1) for some in rows.split(1024)]
+        d, i = (torch.cat(each) for each in zip(*found, strict=True))
+        nearer = d < least
+        least, where = torch.where(nearer, d, least), torch.where(nearer, index + i, where)
+        index += len(part)
+    return (least / x[0].numel() ** 0.5).to(lifted(x).dtype), where

@@ -1,5 +1,6 @@
 """Several processes that torchrun starts: they do the work of one, and one that dies ends the job, not what is done."""
 
+import json
 import os
 import re
 import signal
@@ -43,6 +44,18 @@ def together(*args):
     done = subprocess.run([*LAUNCH, *map(str, args)], env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.slow
+def test_measures_of_two_processes(tmp_path):
+    """They share the measures, and the table is that of one."""
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "x.npy", x.numpy())
+    args = ["evaluate", tmp_path / "x.npy", "Ring(n=200)"]
+    assert main([*map(str, args), "--out", str(tmp_path / "one.json")]) == 0
+    said = together(*args, "--out", tmp_path / "two.json")
+    one, two = (json.loads((tmp_path / name).read_text())["quality"] for name in ("one.json", "two.json"))
+    assert one == two and said.count("frechet") == 1
 
 
 def cut():

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from scoresde.lab import energy_distance, frechet, metrics
 from scoresde.lab.fidelity import (
     SHARE,
     Neighbourhoods,
     copied,
+    expected,
     kernel_distance,
     neighbour_test,
     quality,
@@ -51,6 +53,48 @@ def test_neighbourhoods_of_one_law(k):
         assert abs(float(values.mean()) - want) < 4 * float(values.std()) / 600**0.5
     apart = torch.tensor([f.precision - f.recall for f in found])
     assert abs(float(apart.mean())) < 4 * float(apart.std()) / 600**0.5
+
+
+def test_neighbourhoods_and_neighbours_of_many():
+    """Blocks of a thousand are no other sums: by the whole matrix of distances, which has no ties here."""
+    a, b, k = randn(1100, 2), 1.1 * randn(2050, 2, 1), 5
+    apart, own = (a[:, None] - b).norm(dim=2), [torch.cdist(x, x).sort().values[:, k] for x in (a, b)]
+    inside = apart < own[1]
+    found = Neighbourhoods.of(a, b, k)
+    want = inside.any(1), (apart < own[0][:, None]).any(0), inside.double().sum(1) / k, inside.any(0)
+    for value, of in zip((found.precision, found.recall, found.density, found.coverage), want, strict=True):
+        assert value == pytest.approx(float(of.double().mean()), abs=1e-12)
+    both = torch.cat([a, b[:1100]])
+    near = torch.cdist(both, both).fill_diagonal_(math.inf).argmin(1)
+    assert neighbour_test(a, b) == float(((near < 1100) == (torch.arange(2200) < 1100)).double().mean())
+
+
+@pytest.mark.parametrize(("n", "m"), [(40, 40), (30, 70), (70, 30)])
+def test_what_is_expected_of_one_law(n, m):
+    """The mean over 300 pairs of sets of one Gaussian is what is told of one of them, where something is: the numbers
+    are within four standard errors, that of the Frechet distance, of first order in 1/n, within a tenth, and the root
+    of a mean, as of the energy distance, is above the mean of roots.
+    """
+    std, found, told = torch.tensor([1.0, 0.5], dtype=F64), [], []
+    measures = {
+        "frechet": frechet,
+        "kernel distance": kernel_distance,
+        "energy distance": lambda a, b: energy_distance(a, b) ** 2,
+        "density": lambda a, b: Neighbourhoods.of(a, b).density,
+        "coverage": lambda a, b: Neighbourhoods.of(a, b).coverage,
+        "neighbour test": neighbour_test,
+    }
+    for seed in range(300):
+        a, b = randn(n, 2, 2 * seed) * std, randn(m, 2, 2 * seed + 1) * std
+        found.append([measure(a, b) for measure in measures.values()])
+        said = expected(n, b)
+        told.append([said[name] ** (2 if "energy" in name else 1) for name in measures])
+    found, told = torch.tensor(found), torch.tensor(told)
+    off, chance = (found - told).mean(0), (found - told).std(0) / 300**0.5
+    for k, name in enumerate(measures):
+        bound = 0.1 * float(told[:, k].mean()) if name == "frechet" else 0.0
+        assert abs(float(off[k])) < 4 * float(chance[k]) + bound, name
+    assert expected(n, b)["copies"] == SHARE and not set(expected(n, b)) & {"precision", "recall"}
 
 
 def test_a_lost_mode_is_no_loss_of_precision():
@@ -104,7 +148,23 @@ def test_all_at_once():
             assert bad.value > row.value + 3 * bad.error
     assert {row.name: row.value for row in again}["copies"] == 1
     assert str(good[0]).startswith("frechet") and "best 0   training data" in str(good[0])
+    assert "expected 0.0" in str(good[0]) and "expected" not in str(good[3]) and good[3].name == "precision"
     assert list(map(str, quality(randn(200, seed=2), train, held))) == list(map(str, good))
+
+
+def test_training_data_as_they_are_stored(monkeypatch):
+    """Levels, made numbers a few at a time, are the numbers; and measures may be made in any order, elsewhere."""
+    monkeypatch.setattr(metrics, "PART", 7)
+    levels, sizes = (3 * randn(90)).round(), []
+    made, held = 0.1 * (3 * randn(40, seed=1)).round() + 0.01, 0.1 * (3 * randn(50, seed=2)).round()
+
+    def values(x):
+        sizes.append(len(x))
+        return x.double() / 10
+
+    said = quality(made, levels.to(torch.int8), held, values=values, spread=lambda tasks: [t() for t in tasks[::-1]])
+    assert list(map(str, said[::-1])) == list(map(str, quality(made, levels / 10, held)))
+    assert sizes == [40, *[7] * 12, 6]
 
 
 @pytest.mark.parametrize(
