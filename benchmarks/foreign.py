@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from scoresde import Epsilon, ScoreModel, Tabulated
-from scoresde.model import Steps
+from scoresde import ScoreModel
+from scoresde.interop import from_betas
+from scoresde.process import linear_betas
 from scoresde.quantize import Quantized
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -84,8 +85,7 @@ def published(name: str) -> ScoreModel:
     found = load_file(SHARED / "weights" / f"ddpm_{name}_brianpulfer.safetensors")
     net = Published()
     net.load_state_dict({key.removeprefix("network."): value for key, value in found.items()})
-    sde = Tabulated(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
-    return ScoreModel(net, sde, Epsilon(), Steps(1001, shift=-1)).eval().requires_grad_(False)
+    return from_betas(net, linear_betas(), data=images(name, 64))
 
 
 def images(name: str, n: int) -> Tensor:

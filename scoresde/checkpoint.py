@@ -69,9 +69,7 @@ def save(folder: str | Path, checkpoint: Checkpoint, state: dict[str, Tensor] | 
     sealed(manifest)  # what cannot be written must fail before anything is
     contents, listed = {}, {}
     for name, tensors in {"weights": tensors_of(checkpoint.model), **({"state": state} if state else {})}.items():
-        copies = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        content = safetensors.torch.save(copies)
-        said = digest(content)
+        content, said = _content(tensors)
         listed[name] = {"file": f"{name}-{said[:12]}.safetensors", SEAL: said}
         contents[listed[name]["file"]] = content
     before = _written(folder)
@@ -266,6 +264,19 @@ def load(
         raise ValueError(f"{folder / MANIFEST} does not give a model: {error}") from error
     model = model.to(device, dtype).eval().requires_grad_(False)
     return Checkpoint(model, shape, quantized, source, notes, model.around or around, names, units, _digest(manifest))
+
+
+def identified(checkpoint: Checkpoint) -> Checkpoint:
+    """The same, with the digest that it has once saved and loaded. Raises ValueError for what cannot be saved."""
+    manifest, (_, said) = _manifest_of(checkpoint), _content(tensors_of(checkpoint.model))
+    return dataclasses.replace(checkpoint, digest=_digest({**manifest, "files": {"weights": {SEAL: said}}}))
+
+
+def _content(tensors: dict[str, Tensor]) -> tuple[bytes, str]:
+    """The bytes of a file of them, and their digest."""
+    copies = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    content = safetensors.torch.save(copies)
+    return content, digest(content)
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -100,6 +100,19 @@ class Karras(Parametrisation):
         return sigma / total, -alpha * c / total.sqrt(), 1 / total.sqrt()
 
 
+@dataclass(frozen=True)
+class FlowVelocity(Parametrisation):
+    """F = z - x_0, the velocity of the straight paths x = (1 - t) x_0 + t z (Liu et al. 2023; Lipman et al. 2023), or,
+    towards the data, x_0 - z, that of the same paths in the time 1 - t.
+    """
+
+    towards_data: bool = False
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Scalings:
+        total = alpha + sigma
+        return 1 / total, (-alpha if self.towards_data else alpha) / total, 1.0
+
+
 class Clock(ABC):
     """The number by which the network is told the noise level: (sde, t) -> the shape of t."""
 
@@ -136,6 +149,47 @@ class Steps(Clock):
 
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         return (self.n - 1) * t / sde.T + self.shift
+
+
+@dataclass(frozen=True)
+class StepIndex(Clock):
+    """n t/T - 1, from 0 to n - 1: the index of a step of a discrete chain whose knots are i T/n, as `Tabulated`'s are,
+    and whose first step has index 0, as in most DDPM code. whole: the nearest whole number, for networks that have a
+    row of a table for each step; the score is then constant between the middles of steps.
+    """
+
+    n: int = 1000
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        count("n", self.n, most=10**9)
+
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        index = (self.n * t / sde.T - 1).clamp(0, self.n - 1)
+        return index.round() if self.whole else index
+
+
+@dataclass(frozen=True)
+class Time(Clock):
+    """scale * t + shift: t itself, 1 - t by Time(-1, 1), or t in thousandths."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        number("scale", self.scale, least=-1e9, most=1e9)
+        number("shift", self.shift, least=-1e9, most=1e9)
+
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return self.scale * t + self.shift
+
+
+@dataclass(frozen=True)
+class NoiseLevel(Clock):
+    """sigma/alpha, as denoisers D(x; sigma) are told (Karras et al. 2022)."""
+
+    def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
+        return (-sde.log_snr(t)).exp()
 
 
 class ScoreModel(nn.Module):

@@ -18,13 +18,13 @@ FLOORS = (
     {"reference", "exact", "quantize", "units", "grid", "model", "loss", "data", "nn"},
     {"steps"},
     {"likelihood"},
-    {"checkpoint", "logbook", "training"},
+    {"checkpoint", "logbook", "training", "interop"},
     {"lab"},
     {"cli"},
     {"__init__", "__main__"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-WINGS = {"process", "steps", "likelihood", "lab", "nn", "data", "training", "cli"}
+WINGS = {"process", "steps", "likelihood", "lab", "nn", "data", "training", "interop", "cli"}
 NN = {"torch", "einops", "scoresde"} | sys.stdlib_module_names
 
 

@@ -6,6 +6,7 @@ import os
 import warnings
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..checkpoint import Checkpoint, load, recorded_net, recorded_shape
+from ..checkpoint import Checkpoint, identified, load, recorded_net, recorded_shape
 from ..data import Dataset, Source
 from ..files import digest
 from ..lab import Row, Subject
-from ..shapes import count
+from ..shapes import count, shown
 from ..units import Units
 from .folder import Folder
-from .parts import own_module, read_data, read_net
+from .parts import evaluated, own_module, read_data, read_net, told
 
 
 def place(o: Namespace) -> torch.device:
@@ -41,17 +42,31 @@ def place(o: Namespace) -> torch.device:
 
 
 def model_of(o: Namespace, device: torch.device) -> Checkpoint:
-    """The checkpoint in o.model, its network made by o.net if the manifest cannot make it. A CPU, which is slow in half
-    precision, computes in float32.
+    """The checkpoint in o.model, its network made by o.net if the manifest cannot make it, or what a function of one's
+    own returns. A CPU, which is slow in half precision, computes in float32.
     """
-    net = None
+    net, own = None, own_module(str(o.model)) and not o.model.exists()
+    if own and o.net is not None:
+        raise ValueError(f"net must not be given beside a model of your own, {o.model}, which has one, got {o.net!r}")
     if o.net is not None:
         config = (recorded_net(o.model) or {}).get("config") or {}
         net = read_net(o.net, recorded_shape(o.model), int(config.get("classes", 0)))
-    found = load(o.model, net, device)
+    found = _own_model(str(o.model), device) if own else load(o.model, net, device)
     if device.type == "cpu" and any(p.dtype in (torch.float16, torch.bfloat16) for p in found.model.parameters()):
         found.model.float()
     return found
+
+
+def _own_model(text: str, device: torch.device) -> Checkpoint:
+    """What a function of one's own, package.module:function, returns. Raises ValueError unless it is a checkpoint."""
+    made = evaluated("model", text, {})
+    if callable(made):
+        with told("model", text):
+            made = made()
+    if not isinstance(made, Checkpoint):
+        raise ValueError(f"model must name a function that returns a Checkpoint, got {text!r}, which is {shown(made)}")
+    made.model.to(device).eval().requires_grad_(False)
+    return replace(identified(made), around=made.model.around or made.around)
 
 
 def visible(shape: tuple[int, ...]) -> bool:
@@ -127,13 +142,13 @@ def _file_of(source: Source | None) -> Path | None:
 
 def code_of(o: Namespace) -> dict[str, str]:
     """The sha256 of each module of one's own that was named in o, by its name: other code gives other results."""
-    told = [
-        getattr(o, name, None) or [] for name in ("step", "sde", "net", "law", "method", "trace", "grid", "features")
+    said = [
+        getattr(o, name, None) or []
+        for name in ("step", "sde", "net", "law", "method", "trace", "grid", "features", "model")
     ]
-    texts = [
-        text for value in told for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)
-    ]
-    files = {name: importlib.import_module(name).__file__ for name in map(own_module, texts) if name}
+    texts = [str(text) for value in said for text in (value if isinstance(value, list) else [value])]
+    named = {own_module(text) for text in texts if not Path(text).exists()} - {""}
+    files = {name: importlib.import_module(name).__file__ for name in named}
     return {name: digest(Path(file).read_bytes()) for name, file in sorted(files.items()) if file}
 
 

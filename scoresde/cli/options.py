@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..files import all_shipped, shipped
 
-MODEL = "the folder of a checkpoint, or one of `scoresde models`"
+MODEL = "folder of a checkpoint, one of `scoresde models`, or package.module:function that returns a Checkpoint"
 LABEL = "the class, if the network has classes: its name, or its number from 0 on"
 OWN_NET = "what makes the network, if the checkpoint cannot: package.module:function"
 OWN_STEP = "a step of your own besides: package.module:Class"
