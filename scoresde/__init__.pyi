@@ -1,6 +1,7 @@
 from . import data as data
 from . import exact as exact
 from . import grid as grid
+from . import guide as guide
 from . import interop as interop
 from . import lab as lab
 from . import likelihood as likelihood

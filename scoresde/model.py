@@ -380,7 +380,8 @@ def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:
 class Counted:
     """A callable that counts its calls: `Counted(score).nfe` is the number of network calls made so far.
 
-    Rejected steps, correctors and the stages of a Runge-Kutta method all call the score, so all are counted.
+    Rejected steps, correctors and the stages of a Runge-Kutta method all call the score, so all are counted; of a score
+    that is made of others, and says in `calls` how many it has made of them, those.
     """
 
     def __init__(self, f: Any) -> None:
@@ -399,8 +400,10 @@ class Counted:
         return counted
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.nfe += 1
-        return self.f(*args, **kwargs)
+        before = getattr(self.f, "calls", None)
+        out: Tensor = self.f(*args, **kwargs)
+        self.nfe += 1 if before is None else self.f.calls - before
+        return out
 
     def __repr__(self) -> str:
         return f"Counted({self.f!r}, nfe={self.nfe})"

@@ -17,7 +17,7 @@ FLOORS = (
     {"process"},
     {"reference", "exact", "quantize", "units", "grid", "model", "loss", "data", "nn"},
     {"steps"},
-    {"likelihood"},
+    {"likelihood", "guide"},
     {"checkpoint", "logbook", "training", "interop"},
     {"lab"},
     {"cli"},

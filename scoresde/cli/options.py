@@ -81,6 +81,8 @@ def sample(parser: ArgumentParser) -> None:
     add("--sde", metavar="SDE", help="another process: VE(sigma_min=0.02, sigma_max=20), ..., package.module:Class")
     add("--tuned", metavar="FILE", type=place, help="what `scoresde tune` wrote: its step, grid and process")
     add("--label", metavar="K", help=LABEL)
+    add("--guidance", metavar="W", type=float, help="classifier-free, towards the label; 1 is none")
+    add("--interval", metavar="X", type=float, nargs=2, help="noise levels sigma/alpha that it is kept to (all)")
     add("--no-denoise", action="store_true", help="end without the mean of the data given the last state")
     add("--batch", metavar="N", type=int, default=256, help="samples drawn together; they do not depend on it")
     add("--net", metavar="NET", help=OWN_NET)

@@ -1,8 +1,8 @@
 """`scoresde sample`."""
 
+import math
 from argparse import Namespace
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..files import digest
+from ..guide import classifier_free, conditioned
 from ..lab.solvers import Watched
-from ..model import ScoreModel, transport
+from ..model import transport
 from ..noise import iid, seeds
 from ..process import LinearSDE, Reverse, Score
 from ..progress import bar
@@ -45,11 +46,12 @@ def run(o: Namespace) -> None:
     found = model_of(o, device)
     fitting(n, found.shape)
     label = label_of(o, found)
-    score = Watched(found.model if label is None else partial(_of_class, found.model, torch.tensor(label).to(device)))
-    p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, score)
-    score.nfe = 0
+    net = Watched(found.model)
+    p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, _told(o, net, label))
+    net.nfe = 0
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
     kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "no_denoise")}
+    kept |= {"guidance": o.guidance, "interval": o.interval} if o.guidance is not None else {}
     kept |= {"label": label, "model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
     with opened(o.out, code_of(o), rank, command="sample", **kept) as folder:
         if rank == 0:
@@ -62,12 +64,12 @@ def run(o: Namespace) -> None:
         parts = {start: f"part-{start:08d}-{min(batch, n - start):08d}.npy" for start in range(0, n, batch)}
         missing = agreed([start for start, part in parts.items() if rank == 0 and folder.read(part) is None])
         shown = bar(missing[rank :: processes()], desc="sample", unit="batch", disable=rank > 0)
-        score.ask = lambda calls: shown.set_postfix(calls=calls, refresh=False)
+        net.ask = lambda calls: shown.set_postfix(calls=calls, refresh=False)
         for start in shown:
             every = seeds(o.seed, min(batch, n - start), start)
             x = draw(p, found.shape, ts, *steps, seeds=every, like=like, denoise=not o.no_denoise)
             folder.keep(parts[start], as_bytes(x.cpu().numpy()))
-        calls = total(score.nfe)
+        calls = total(net.nfe)
         if rank > 0:
             return
         folder.gather()
@@ -79,9 +81,16 @@ def run(o: Namespace) -> None:
     print(f"{n} samples in {o.out}: {calls} network calls, for the {len(missing)} of {len(parts)} batches drawn now")
 
 
-def _of_class(model: ScoreModel, label: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    said: torch.Tensor = model(x, t, label=label.expand(len(x)))
-    return said
+def _told(o: Namespace, net: Score, label: int | None) -> Score:
+    """The score under the label, and with the guidance, that was asked for."""
+    if o.guidance is None:
+        if o.interval is not None:
+            raise ValueError(f"interval must not be given without guidance, got {o.interval}")
+        return net if label is None else conditioned(net, label=label)
+    if label is None:
+        raise ValueError(f"guidance must be towards a label: give --label too, got {o.guidance:g}")
+    low, high = o.interval or (0.0, math.inf)
+    return conditioned(classifier_free(net, o.guidance, low=low, high=high), label=label)
 
 
 def _chosen(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:

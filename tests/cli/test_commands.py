@@ -195,6 +195,12 @@ BAD = {
     "sample, no classes": ("sample RING --label 0 --out OUT", "label must"),
     "sample, label too high": ("sample DIGITS --label 10 --out OUT", "label must"),
     "sample, label too low": ("sample DIGITS --label -1 --out OUT", "label must"),
+    "sample, guidance to nothing": ("sample DIGITS --guidance 2 --out OUT", "guidance must be towards a label"),
+    "sample, interval alone": (
+        "sample DIGITS --label 1 --interval 0 1 --out OUT",
+        "interval must not be given without",
+    ),
+    "sample, interval": ("sample DIGITS --label 1 --guidance 2 --interval 3 1 --out OUT", "high must"),
     "sample, no device": ("sample RING --device cuda:99 --out OUT", "device must"),
     "likelihood, no model": ("likelihood --out OUT", "model must"),
     "likelihood, missing": ("likelihood NONE --out OUT", "checkpoint must"),
@@ -452,6 +458,32 @@ def test_labels(tmp_path, digits):
         got = drawn(tmp_path / name, digits, *ddpm, "--n", 5, *args)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     assert not torch.equal(got, torch.from_numpy(np.load(tmp_path / "three" / "samples.npy")))
+
+
+def test_guidance(tmp_path, digits, capsys):
+    """--guidance mixes the two scores of the network at the noise levels of --interval, and the calls that are told are
+    the network's; an interval between two of the levels guides nothing.
+    """
+    model = load(digits).model
+    ts, noise = grid.uniform(VP(), 5), per_sample(seeds(0, 5))
+    label = torch.full((5,), 3)
+
+    def score(x, t):
+        c, u = model(x, t, label=label), model(x, t)
+        return u + 2.5 * (c - u) if float(VP().sigma(t) / VP().alpha(t)) <= 3 else c
+
+    p = VP().reverse(score)
+    x = sample(p, VP().prior((5, 1, 8, 8), noise, torch.float32), ts, Ancestral(), noise=noise)
+    with torch.no_grad():
+        want = p.denoise(x, ts[-1])
+    ddpm = ("--step", "Ancestral", "--eta", 1, "--grid", "uniform", "--steps", 5, "--n", 5, "--label", 3)
+    capsys.readouterr()
+    got = drawn(tmp_path / "some", digits, *ddpm, "--guidance", 2.5, "--interval", 0, 3)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    guided = sum(float(VP().sigma(t) / VP().alpha(t)) <= 3 for t in ts)
+    assert f"{6 + guided} network calls" in capsys.readouterr().out
+    none = drawn(tmp_path / "none", digits, *ddpm, "--guidance", 2.5, "--interval", 1e4, 1e5)
+    torch.testing.assert_close(none, drawn(tmp_path / "plain", digits, *ddpm), rtol=1e-4, atol=1e-5)
 
 
 def test_labels_by_name(tmp_path, capsys):

@@ -1,0 +1,303 @@
+"""Scores made of scores: labels, guidance, composition. A step knows nothing of it.
+
+A `Guided` score is called as those that it is made of, (x, t, **cond), and goes wherever a score goes. What it is the
+score of is another question: the flow of a guided score does not end in p(x) p(c|x)^w, as its terms are noised each by
+itself. `tilted` draws from that law, by weights.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .noise import Noise, iid, require_noise
+from .process import LinearSDE, Score, require_linear
+from .reference import Reference
+from .shapes import answer, function, like, number, state, times, wide
+from .steps import Ancestral, Step, started
+from .steps.step import Affine
+
+Ask = Callable[..., Tensor]
+
+
+class Guided:
+    """A score made of others by `rule(ask, x, t, cond)`, where ask(k, x, t, **cond) is what the k-th of them says.
+
+    calls: how many times one of them was called, which is what `Counted` counts.
+    """
+
+    def __init__(self, scores: Sequence[Score], rule: Callable[[Ask, Tensor, Tensor, dict[str, Any]], Tensor]) -> None:
+        for k, score in enumerate(scores):
+            function(f"scores[{k}]", score, "a callable (x, t) -> (B, *D)")
+        self.scores, self.rule, self.calls = tuple(scores), rule, 0
+
+    @property
+    def sde(self) -> LinearSDE | None:
+        """The process that the first of them says that it is of."""
+        return getattr(self.scores[0], "sde", None)
+
+    @property
+    def around(self) -> Reference | None:
+        """The Gaussian that the first of them says that it was made for."""
+        return getattr(self.scores[0], "around", None)
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        w = wide("x", x)
+        return self.rule(self._ask, w, torch.as_tensor(t), cond).to(x.dtype)
+
+    def _ask(self, k: int, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        self.calls += 1
+        return answer("score", self.scores[k](x, t, **cond), x)
+
+
+class Interval(NamedTuple):
+    """Noise levels sigma/alpha, ends included."""
+
+    low: float = 0.0
+    high: float = math.inf
+
+    def at(self, sde: LinearSDE | None, t: Tensor) -> Tensor:
+        """Whether t is inside, in its shape."""
+        if self == (0.0, math.inf):
+            return torch.ones_like(t, dtype=torch.bool)
+        noise = (-require_linear("score.sde, which an interval of noise levels is told by,", sde).log_snr(t)).exp()
+        return (noise >= self.low) & (noise <= self.high)
+
+
+def _between(low: float, high: float) -> Interval:
+    return Interval(number("low", low, least=0), math.inf if high == math.inf else number("high", high, above=low))
+
+
+def _differing(
+    scores: Sequence[Score],
+    first: Callable[[Ask, Tensor, Tensor, dict[str, Any]], Tensor],
+    second: Callable[[Ask, Tensor, Tensor, dict[str, Any]], Tensor],
+    mix: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    levels: Interval,
+) -> Guided:
+    """first outside of an interval, and mix(x, t, first, second) in it; second is not asked where no sample is."""
+
+    def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        here, a = levels.at(getattr(scores[0], "sde", None), t), first(ask, x, t, cond)
+        if not here.any():
+            return a
+        both = mix(x, t, a, second(ask, x, t, cond))
+        return both if here.all() else torch.where(here.view(-1, *[1] * (x.ndim - 1)).to(x.device), both, a)
+
+    return Guided(scores, rule)
+
+
+def _told(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+    if not cond:
+        raise ValueError("a guided score must be told what to guide to, such as label=: see `conditioned`")
+    return ask(0, x, t, **cond)
+
+
+def conditioned(score: Score, **cond: Any) -> Guided:
+    """The score under conditions, such as label=3, as any step asks for it: (x, t). A whole number, and a tensor (), is
+    meant for every sample. Raises ValueError where one of (B,) is given for another number of samples.
+    """
+    fixed = {k: torch.as_tensor(v) if isinstance(v, (int, list)) else v for k, v in cond.items()}
+
+    def rule(ask: Ask, x: Tensor, t: Tensor, more: dict[str, Any]) -> Tensor:
+        return ask(0, x, t, **{k: _for_each(k, v, x) for k, v in fixed.items()}, **more)
+
+    return Guided([score], rule)
+
+
+def _for_each(name: str, value: Any, x: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim and len(value) != len(x):
+        raise ValueError(f"{name} must be one for each of the {len(x)} samples, got shape {tuple(value.shape)}")
+    return (value.expand(len(x)) if not value.ndim else value).to(x.device)
+
+
+def combined(*parts: tuple[float, Score]) -> Guided:
+    """sum_k w_k score_k, of parts (w_k, score_k): that of prod_k p_k^w_k at each noise level. Composition of conditions
+    c_k is s + sum_k w_k (s_k - s), negation has a negative w (Liu et al. 2022). All are told the same conditions.
+    """
+    weights = [number(f"parts[{k}]", part[0]) for k, part in enumerate(parts)]
+    if not parts:
+        raise ValueError("parts must hold at least one (weight, score), got none")
+
+    def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        total = torch.zeros_like(x)
+        for k, w in enumerate(weights):
+            total = total + w * ask(k, x, t, **cond) if w else total
+        return total
+
+    return Guided([score for _, score in parts], rule)
+
+
+def classifier_free(score: Score, w: float, *, low: float = 0.0, high: float = math.inf) -> Guided:
+    """s(x, t) + w (s(x, t, c) - s(x, t)), with s(x, t) what the network says without a condition (Ho & Salimans 2022; w
+    here is 1 + their w): w = 1 is the conditional score. Only at noise levels sigma/alpha from low to high, and w = 1
+    elsewhere (Kynkaanniemi et al. 2024), where the network is called once and not twice.
+
+    Raises ValueError for bad numbers; when called, if there is no condition, or the score says no process and there is
+    an interval.
+    """
+    number("w", w)
+    without = lambda ask, x, t, cond: ask(0, x, t)  # noqa: E731
+    return _differing([score], _told, without, lambda x, t, c, u: u + w * (c - u), _between(low, high))
+
+
+def autoguided(score: Score, worse: Score, w: float, *, low: float = 0.0, high: float = math.inf) -> Guided:
+    """s_worse + w (s - s_worse), with a smaller or less trained network of the same task (Karras et al. 2024), between
+    noise levels as in `classifier_free`. Both are told the same conditions, if any.
+    """
+    number("w", w)
+    mix = lambda x, t, a, b: b + w * (a - b)  # noqa: E731
+    good, bad = (lambda ask, x, t, cond, k=k: ask(k, x, t, **cond) for k in (0, 1))
+    return _differing([score, worse], good, bad, mix, _between(low, high))
+
+
+def projected(
+    score: Score, w: float, *, along: float = 0.0, norm: float = math.inf, low: float = 0.0, high: float = math.inf
+) -> Guided:
+    """Classifier-free guidance of which the part along the denoised sample, which saturates, is left out but for the
+    share `along` (Sadat et al. 2025, adaptive projected guidance, without its momentum). In D = E[x_0 | x_t]:
+
+        D_c + (w - 1) (along d_par + d_orth),    d = D_c - D_u, shortened to `norm` where it is longer,
+
+    d_par its part along D_c, for each sample. along = 1 without a norm is `classifier_free`. Raises ValueError as that,
+    and when called if the score says no process.
+    """
+    number("w", w), number("along", along), norm == math.inf or number("norm", norm, above=0)
+    sde_of = lambda: require_linear("score.sde, which samples are denoised by,", getattr(score, "sde", None))  # noqa: E731
+    without = lambda ask, x, t, cond: ask(0, x, t)  # noqa: E731
+
+    def mix(x: Tensor, t: Tensor, c: Tensor, u: Tensor) -> Tensor:
+        sde = sde_of()
+        alpha, var = like(sde.alpha(t), x), like(sde.var(t), x)
+        D, d = (x + var * c) / alpha, var * (c - u) / alpha
+        dot = lambda a, b: (a * b).flatten(1).sum(1).view(-1, *[1] * (x.ndim - 1))  # noqa: E731
+        if norm < math.inf:
+            d = d * (norm / dot(d, d).sqrt().clamp_min(1e-30)).clamp_max(1)
+        parallel = dot(d, D) / dot(D, D).clamp_min(1e-30) * D
+        return c + (w - 1) * (d - (1 - along) * parallel) * alpha / var
+
+    return _differing([score], _told, without, mix, _between(low, high))
+
+
+def classified(score: Score, classifier: Callable[[Tensor, Tensor], Tensor], w: float = 1.0) -> Guided:
+    """s(x, t) + w grad log p(label | x, t), with a classifier (x, t) -> logits (B, K) of noisy samples (Dhariwal and
+    Nichol 2021, section 4): with w = 1 and the exact one that is the score of p_t(x | label). It is told label=, () or
+    (B,); the classifier's calls are not counted.
+    """
+    number("w", w), function("classifier", classifier, "a callable (x, t) -> (B, K)")
+
+    def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        if cond.get("label") is None:
+            raise ValueError("label must be given to a score that a classifier guides: see `conditioned`")
+        label = torch.as_tensor(cond["label"], device=x.device).expand(len(x))
+        with torch.enable_grad():
+            y = x.detach().requires_grad_()
+            log_p = classifier(y, t).log_softmax(1).gather(1, label[:, None].long()).sum()
+            (g,) = torch.autograd.grad(log_p, y)
+        return ask(0, x, t) + w * g
+
+    return Guided([score], rule)
+
+
+class Weighted(NamedTuple):
+    """Samples x, (B, *D), each of weight exp log_w, (B,), whose mean is 1; the start that each came from, (B,), of
+    which several may be one, since samples were drawn anew so often; the calls of each of the two scores.
+    """
+
+    x: Tensor
+    log_w: Tensor
+    start: Tensor
+    drawn: int
+    nfe: int
+
+    @property
+    def effective(self) -> float:
+        """(sum w)^2/sum_k w_k^2, w_k the weight of all that came from the start k: how many independent samples there
+        are in effect.
+        """
+        return float(1 / self._lineages(torch.ones_like(self.log_w)).square().sum())
+
+    def mean(self, f: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """The weighted mean of f(x), (B, ...)."""
+        values = f(self.x)
+        return (self.log_w.softmax(0).view(-1, *[1] * (values.ndim - 1)).to(values) * values).sum(0)
+
+    def error(self, f: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """The standard error of that mean, by lineages (Lee & Whiteley 2018): what came from one start moves as one."""
+        off = f(self.x) - self.mean(f)
+        return self._lineages(off.double()).square().sum(0).sqrt().to(off)
+
+    def _lineages(self, values: Tensor) -> Tensor:
+        """The sum of w f over what came from each start, for weights of the sum 1."""
+        w = self.log_w.softmax(0).view(-1, *[1] * (values.ndim - 1))
+        return torch.zeros_like(values).index_add(0, self.start, w * values)
+
+
+def _effective(log_w: Tensor) -> float:
+    return float(1 / log_w.softmax(0).square().sum())
+
+
+@torch.no_grad()
+def tilted(
+    sde: LinearSDE,
+    score: Score,
+    conditional: Score,
+    w: float,
+    x: Tensor,
+    ts: Tensor,
+    step: Step = Ancestral(),
+    *,
+    noise: Noise = iid(),
+    generator: torch.Generator | None = None,
+    least: float = 0.5,
+) -> Weighted:
+    """Weighted samples of p(x)^(1 - w) p(x | c)^w, p(x) p(c | x)^w but for a constant, at the last of the times ts, of
+    (B, *D) drawn from the prior at ts[0]: what guidance is said to sample.
+
+    They go by the reverse SDE of the guided score s = (1 - w) s_u + w s_c, and each gathers
+
+        d log w = w (w - 1)/2 g^2 |s_u - s_c|^2 dtau
+
+    (the Feynman-Kac corrector of Skreta et al. 2025, for a geometric mean), as the product of two densities that
+    diffuse does not diffuse as one. Where fewer than `least` of the samples are left in effect, all are drawn anew by
+    their weights, evenly spaced (`generator` draws where). In the limit of small steps and many samples weighted means
+    are exact; a step is a predictor that remembers nothing, of which the SDE is asked once.
+
+    Raises ValueError before any work for what is not as stated.
+    """
+    require_noise(noise), require_linear("sde", sde), number("w", w), number("least", least, least=0, most=1)
+    if not isinstance(step, Affine):
+        raise ValueError(f"step must be one that remembers nothing, such as Ancestral(), got {step!r}")
+    x, ts, gap = state("x", x), times("ts", ts, sde.T), [torch.zeros(0)]
+
+    def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        u, c = ask(0, x, t), ask(1, x, t)
+        gap[0] = (u - c).square().flatten(1).sum(1)
+        return u + w * (c - u)
+
+    guided = Guided([score, conditional], rule)
+    p = sde.reverse(guided)
+    (move,) = started(p, ts, (step,))
+    log_w, start, drawn = x.new_zeros(len(x), dtype=torch.float64), torch.arange(len(x), device=x.device), 0
+    for t, s in zip(ts[:-1], ts[1:], strict=True):
+        x = move(p, x, t, s, noise)
+        noisier = float(sde.var(t) * (sde.log_snr(s) - sde.log_snr(t)))
+        log_w = log_w + w * (w - 1) * noisier * gap[0].double()
+        if _effective(log_w) < least * len(x):
+            rows = _evenly(log_w, generator)
+            x, start, log_w, drawn = x[rows], start[rows], torch.zeros_like(log_w), drawn + 1
+    if not x.isfinite().all():
+        raise RuntimeError(f"samples are not finite at t = {ts[-1]:g}: take more steps")
+    return Weighted(x, log_w - log_w.logsumexp(0) + math.log(len(x)), start, drawn, guided.calls // 2)
+
+
+def _evenly(log_w: Tensor, generator: torch.Generator | None) -> Tensor:
+    """As many rows as there are, each as often as its weight says, to less than one (systematic resampling)."""
+    n = len(log_w)
+    u = torch.rand((), generator=generator, dtype=torch.float64, device="cpu").to(log_w.device)
+    edges = log_w.softmax(0).cumsum(0)
+    return torch.searchsorted(edges, (torch.arange(n, device=log_w.device) + u) / n).clamp_max(n - 1)

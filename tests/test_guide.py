@@ -1,0 +1,255 @@
+"""Guided scores are the formulas of their papers, and those of exact laws where they are; what guidance samples is the
+tilted law only with weights.
+"""
+
+import math
+import re
+
+import pytest
+import torch
+
+from scoresde import VP, Ancestral, Counted, EulerMaruyama, ReverseDiffusion, UniPC, grid, iid, log_prob, sample
+from scoresde.exact import GaussianMixture
+from scoresde.guide import (
+    Guided,
+    autoguided,
+    classified,
+    classifier_free,
+    combined,
+    conditioned,
+    projected,
+    tilted,
+)
+from scoresde.likelihood import Adams, Exact, Quadrature
+
+F64 = torch.float64
+MEANS, SHARES = (
+    torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.2, -1.2]], dtype=F64),
+    torch.tensor([0.5, 0.3, 0.2], dtype=F64),
+)
+VARS = torch.tensor([0.2, 0.1, 0.3], dtype=F64)
+SDE = VP()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Known:
+    """The mixture's score, under a label that of a component, as a network with classes is."""
+
+    def __init__(self, sde=SDE):
+        self.sde, self.asked = sde, []
+        parts = [slice(None), *(slice(k, k + 1) for k in range(3))]
+        self.laws = [GaussianMixture(SHARES[k], MEANS[k], VARS[k]).diffuse(sde) for k in parts]
+
+    def __call__(self, x, t, label=None):
+        self.asked.append(label)
+        if label is None:
+            return self.laws[0](x, t)
+        t = torch.as_tensor(t, dtype=F64).expand(len(x))
+        rows = [self.laws[1 + int(k)](x[i : i + 1], t[i : i + 1]) for i, k in enumerate(label)]
+        return torch.cat(rows)
+
+
+X = torch.randn(4, 2, generator=generator(1), dtype=F64)
+LABEL = torch.tensor([0, 1, 2, 0])
+T = torch.tensor(0.3, dtype=F64)
+
+
+def same(a, b, tol=1e-12):
+    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
+
+
+def test_classifier_free():
+    """s + w (s_c - s), with the same at w = 1 and 0 as with and without a label; times of each sample's own too."""
+    known = Known()
+    s, c = known(X, T), known(X, T, LABEL)
+    for w in (0.0, 1.0, 2.5, -0.5):
+        same(classifier_free(known, w)(X, T, label=LABEL), s + w * (c - s))
+    each = torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=F64)
+    s, c = known(X, each), known(X, each, LABEL)
+    same(classifier_free(known, 3.0)(X, each, label=LABEL), 3 * c - 2 * s)
+
+
+def test_between_noise_levels():
+    """Guided inside, conditional outside, where one call is made; each sample by its own time."""
+    known = Known()
+    noise = lambda t: float(SDE.sigma(t) / SDE.alpha(t))  # noqa: E731
+    low, high = noise(0.2), noise(0.6)
+    guided = classifier_free(known, 3.0, low=low, high=high)
+    for t, inside in ((0.1, False), (0.19, False), (0.21, True), (0.59, True), (0.61, False)):
+        before = guided.calls
+        t = torch.tensor(t, dtype=F64)
+        c, s = known(X, t, LABEL), known(X, t)
+        same(guided(X, t, label=LABEL), 3 * c - 2 * s if inside else c)
+        assert guided.calls - before == 1 + inside
+    each = torch.tensor([0.1, 0.4, 0.5, 0.9], dtype=F64)
+    c, s = known(X, each, LABEL), known(X, each)
+    want = torch.where(torch.tensor([False, True, True, False])[:, None], 3 * c - 2 * s, c)
+    same(guided(X, each, label=LABEL), want)
+
+
+def test_combined_and_autoguided():
+    """Products of laws, of which two equal ones with weights that sum to 1 are the law; and a worse network beside."""
+    known = Known()
+    one, two = conditioned(known, label=1), conditioned(known, label=2)
+    same(combined((0.7, one), (0.3, one))(X, T), one(X, T))
+    s, a, b = known(X, T), one(X, T), two(X, T)
+    same(combined((1 - 1.5 + 0.5, known), (1.5, one), (-0.5, two))(X, T), s + 1.5 * (a - s) - 0.5 * (b - s))
+    before = len(known.asked)
+    combined((0.0, known), (1.0, one))(X, T)
+    assert len(known.asked) == before + 1  # what has no weight is not asked
+    worse = lambda x, t, label=None: 0.5 * known(x, t, label)  # noqa: E731
+    c = known(X, T, LABEL)
+    same(autoguided(known, worse, 2.0)(X, T, label=LABEL), 0.5 * c + 2 * 0.5 * c)
+    same(autoguided(known, worse, 2.0)(X, T), 1.5 * known(X, T))
+
+
+def test_projected():
+    """All of it is classifier-free guidance; without the part along it, the change of E[x_0 | x_t] is at right angles
+    to the conditional one, and no longer than asked.
+    """
+    known, w = Known(), 4.0
+    c, free = known(X, T, LABEL), classifier_free(known, w)(X, T, label=LABEL)
+    same(projected(known, w, along=1.0)(X, T, label=LABEL), free)
+    alpha, var = SDE.alpha(T), SDE.var(T)
+    D = lambda s: (X + var * s) / alpha  # noqa: E731
+    change = D(projected(known, w)(X, T, label=LABEL)) - D(c)
+    assert (change * D(c)).sum(1).abs().max() < 1e-12 and change.abs().max() > 0.01
+    full = D(free) - D(c)
+    same(change, full - (full * D(c)).sum(1, keepdim=True) / D(c).square().sum(1, keepdim=True) * D(c))
+    short = D(projected(known, w, along=1.0, norm=0.05)(X, T, label=LABEL)) - D(c)
+    length = full.norm(dim=1) / (w - 1)
+    same(short.norm(dim=1), (w - 1) * length.clamp_max(0.05))
+
+
+def test_an_exact_classifier_gives_the_conditional_score():
+    """grad log p(c | x_t) is s_c - s, of any label and at any time; and w multiplies it."""
+    known, law = Known(), GaussianMixture(SHARES, MEANS, VARS)
+
+    def classifier(x, t):
+        return law.marginal(SDE, t).responsibilities(x).log()
+
+    for label in (torch.tensor(2), LABEL):
+        c = known(X, T, label.expand(4))
+        same(classified(known, classifier)(X, T, label=label), c, 1e-9)
+        s = known(X, T)
+        same(classified(known, classifier, 2.0)(X, T, label=label), s + 2 * (c - s), 1e-9)
+
+
+def test_conditions_and_calls():
+    """A condition for all, and for each; what a step or a likelihood counts are calls of the network."""
+    known = Known()
+    same(conditioned(known, label=1)(X, T), known(X, T, torch.ones(4, dtype=torch.long)))
+    same(conditioned(known, label=LABEL)(X, T), known(X, T, LABEL))
+    with pytest.raises(ValueError, match=re.escape("label must be one for each of the 4 samples, got shape (3,)")):
+        conditioned(known, label=LABEL[:3])(X, T)
+    guided = conditioned(classifier_free(known, 2.0), label=1)
+    counted = Counted(guided)
+    sample(SDE.reverse(counted), X, grid.uniform(SDE, 7), Ancestral(), noise=iid(generator()))
+    assert counted.nfe == 7  # `conditioned` calls one score, the guided one
+    counted, known.asked = Counted(classifier_free(known, 2.0)), []
+    counted(X, T, label=LABEL)
+    assert counted.nfe == len(known.asked) == 2
+    found = log_prob(SDE.reverse(classifier_free(known, 1.5)), X, how=Quadrature(Adams(12), Exact()), label=LABEL)
+    assert found.nfe == 28 and found.log_p.isfinite().all()
+    plain = log_prob(SDE.reverse(known), X, how=Quadrature(Adams(12), Exact()), label=LABEL)
+    one = log_prob(SDE.reverse(classifier_free(known, 1.0)), X, how=Quadrature(Adams(12), Exact()), label=LABEL)
+    same(one.log_p, plain.log_p, 1e-10)
+
+
+LINE = GaussianMixture(
+    torch.tensor([0.6, 0.4], dtype=F64), torch.tensor([[-0.8], [0.9]], dtype=F64), torch.tensor([0.15, 0.3], dtype=F64)
+)
+PART = GaussianMixture(torch.ones(1, dtype=F64), LINE.means[1:], torch.tensor([0.3], dtype=F64))
+
+
+def tilted_moments(w, t):
+    """The mean and variance of p_t(x)^(1-w) p_t(x|c)^w on a grid."""
+    y = torch.linspace(-6, 8, 20_001, dtype=F64)[:, None]
+    log = (1 - w) * LINE.marginal(SDE, t).log_prob(y) + w * PART.marginal(SDE, t).log_prob(y)
+    p = (log - log.max()).exp()
+    mean = float((p * y[:, 0]).sum() / p.sum())
+    return mean, float((p * (y[:, 0] - mean) ** 2).sum() / p.sum())
+
+
+@pytest.mark.parametrize("step", [Ancestral(), EulerMaruyama(), ReverseDiffusion()], ids=repr)
+def test_guidance_does_not_sample_what_is_said_and_weights_do(step):
+    """On a line, w = 2: mean and variance by weighted samples are those of the tilted law within four of the standard
+    errors that are told; those of guidance alone are off by more than ten.
+    """
+    w, n, ts = 2.0, 6000, grid.log_snr(SDE, 160)
+    mean, var = tilted_moments(w, float(ts[-1]))
+    a, b = LINE.diffuse(SDE), PART.diffuse(SDE)
+    x_T = SDE.prior((n, 1), iid(generator(2)), F64)
+    found = tilted(SDE, a, b, w, x_T, ts, step, noise=iid(generator(3)), generator=generator(4))
+    assert found.drawn > 0 and found.nfe == 160 and 100 < found.effective < n / 2
+    assert float(found.log_w.exp().mean()) == pytest.approx(1, rel=1e-9)
+    square = lambda x: (x - mean) ** 2  # noqa: E731
+    assert abs(float(found.mean()) - mean) < 4 * float(found.error()) + 0.01
+    assert abs(float(found.mean(square)) - var) < 4 * float(found.error(square)) + 0.01
+    plain = sample(SDE.reverse(combined((1 - w, a), (w, b))), x_T, ts, step, noise=iid(generator(3)))
+    assert abs(float(plain.mean()) - mean) > 10 * (var / n) ** 0.5 and abs(float(plain.mean()) - mean) > 0.1
+
+
+def test_the_error_of_weighted_means():
+    """Over 24 runs of 500 the mean is right within three standard errors, and spreads by what each run tells, within a
+    factor of 1.5: by the weights at the end alone, half of it would be told at most.
+    """
+    w, ts, off, told, naive = 2.0, grid.log_snr(SDE, 60), [], [], []
+    mean, var = tilted_moments(w, float(ts[-1]))
+    for seed in range(24):
+        x_T = SDE.prior((500, 1), iid(generator(seed)), F64)
+        steps, draws = iid(generator(100 + seed)), generator(200 + seed)
+        found = tilted(SDE, LINE.diffuse(SDE), PART.diffuse(SDE), w, x_T, ts, noise=steps, generator=draws)
+        off.append(float(found.mean()) - mean), told.append(float(found.error()))
+        naive.append((var * float(found.log_w.softmax(0).square().sum())) ** 0.5)
+    off, told, naive = (torch.tensor(v) for v in (off, told, naive))
+    spread = float(off.std())
+    assert abs(float(off.mean())) < 3 * spread / 24**0.5 + 0.02
+    assert 1 / 1.5 < float(told.square().mean().sqrt()) / spread < 1.5
+    assert float(naive.mean()) < spread / 2
+
+
+def test_no_weight_where_there_is_no_difference():
+    """w = 0 and 1 are one of the two laws, without weights, and the step's own samples."""
+    x_T, ts = SDE.prior((50, 1), iid(generator(2)), F64), grid.uniform(SDE, 20)
+    for w, law in ((0.0, LINE), (1.0, PART)):
+        found = tilted(SDE, LINE.diffuse(SDE), PART.diffuse(SDE), w, x_T, ts, noise=iid(generator(3)))
+        want = sample(SDE.reverse(law.diffuse(SDE)), x_T, ts, Ancestral(), noise=iid(generator(3)))
+        same(found.x, want, 1e-9)
+        assert found.drawn == 0 and found.log_w.abs().max() < 1e-12
+        assert found.effective == pytest.approx(50)
+
+
+SCORE = LINE.diffuse(SDE)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: classifier_free(Known(), math.nan), "w must"),
+        (lambda: classifier_free(Known(), 1.0, low=2.0, high=1.0), "high must"),
+        (lambda: classifier_free(Known(), 2.0)(X, T), "must be told what to guide to, such as label="),
+        (
+            lambda: classifier_free(lambda x, t, label=None: x, 2.0, high=1.0)(X, T, label=1),
+            "score.sde, which an interv",
+        ),
+        (lambda: projected(lambda x, t, label=None: x, 2.0)(X, T, label=1), "score.sde, which samples are denoised by"),
+        (lambda: projected(Known(), 2.0, norm=0.0), "norm must"),
+        (lambda: combined(), "parts must hold at least one"),
+        (lambda: combined((math.inf, Known())), r"parts\[0\] must"),
+        (lambda: Guided([3], None), r"scores\[0\] must be a callable"),
+        (lambda: classified(Known(), lambda x, t: x)(X, T), "label must be given"),
+        (
+            lambda: tilted(SDE, SCORE, SCORE, 2.0, X[:, :1], grid.uniform(SDE, 5), UniPC(2)),
+            "step must be one that rememb",
+        ),
+        (lambda: tilted(SDE, SCORE, SCORE, 2.0, X[:, :1], grid.uniform(SDE, 5), least=2.0), "least must"),
+        (lambda: SDE.reverse(classifier_free(Known(VP(beta_max=5.0)), 2.0)), "score is that of"),
+    ],
+)
+def test_bad_input_is_named(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
