@@ -52,7 +52,7 @@ class Guided:
         return answer("score", self.scores[k](x, t, **cond), x)
 
 
-class Interval(NamedTuple):
+class Levels(NamedTuple):
     """Noise levels sigma/alpha, ends included."""
 
     low: float = 0.0
@@ -66,8 +66,8 @@ class Interval(NamedTuple):
         return (noise >= self.low) & (noise <= self.high)
 
 
-def _between(low: float, high: float) -> Interval:
-    return Interval(number("low", low, least=0), math.inf if high == math.inf else number("high", high, above=low))
+def _between(low: float, high: float) -> Levels:
+    return Levels(number("low", low, least=0), math.inf if high == math.inf else number("high", high, above=low))
 
 
 def _differing(
@@ -75,7 +75,7 @@ def _differing(
     first: Callable[[Ask, Tensor, Tensor, dict[str, Any]], Tensor],
     second: Callable[[Ask, Tensor, Tensor, dict[str, Any]], Tensor],
     mix: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    levels: Interval,
+    levels: Levels,
 ) -> Guided:
     """first outside of an interval, and mix(x, t, first, second) in it; second is not asked where no sample is."""
 

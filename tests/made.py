@@ -3,10 +3,12 @@
 import importlib.util
 import math
 import sys
+import types
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -97,3 +99,17 @@ def damaged(file, data):
         content[k] ^= data.draw(st.integers(1, 255))
     file.write_bytes(bytes(content))
     return k, cut, content
+
+
+def of_k_diffusion(name):
+    """A module of k-diffusion, without the package around it, which asks for more than is used: of its helpers one."""
+    spec, alias = importlib.util.find_spec("k_diffusion"), "_k_diffusion_alone"
+    if spec is None:
+        pytest.skip("k-diffusion is not installed")
+    if alias not in sys.modules:
+        package, utils = types.ModuleType(alias), types.ModuleType(f"{alias}.utils")
+        package.__path__ = list(spec.submodule_search_locations)
+        utils.append_dims = lambda x, n: x[(...,) + (None,) * (n - x.ndim)]
+        package.utils = utils
+        sys.modules[alias], sys.modules[utils.__name__] = package, utils
+    return importlib.import_module(f"{alias}.{name}")

@@ -60,8 +60,8 @@ def from_diffusers(source: Any, scheduler: Any = None, *, data: Tensor | None = 
     prediction, betas that end in no signal at all, a learned variance without channels for it, weights that are not
     safetensors; and, with data, as `from_betas`. ImportError if diffusers is not installed.
     """
-    net, plan = _parts(source, scheduler)
-    reading = _reading(plan, net.config)
+    net, plan = parts_of(source, scheduler)
+    reading = reading_of(plan, net.config)
     classes = net.config.get("num_class_embeds") or 0
     none = None
     if type(net).__name__ == "DiTTransformer2DModel":
@@ -71,7 +71,7 @@ def from_diffusers(source: Any, scheduler: Any = None, *, data: Tensor | None = 
     return adapted(own, reading.sde, reading.predicts, reading.clock, reading.variance, data)
 
 
-def _parts(source: Any, scheduler: Any) -> tuple[Any, Any]:
+def parts_of(source: Any, scheduler: Any) -> tuple[Any, Any]:
     """The network and the scheduler."""
     if isinstance(source, (str, Path)):
         folder = Path(source)
@@ -115,7 +115,7 @@ def _loaded(folder: Path, name: str) -> Any:
         raise ValueError(f"{folder} must hold weights as safetensors, which run no code: {error}") from error
 
 
-def _reading(scheduler: Any, net: Any) -> Reading:
+def reading_of(scheduler: Any, net: Any) -> Reading:
     """By the scheduler's configuration, and the network's where it is told another clock. Raises ValueError for what is
     not understood.
     """

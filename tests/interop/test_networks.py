@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from scoresde import Ancestral, Epsilon, Karras, iid, log_prob, sample
+from scoresde import Ancestral, Epsilon, Karras, Reference, ScoreModel, iid, log_prob, sample
 from scoresde.exact import GaussianMixture
 from scoresde.interop import Adapted, from_azula, from_betas, from_denoiser, from_velocity, readings, require_reading
-from scoresde.model import Data, FlowVelocity, NoiseLevel, ScoreValue, StepIndex, Time, Velocity
+from scoresde.model import Data, FlowVelocity, LogSNR, NoiseLevel, ScoreValue, StepIndex, Time, Velocity
 from scoresde.process import EDM, RectifiedFlow, Tabulated, linear_betas
 
 F64 = torch.float64
@@ -210,26 +210,29 @@ def test_azula():
             torch.testing.assert_close(model.eps(y, float(sigma / alpha)), want, rtol=1e-6, atol=1e-6)
 
 
-def test_k_diffusion():
-    """Its denoiser of a network with its own scalings is Karras' parametrisation of that network here, to 1e-6."""
-    K = pytest.importorskip("k_diffusion.layers")
+def test_a_denoiser_with_scalings_inside():
+    """D = c_skip x + c_out F(c_in x, log(sigma)/4), as EDM's code and k-diffusion have it (Karras et al. 2022, table
+    1), is Karras' parametrisation of F here, to 1e-6.
+    """
     torch.manual_seed(0)
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lin = nn.Linear(3, 2)
+            self.lin = nn.Linear(3, 2).double()
 
         def forward(self, x, c):
             return self.lin(torch.cat([x, c[:, None]], 1)).sin()
 
-    net = Net()
-    model = from_denoiser(K.Denoiser(net, sigma_data=0.5))
-    from scoresde import ScoreModel
-    from scoresde.model import LogSNR
+    net, d = Net(), 0.5
 
-    ours = ScoreModel(net, EDM(), Karras(), LogSNR(-0.25))
-    x = torch.randn(4, 2, generator=generator())
+    def denoise(x, sigma):
+        s = sigma[:, None]
+        total = (s**2 + d**2).sqrt()
+        return d**2 / total**2 * x + s * d / total * net(x / total, sigma.log() / 4)
+
+    model, ours = from_denoiser(denoise), ScoreModel(net, EDM(), Karras(Reference(std=d)), LogSNR(-0.25))
+    x = torch.randn(4, 2, generator=generator(), dtype=F64)
     for t in (0.01, 0.7, 20.0):
-        torch.testing.assert_close(model.eps(t * x, t), ours.eps(t * x, t), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(model.eps(t * x, t), ours.eps(t * x, t), rtol=1e-6, atol=1e-6)
     assert isinstance(model.clock, NoiseLevel)
