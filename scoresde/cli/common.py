@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import math
 import os
 import warnings
 from argparse import Namespace
@@ -18,7 +19,9 @@ import torch.distributed as dist
 from ..checkpoint import Checkpoint, identified, load, recorded_net, recorded_shape
 from ..data import Dataset, Source
 from ..files import digest
+from ..guide import classifier_free, conditioned
 from ..lab import Row, Subject
+from ..process import Score
 from ..shapes import count, shown
 from ..units import Units
 from .folder import Folder
@@ -99,6 +102,25 @@ def label_of(o: Namespace, found: Checkpoint) -> int | None:
         names = f", or one of {', '.join(found.names)}" if found.names else ""
         raise ValueError(f"label must be one of the network's classes, 0 to {classes - 1}{names}, got {said}")
     return label
+
+
+def guided(o: Namespace, net: Score, label: int | None) -> Score:
+    """The score under the label, and with the guidance, that was asked for."""
+    if o.guidance is None:
+        if o.interval is not None:
+            raise ValueError(f"interval must not be given without guidance, got {o.interval}")
+        return net if label is None else conditioned(net, label=label)
+    if label is None:
+        raise ValueError(f"guidance must be towards a label: give --label too, got {o.guidance:g}")
+    low, high = o.interval or (0.0, math.inf)
+    return conditioned(classifier_free(net, o.guidance, low=low, high=high), label=label)
+
+
+def condition(o: Namespace, label: int | None) -> str:
+    """What that is, in words; nothing without a label."""
+    low, high = o.interval or (0.0, math.inf)
+    kept = f" at noise from {low:g} to {high:g}" if o.interval else ""
+    return "" if label is None else f"label {label}" + (f", guidance {o.guidance:g}{kept}" if o.guidance else "")
 
 
 def one_subject(o: Namespace) -> None:

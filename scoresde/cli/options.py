@@ -80,9 +80,7 @@ def sample(parser: ArgumentParser) -> None:
     add("--eta", metavar="X", type=float, help="0 for the flow, 1 for the reverse SDE (0; 1 if a step needs noise)")
     add("--sde", metavar="SDE", help="another process: VE(sigma_min=0.02, sigma_max=20), ..., package.module:Class")
     add("--tuned", metavar="FILE", type=place, help="what `scoresde tune` wrote: its step, grid and process")
-    add("--label", metavar="K", help=LABEL)
-    add("--guidance", metavar="W", type=float, help="classifier-free, towards the label; 1 is none")
-    add("--interval", metavar="X", type=float, nargs=2, help="noise levels sigma/alpha that it is kept to (all)")
+    guidance(parser)
     add("--no-denoise", action="store_true", help="end without the mean of the data given the last state")
     add("--batch", metavar="N", type=int, default=256, help="samples drawn together; they do not depend on it")
     add("--net", metavar="NET", help=OWN_NET)
@@ -100,6 +98,7 @@ def tune(parser: ArgumentParser) -> None:
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
     add("--nfe", metavar="N", type=int, default=10, help="network calls of the solver")
     add("--pilots", metavar="N", type=int, default=64, help="trajectories in each of three sets: fit, decide, report")
+    guidance(parser)
     add("--net", metavar="NET", help=OWN_NET)
     shared(parser, "runs/tuned.json", "the file to write")
 
@@ -222,6 +221,14 @@ def place(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise ArgumentTypeError("it must be a path, got nothing")
     return Path(text)
+
+
+def guidance(parser: ArgumentParser) -> None:
+    """What a network with classes is told."""
+    add = parser.add_argument
+    add("--label", metavar="K", help=LABEL)
+    add("--guidance", metavar="W", type=float, help="classifier-free, towards the label; 1 is none")
+    add("--interval", metavar="X", type=float, nargs=2, help="noise levels sigma/alpha that it is kept to (all)")
 
 
 def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is written") -> None:

@@ -1,6 +1,5 @@
 """`scoresde sample`."""
 
-import math
 from argparse import Namespace
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..files import digest
-from ..guide import classifier_free, conditioned
 from ..lab.solvers import Watched
 from ..model import transport
 from ..noise import iid, seeds
@@ -24,7 +22,9 @@ from .common import (
     as_array,
     as_bytes,
     code_of,
+    condition,
     fitting,
+    guided,
     join_processes,
     label_of,
     model_of,
@@ -47,7 +47,7 @@ def run(o: Namespace) -> None:
     fitting(n, found.shape)
     label = label_of(o, found)
     net = Watched(found.model)
-    p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, _told(o, net, label))
+    p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, guided(o, net, label))
     net.nfe = 0
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
     kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "no_denoise")}
@@ -81,18 +81,6 @@ def run(o: Namespace) -> None:
     print(f"{n} samples in {o.out}: {calls} network calls, for the {len(missing)} of {len(parts)} batches drawn now")
 
 
-def _told(o: Namespace, net: Score, label: int | None) -> Score:
-    """The score under the label, and with the guidance, that was asked for."""
-    if o.guidance is None:
-        if o.interval is not None:
-            raise ValueError(f"interval must not be given without guidance, got {o.interval}")
-        return net if label is None else conditioned(net, label=label)
-    if label is None:
-        raise ValueError(f"guidance must be towards a label: give --label too, got {o.guidance:g}")
-    low, high = o.interval or (0.0, math.inf)
-    return conditioned(classifier_free(net, o.guidance, low=low, high=high), label=label)
-
-
 def _chosen(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:
     """Process, times and steps as typed."""
     own: LinearSDE = found.model.sde
@@ -121,6 +109,9 @@ def _tuned(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, torc
         if getattr(o, name) is not None:
             raise ValueError(f"{name} must not be given beside tuned, which says it, got {getattr(o, name)!r}")
     solver = Tuning.load(o.tuned)
+    if solver.condition != (said := condition(o, label_of(o, found))):
+        fitted, asked = (text or "no label" for text in (solver.condition, said))
+        raise ValueError(f"tuned must be a solver that was fitted under what is asked for, {asked}, and not {fitted}")
     if read("sde", o.sde, LinearSDE) not in (None, solver.sde):
         raise ValueError(f"sde must be {solver.sde!r}, which the solver was tuned for, got {o.sde!r}")
     return solver.sde.reverse(transport(score, found.model.sde, solver.sde), 0.0), solver.ts, (solver.step,)

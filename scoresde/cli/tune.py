@@ -2,6 +2,7 @@
 
 import shutil
 from argparse import Namespace
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from ..reference import Reference
 from ..shapes import count
 from ..steps import Pilots, Tuning, tune
 from ..values import build, describe
-from .common import code_of, model_of, one_subject, place
+from .common import code_of, condition, guided, label_of, model_of, one_subject, place
 from .folder import Journal, opened
 from .parts import read
 
@@ -32,22 +33,26 @@ def run(o: Namespace) -> None:
     sde = read("sde", o.sde or "vp", LinearSDE)
     if o.model:
         found = model_of(o, device)
-        sde, around = sde if o.sde else found.model.sde, found.around
-        score, like = transport(found.model, found.model.sde, sde), torch.empty(1, *found.shape, device=device)
+        sde, around, label = sde if o.sde else found.model.sde, found.around, label_of(o, found)
+        said, net = condition(o, label), guided(o, found.model, label)
+        score, like = transport(net, found.model.sde, sde), torch.empty(1, *found.shape, device=device)
     else:
-        problem = read("law", o.law or "modes", Problem)
+        if o.label is not None or o.guidance is not None or o.interval is not None:
+            raise ValueError("label, guidance and interval must not be given with a law, which has no classes")
+        problem, said = read("law", o.law or "modes", Problem), ""
         law = problem.law()
         around = Reference.fit(law.sample(KNOWN, torch.Generator().manual_seed(o.seed)))
         like = torch.empty(1, *law.shape, dtype=torch.float64, device=device)
         score = law.to(device).diffuse(sde)
     build(LinearSDE, describe(sde))  # what could not be written and read again must fail before the tuning
     of = {"subject": found.digest if o.model else repr(problem), "sde": sde, "around": around, "device": device.type}
-    kept = {k: getattr(o, k) for k in ("seed", "nfe", "pilots")}
+    kept = {k: getattr(o, k) for k in ("seed", "nfe", "pilots")} | ({"condition": said} if said else {})
     o.out.parent.mkdir(parents=True, exist_ok=True)
     with opened(o.out.with_name(f".{o.out.name}.work"), code_of(o), command="tune", **of, **kept) as folder:
         journal = Journal(score, folder).start(folder.of)
         counted = Counted(journal)
-        made = tune(sde.reverse(counted, 0.0), like, o.nfe, around, pilots, lambda said: print(f"... {said}"))
+        made = tune(sde.reverse(counted, 0.0), like, o.nfe, around, pilots, lambda text: print(f"... {text}"))
+        made = replace(made, condition=said)
         made.save(o.out)
         again = journal.recalled
         journal.done({})

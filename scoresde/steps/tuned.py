@@ -12,7 +12,7 @@ from ..files import write
 from ..process import LinearSDE, Reverse
 from ..reference import Reference
 from ..shapes import times
-from ..values import build, sealed, unsealed
+from ..values import build, later, sealed, unsealed
 from .exponential import Exponential, Interval
 from .multistep import Multistep
 from .step import Step
@@ -116,7 +116,7 @@ class Tuning:
     validation: on those that decided; fresh: on noise that nothing was chosen by. untuned: of the methods that need no
     fit the best on those that decided, and its error. noise_amplification: the sum of |w| over |the sum of w|, w being
     what each q weighs in the last state: how much louder errors of the network come out than they would with positive
-    weights.
+    weights. condition: in words what the score was told, such as a label and a guidance; nothing unless said.
     """
 
     step: Step
@@ -131,6 +131,7 @@ class Tuning:
     untuned: str
     untuned_validation: Error
     noise_amplification: float
+    condition: str = later("")
 
     def save(self, file: str | Path) -> None:
         """Write it as JSON with a seal, so that no changed entry is taken for what was fitted."""

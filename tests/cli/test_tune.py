@@ -14,6 +14,7 @@ from scoresde import EDM, VE, VP, Counted, LinearSDE, Reference, grid, transport
 from scoresde.checkpoint import load
 from scoresde.cli import main
 from scoresde.data import Ring
+from scoresde.guide import classifier_free, conditioned
 from scoresde.lab.problems import Modes
 from scoresde.noise import seeds
 from scoresde.steps.fit import Pilots, tune
@@ -275,3 +276,37 @@ def test_bad_options(capsys, monkeypatch, tmp_path, ring, solver, case):
     assert main([str(places.get(word, word)) for word in line.split()]) == 2
     assert said in one_line(capsys)
     assert [f.name for f in tmp_path.rglob("[!.]*")] == ["folder"]
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """A small network of two classes in the plane."""
+    folder = tmp_path_factory.mktemp("classes")
+    g = np.random.RandomState(0)
+    y = np.arange(100) % 2
+    np.savez(folder / "data.npz", x=(g.randn(100, 2) * 0.3 + y[:, None]).astype(np.float32), y=y)
+    source = f"Array(path='{folder / 'data.npz'}', key='x', labels='y')"
+    assert main(["train", source, *SMALL, "--conditional", "--out", str(folder / "model")]) == 0
+    return folder / "model"
+
+
+def test_a_solver_of_a_label(classes, tmp_path, capsys):
+    """It is that of the guided score, says so, and is refused under another label or guidance, or without."""
+    told, out = ("--label", "1", "--guidance", "2", "--interval", "0.1", "9"), tmp_path / "tuned.json"
+    tune_quickly(classes, "--nfe", 4, "--pilots", 8, "--out", out, *told)
+    found, model = Tuning.load(out), load(classes)
+    assert found.condition == "label 1, guidance 2 at noise from 0.1 to 9"
+    guided = conditioned(classifier_free(model.model, 2.0, low=0.1, high=9.0), label=1)
+    want = tune(VP().reverse(guided, 0.0), torch.empty(1, 2), 4, model.around, QUICK(8, 0))
+    assert describe(found) == describe(replace(want, condition=found.condition))
+    capsys.readouterr()
+    for args in ((), ("--label", "1"), ("--label", "0", *told[2:]), (*told[:2], "--guidance", "3", *told[4:])):
+        assert main(["sample", str(classes), "--tuned", str(out), *args, "--out", str(tmp_path / "no")]) == 2
+        assert "tuned must be a solver that was fitted under what is asked for" in capsys.readouterr().err
+    args = ["sample", str(classes), "--tuned", str(out), *told, "--n", "5", "--out", str(tmp_path / "yes")]
+    assert main(args) == 0
+    x = draw(VP().reverse(guided, 0.0), (2,), found.ts, found.step, seeds=range(5))
+    own = model.units.restore(x) if model.units else x
+    torch.testing.assert_close(drawn(tmp_path / "yes"), own, rtol=1e-4, atol=1e-5)
+    assert main(["tune", "--label", "1", "--out", str(tmp_path / "law.json")]) == 2
+    assert "must not be given with a law, which has no classes" in capsys.readouterr().err
