@@ -1,4 +1,5 @@
 from . import data as data
+from . import edit as edit
 from . import exact as exact
 from . import grid as grid
 from . import guide as guide

@@ -17,7 +17,7 @@ FLOORS = (
     {"process"},
     {"reference", "exact", "quantize", "units", "grid", "model", "loss", "data", "nn"},
     {"steps"},
-    {"likelihood", "guide"},
+    {"likelihood", "guide", "edit"},
     {"checkpoint", "logbook", "training", "interop"},
     {"lab"},
     {"cli"},
