@@ -4,6 +4,7 @@ from . import exact as exact
 from . import grid as grid
 from . import guide as guide
 from . import interop as interop
+from . import inverse as inverse
 from . import lab as lab
 from . import likelihood as likelihood
 from . import loss as loss

@@ -9,13 +9,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .model import Counted
 from .noise import Noise, iid, require_noise
-from .process import LinearSDE, Score, require_linear
+from .process import LinearSDE, Score, require_linear, require_score_of
 from .reference import Reference
-from .shapes import answer, function, like, number, state, times, wide
+from .shapes import answer, as_time, function, lifted, like, number, recordable, recording, state, times, wide
 from .steps import Ancestral, Step, started
 from .steps.step import Affine
 
@@ -25,18 +27,26 @@ Ask = Callable[..., Tensor]
 class Guided:
     """A score made of others by `rule(ask, x, t, cond)`, where ask(k, x, t, **cond) is what the k-th of them says.
 
-    calls: how many times one of them was called, which is what `Counted` counts.
+    calls: how many network calls they have made, which is what `Counted` counts: one each time, or those that one which
+    is made of others says. Raises ValueError for scores of different processes.
     """
+
+    given = ""
+    """What is to be said of conditions."""
 
     def __init__(self, scores: Sequence[Score], rule: Callable[[Ask, Tensor, Tensor, dict[str, Any]], Tensor]) -> None:
         for k, score in enumerate(scores):
             function(f"scores[{k}]", score, "a callable (x, t) -> (B, *D)")
         self.scores, self.rule, self.calls = tuple(scores), rule, 0
+        if self.sde is not None:
+            for score in self.scores:
+                require_score_of(score, self.sde)
 
     @property
     def sde(self) -> LinearSDE | None:
-        """The process that the first of them says that it is of."""
-        return getattr(self.scores[0], "sde", None)
+        """The process that they say that they are of, if one does."""
+        said = (getattr(score, "sde", None) for score in self.scores)
+        return next((sde for sde in said if isinstance(sde, LinearSDE)), None)
 
     @property
     def around(self) -> Reference | None:
@@ -45,11 +55,13 @@ class Guided:
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         w = wide("x", x)
-        return self.rule(self._ask, w, torch.as_tensor(t), cond).to(x.dtype)
+        return self.rule(self._ask, w, as_time(t), cond).to(x.dtype)
 
     def _ask(self, k: int, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
-        self.calls += 1
-        return answer("score", self.scores[k](x, t, **cond), x)
+        counted = Counted(self.scores[k])
+        said = answer("score", counted(x, t, **cond), x)
+        self.calls += counted.nfe
+        return said
 
 
 class Levels(NamedTuple):
@@ -80,38 +92,50 @@ def _differing(
     """first outside of an interval, and mix(x, t, first, second) in it; second is not asked where no sample is."""
 
     def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        here, a = levels.at(getattr(scores[0], "sde", None), t), first(ask, x, t, cond)
+        here, a = levels.at(made.sde, t), first(ask, x, t, cond)
         if not here.any():
             return a
         both = mix(x, t, a, second(ask, x, t, cond))
         return both if here.all() else torch.where(here.view(-1, *[1] * (x.ndim - 1)).to(x.device), both, a)
 
-    return Guided(scores, rule)
+    made = Guided(scores, rule)
+    return made
 
 
 def _told(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-    if not cond:
+    if all(value is None for value in cond.values()):
         raise ValueError("a guided score must be told what to guide to, such as label=: see `conditioned`")
     return ask(0, x, t, **cond)
 
 
 def conditioned(score: Score, **cond: Any) -> Guided:
     """The score under conditions, such as label=3, as any step asks for it: (x, t). A whole number, and a tensor (), is
-    meant for every sample. Raises ValueError where one of (B,) is given for another number of samples.
+    meant for every sample. A likelihood, whose samples leave a batch one by one, is told conditions of (B,) itself,
+    log_prob(..., label=y). Raises ValueError where one of (B,) is given for another number of samples.
     """
-    fixed = {k: torch.as_tensor(v) if isinstance(v, (int, list)) else v for k, v in cond.items()}
+    numbers = (int, np.integer, np.ndarray, list, tuple)
+    fixed = {k: torch.as_tensor(v) if isinstance(v, numbers) else v for k, v in cond.items()}
 
     def rule(ask: Ask, x: Tensor, t: Tensor, more: dict[str, Any]) -> Tensor:
         return ask(0, x, t, **{k: _for_each(k, v, x) for k, v in fixed.items()}, **more)
 
-    return Guided([score], rule)
+    made = Guided([score], rule)
+    made.given = f", given {' and '.join(f'{k} {v.item()}' if _single(v) else k for k, v in fixed.items())}"
+    return made
+
+
+def _single(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 0
 
 
 def _for_each(name: str, value: Any, x: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.ndim and len(value) != len(x):
-        raise ValueError(f"{name} must be one for each of the {len(x)} samples, got shape {tuple(value.shape)}")
+        raise ValueError(
+            f"{name} must be one for each of the {len(x)} samples that are asked for together, got shape "
+            f"{tuple(value.shape)}"
+        )
     return (value.expand(len(x)) if not value.ndim else value).to(x.device)
 
 
@@ -167,11 +191,10 @@ def projected(
     and when called if the score says no process.
     """
     number("w", w), number("along", along), norm == math.inf or number("norm", norm, above=0)
-    sde_of = lambda: require_linear("score.sde, which samples are denoised by,", getattr(score, "sde", None))  # noqa: E731
     without = lambda ask, x, t, cond: ask(0, x, t)  # noqa: E731
 
     def mix(x: Tensor, t: Tensor, c: Tensor, u: Tensor) -> Tensor:
-        sde = sde_of()
+        sde = require_linear("score.sde, which samples are denoised by,", getattr(score, "sde", None))
         alpha, var = like(sde.alpha(t), x), like(sde.var(t), x)
         D, d = (x + var * c) / alpha, var * (c - u) / alpha
         dot = lambda a, b: (a * b).flatten(1).sum(1).view(-1, *[1] * (x.ndim - 1))  # noqa: E731
@@ -186,18 +209,22 @@ def projected(
 def classified(score: Score, classifier: Callable[[Tensor, Tensor], Tensor], w: float = 1.0) -> Guided:
     """s(x, t) + w grad log p(label | x, t), with a classifier (x, t) -> logits (B, K) of noisy samples (Dhariwal and
     Nichol 2021, section 4): with w = 1 and the exact one that is the score of p_t(x | label). It is told label=, () or
-    (B,); the classifier's calls are not counted.
+    (B,); the classifier's calls are not counted. Raises ValueError, when called, without labels or for unknown ones.
     """
     number("w", w), function("classifier", classifier, "a callable (x, t) -> (B, K)")
 
     def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         if cond.get("label") is None:
             raise ValueError("label must be given to a score that a classifier guides: see `conditioned`")
-        label = torch.as_tensor(cond["label"], device=x.device).expand(len(x))
-        with torch.enable_grad():
-            y = x.detach().requires_grad_()
-            log_p = classifier(y, t).log_softmax(1).gather(1, label[:, None].long()).sum()
-            (g,) = torch.autograd.grad(log_p, y)
+        label, graph = _for_each("label", torch.as_tensor(cond["label"]), x), torch.is_grad_enabled()
+        with recording():
+            y, u = recordable(x), recordable(t)
+            y = y if y.requires_grad else y.detach().requires_grad_()
+            log_p = classifier(y, u).log_softmax(1)
+            K = log_p.shape[1]
+            if label.is_cpu and ((label < 0) | (label >= K)).any():
+                raise ValueError(f"label must be in 0..{K - 1}, the classifier's, got {label.tolist()}")
+            (g,) = torch.autograd.grad(log_p.gather(1, label[:, None].long()).sum(), y, create_graph=graph)
         return ask(0, x, t) + w * g
 
     return Guided([score], rule)
@@ -205,7 +232,7 @@ def classified(score: Score, classifier: Callable[[Tensor, Tensor], Tensor], w: 
 
 class Weighted(NamedTuple):
     """Samples x, (B, *D), each of weight exp log_w, (B,), whose mean is 1; the start that each came from, (B,), of
-    which several may be one, since samples were drawn anew so often; the calls of each of the two scores.
+    which several may be one, since samples were drawn anew so often; the calls of each score.
     """
 
     x: Tensor
@@ -273,6 +300,7 @@ def tilted(
     if not isinstance(step, Affine):
         raise ValueError(f"step must be one that remembers nothing, such as Ancestral(), got {step!r}")
     x, ts, gap = state("x", x), times("ts", ts, sde.T), [torch.zeros(0)]
+    dtype, x = x.dtype, lifted(x)
 
     def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         u, c = ask(0, x, t), ask(1, x, t)
@@ -288,14 +316,14 @@ def tilted(
         noisier = float(sde.var(t) * (sde.log_snr(s) - sde.log_snr(t)))
         log_w = log_w + w * (w - 1) * noisier * gap[0].double()
         if _effective(log_w) < least * len(x):
-            rows = _evenly(log_w, generator)
+            rows = resampled(log_w, generator)
             x, start, log_w, drawn = x[rows], start[rows], torch.zeros_like(log_w), drawn + 1
     if not x.isfinite().all():
         raise RuntimeError(f"samples are not finite at t = {ts[-1]:g}: take more steps")
-    return Weighted(x, log_w - log_w.logsumexp(0) + math.log(len(x)), start, drawn, guided.calls // 2)
+    return Weighted(x.to(dtype), log_w - log_w.logsumexp(0) + math.log(len(x)), start, drawn, guided.calls // 2)
 
 
-def _evenly(log_w: Tensor, generator: torch.Generator | None) -> Tensor:
+def resampled(log_w: Tensor, generator: torch.Generator | None) -> Tensor:
     """As many rows as there are, each as often as its weight says, to less than one (systematic resampling)."""
     n = len(log_w)
     u = torch.rand((), generator=generator, dtype=torch.float64, device="cpu").to(log_w.device)

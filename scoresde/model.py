@@ -338,7 +338,7 @@ def clamped(score: Score, sde: LinearSDE, low: float = -1.0, high: float = 1.0) 
             needs_noise(p, t)
         return ((like(sde.alpha(t), w) * p.denoise(w, t).clamp(low, high) - w) / like(sde.var(t), w)).to(x.dtype)
 
-    return cut
+    return Through(score, cut)
 
 
 def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:
@@ -374,7 +374,25 @@ def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:
         c = like(source.alpha(u) / target.alpha(t), w)
         return (c * answer("score", score(c * w, u), w)).to(x.dtype)
 
-    return moved
+    return Through(score, moved)
+
+
+class Through:
+    """A score by what another says, once a call. calls: those that the other says it has made of networks, if it is one
+    that does.
+    """
+
+    def __init__(self, score: Score, f: Score) -> None:
+        self.score, self.f = score, f
+
+    @property
+    def calls(self) -> int:
+        """Network calls. Raises AttributeError where the score does not count them."""
+        made: int = self.score.calls  # type: ignore[attr-defined]
+        return made
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.f(x, t)
 
 
 class Counted:

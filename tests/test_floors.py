@@ -17,14 +17,14 @@ FLOORS = (
     {"process"},
     {"reference", "exact", "quantize", "units", "grid", "model", "loss", "data", "nn"},
     {"steps"},
-    {"likelihood", "guide", "edit"},
+    {"likelihood", "guide", "edit", "inverse"},
     {"checkpoint", "logbook", "training", "interop"},
     {"lab"},
     {"cli"},
     {"__init__", "__main__"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-WINGS = {"process", "steps", "likelihood", "lab", "nn", "data", "training", "interop", "cli"}
+WINGS = {"process", "steps", "likelihood", "lab", "nn", "data", "training", "interop", "inverse", "cli"}
 NN = {"torch", "einops", "scoresde"} | sys.stdlib_module_names
 
 

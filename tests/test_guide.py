@@ -8,7 +8,21 @@ import re
 import pytest
 import torch
 
-from scoresde import VP, Ancestral, Counted, EulerMaruyama, ReverseDiffusion, UniPC, grid, iid, log_prob, sample
+from scoresde import (
+    VE,
+    VP,
+    Ancestral,
+    Counted,
+    EulerMaruyama,
+    ReverseDiffusion,
+    ScoreModel,
+    UniPC,
+    grid,
+    iid,
+    log_prob,
+    sample,
+    transport,
+)
 from scoresde.exact import GaussianMixture
 from scoresde.guide import (
     Guided,
@@ -21,6 +35,7 @@ from scoresde.guide import (
     tilted,
 )
 from scoresde.likelihood import Adams, Exact, Quadrature
+from scoresde.nn import MLP
 
 F64 = torch.float64
 MEANS, SHARES = (
@@ -138,17 +153,77 @@ def test_an_exact_classifier_gives_the_conditional_score():
         same(classified(known, classifier, 2.0)(X, T, label=label), s + 2 * (c - s), 1e-9)
 
 
+def test_likelihoods_of_guided_scores():
+    """A guided score is differentiated through all that it is made of: with the exact classifier log p is that of the
+    conditional score, in inference mode too; the label is said; rounding of weights in half precision is told.
+    """
+    known, how = Known(), Quadrature(Adams(20), Exact())
+
+    def differentiable(x, t):
+        parts = [Known().laws[1 + k].log_prob(x, t) for k in range(3)]
+        return torch.stack(parts, 1) + SHARES.log()
+
+    want = log_prob(SDE.reverse(known), X, how=how, label=torch.tensor(1)).log_p
+    guided = conditioned(classified(known, differentiable), label=1)
+    found = log_prob(SDE.reverse(guided), X, how=how)
+    same(found.log_p, want, 1e-8)
+    assert "given label 1" in found.says
+    with torch.inference_mode():
+        same(guided(X, T), known(X, T, torch.ones(4, dtype=torch.long)), 1e-9)
+    torch.manual_seed(0)
+    net = ScoreModel(MLP((2,), 16, 1, classes=3).to(torch.bfloat16), SDE)
+    for v in net.parameters():
+        torch.nn.init.normal_(v, std=0.3)
+    x, plain = X.float(), Quadrature(Adams(12), Exact())
+    one = log_prob(SDE.reverse(net), x, how=plain, label=1)
+    two = log_prob(SDE.reverse(conditioned(net, label=1)), x, how=plain)
+    same(one.log_p, two.log_p, 1e-5)
+    same(one.probe_error, two.probe_error, 1e-3)
+    assert (two.probe_error > 0).all()
+
+
+def test_members_of_other_processes_are_refused():
+    """Wherever they stand."""
+    a, b = LINE.diffuse(SDE), LINE.diffuse(VE(0.01, 10.0))
+    for make in (
+        lambda: combined((1.0, a), (1.0, b)),
+        lambda: SDE.reverse(combined((1.0, lambda x, t: -x), (1.0, b))),
+        lambda: autoguided(a, b, 2.0),
+        lambda: tilted(SDE, a, b, 2.0, X[:, :1], grid.uniform(SDE, 5)),
+    ):
+        with pytest.raises(ValueError, match="score is that of VE"):
+            make()
+
+
+def test_half_states_are_carried_in_single():
+    """One rounding at the end."""
+    x_T, ts = SDE.prior((50, 1), iid(generator(2)), torch.float32).half(), grid.log_snr(SDE, 100)
+    noises = [iid(generator(3)), iid(generator(3))]
+    half, single = (
+        tilted(SDE, LINE.diffuse(SDE), PART.diffuse(SDE), 1.5, x, ts, noise=noise, generator=generator(4), least=0.0)
+        for x, noise in zip((x_T, x_T.float()), noises)
+    )
+    assert half.x.dtype == torch.float16 and torch.equal(half.x, single.x.half())
+
+
 def test_conditions_and_calls():
     """A condition for all, and for each; what a step or a likelihood counts are calls of the network."""
     known = Known()
     same(conditioned(known, label=1)(X, T), known(X, T, torch.ones(4, dtype=torch.long)))
     same(conditioned(known, label=LABEL)(X, T), known(X, T, LABEL))
-    with pytest.raises(ValueError, match=re.escape("label must be one for each of the 4 samples, got shape (3,)")):
+    with pytest.raises(ValueError, match=re.escape("label must be one for each of the 4 samples that are asked for")):
         conditioned(known, label=LABEL[:3])(X, T)
     guided = conditioned(classifier_free(known, 2.0), label=1)
     counted = Counted(guided)
     sample(SDE.reverse(counted), X, grid.uniform(SDE, 7), Ancestral(), noise=iid(generator()))
-    assert counted.nfe == 7  # `conditioned` calls one score, the guided one
+    assert counted.nfe == 14
+    both, known.asked = Counted(combined((1.0, guided), (1.0, known))), []
+    both(X, T)
+    assert both.nfe == len(known.asked) == 3
+    other = VP(beta_max=10.0)
+    moved, known.asked = Counted(transport(guided, SDE, other)), []
+    moved(X, T)
+    assert moved.nfe == len(known.asked) == 2
     counted, known.asked = Counted(classifier_free(known, 2.0)), []
     counted(X, T, label=LABEL)
     assert counted.nfe == len(known.asked) == 2
@@ -242,6 +317,12 @@ SCORE = LINE.diffuse(SDE)
         (lambda: combined((math.inf, Known())), r"parts\[0\] must"),
         (lambda: Guided([3], None), r"scores\[0\] must be a callable"),
         (lambda: classified(Known(), lambda x, t: x)(X, T), "label must be given"),
+        (
+            lambda: classified(Known(), lambda x, t: x)(X, T, label=torch.tensor(7)),
+            r"label must be in 0..1, the classif",
+        ),
+        (lambda: classified(Known(), lambda x, t: x)(X, T, label=LABEL[:3]), "label must be one for each of the 4"),
+        (lambda: classifier_free(Known(), 2.0)(X, T, label=None), "must be told what to guide to"),
         (
             lambda: tilted(SDE, SCORE, SCORE, 2.0, X[:, :1], grid.uniform(SDE, 5), UniPC(2)),
             "step must be one that rememb",

@@ -79,7 +79,9 @@ def numbers(name):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in part[1].splitlines()]
 
 
-@pytest.mark.parametrize("name", ["train", "noise", "likelihood", "likelihood-cost", "coverage", "overhead", "orders"])
+@pytest.mark.parametrize(
+    "name", ["train", "noise", "likelihood", "likelihood-cost", "coverage", "overhead", "orders", "inverse"]
+)
 def test_benchmark_tables(name):
     """A benchmark's table in the README holds the rows of its result file."""
     file = f"benchmarks/results/{name}-cpu.json"

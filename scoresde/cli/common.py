@@ -113,6 +113,8 @@ def guided(o: Namespace, net: Score, label: int | None) -> Score:
     if label is None:
         raise ValueError(f"guidance must be towards a label: give --label too, got {o.guidance:g}")
     low, high = o.interval or (0.0, math.inf)
+    if not 0 <= low < high:
+        raise ValueError(f"interval must be two noise levels, the lower one first, got {low:g} and {high:g}")
     return conditioned(classifier_free(net, o.guidance, low=low, high=high), label=label)
 
 
@@ -120,7 +122,11 @@ def condition(o: Namespace, label: int | None) -> str:
     """What that is, in words; nothing without a label."""
     low, high = o.interval or (0.0, math.inf)
     kept = f" at noise from {low:g} to {high:g}" if o.interval else ""
-    return "" if label is None else f"label {label}" + (f", guidance {o.guidance:g}{kept}" if o.guidance else "")
+    return (
+        ""
+        if label is None
+        else f"label {label}" + (f", guidance {o.guidance:g}{kept}" if o.guidance is not None else "")
+    )
 
 
 def one_subject(o: Namespace) -> None:
@@ -168,8 +174,8 @@ def code_of(o: Namespace) -> dict[str, str]:
         getattr(o, name, None) or []
         for name in ("step", "sde", "net", "law", "method", "trace", "grid", "features", "model")
     ]
-    texts = [str(text) for value in said for text in (value if isinstance(value, list) else [value])]
-    named = {own_module(text) for text in texts if not Path(text).exists()} - {""}
+    texts = [text for value in said for text in (value if isinstance(value, list) else [value])]
+    named = {own_module(str(text)) for text in texts if not (isinstance(text, Path) and text.exists())} - {""}
     files = {name: importlib.import_module(name).__file__ for name in named}
     return {name: digest(Path(file).read_bytes()) for name, file in sorted(files.items()) if file}
 

@@ -28,7 +28,7 @@ from ..model import (
 )
 from ..process import EDM, LinearSDE, RectifiedFlow, Tabulated
 from ..reference import Reference
-from ..shapes import as_time, count, function, like, number, state
+from ..shapes import as_time, count, function, like, number, shown, state
 
 READINGS: tuple[Parametrisation, ...] = (
     Epsilon(),
@@ -43,9 +43,11 @@ LEVELS, DRAWS = 6, 256
 """Noise levels that a network is looked at, and samples at each, at most."""
 WORST = 10.0
 """The most that the error at a level counts, in units of a linear guess's."""
-POOR, CLEARLY = 1.2, 1.15
-"""Of a network whose least error is above the first something else is wrong; a reading is better by the second, if it
-is."""
+POOR, CLEARLY, FEWEST = 1.05, 1.15, 8
+"""Of a network whose least error is above the first, and beyond chance, something else is wrong; a reading is better by
+the second, if it is; so many samples tell it."""
+Seen = Tensor | tuple[Tensor, Tensor]
+"""Samples as a network was trained on, or these and their labels."""
 
 
 class Adapted(nn.Module):
@@ -87,7 +89,7 @@ def _tensor(out: Any) -> Tensor:
 
 
 def adapted(
-    net: Adapted, sde: LinearSDE, predicts: Parametrisation, clock: Clock, variance: bool, data: Tensor | None
+    net: Adapted, sde: LinearSDE, predicts: Parametrisation, clock: Clock, variance: bool, data: Seen | None
 ) -> ScoreModel:
     """The score, which is as data show, if there are some. Weights require no gradients, as they are not trained."""
     model = (TwoHeads if variance else ScoreModel)(net, sde, predicts, clock).eval().requires_grad_(False)
@@ -105,23 +107,24 @@ def from_betas(
     variance: bool = False,
     label: str = "label",
     classes: int = 0,
-    data: Tensor | None = None,
+    none: int | None = None,
+    data: Seen | None = None,
 ) -> ScoreModel:
     """The score of a DDPM network net(x, i), told the index i from 0 to n - 1 of a step of the table beta_1..beta_n (Ho
     et al. 2020; `process.linear_betas`, `scaled_linear_betas` and `cosine_betas` are those in use).
 
     predicts: `Epsilon`, `Data`, `Velocity` (v-prediction) or another. whole: it takes whole indices only, such as rows
     of a table; else it is asked between them too, as one with sines of i may be. variance: it returns twice the
-    channels, the second half for `LearnedVariance` (Nichol & Dhariwal 2021). label, classes: how it calls the class
-    label, and how many there are. data: some samples as the network was trained on, by which it is seen whether all of
-    this is so.
+    channels, the second half for `LearnedVariance` (Nichol & Dhariwal 2021). label, classes, none: how it calls the
+    class label, how many there are, and which it is told where there is none. data: from 8 samples on as the network
+    was trained on, or (samples, labels), by which it is seen whether all of this is so.
 
     Weights are set to require no gradients, and layers to evaluate. Raises ValueError for what is no table, and, with
-    data, unless the network predicts noise better so than read in another way, and better than nothing.
+    data, where the network predicts noise clearly better read in another way, or worse than a linear guess.
     """
     sde = Tabulated(betas)
     clock = StepIndex(len(sde.betas), whole)
-    return adapted(Adapted(net, label, classes, integers=whole), sde, predicts, clock, variance, data)
+    return adapted(Adapted(net, label, classes, none, whole), sde, predicts, clock, variance, data)
 
 
 def from_denoiser(
@@ -131,14 +134,15 @@ def from_denoiser(
     *,
     label: str = "label",
     classes: int = 0,
-    data: Tensor | None = None,
+    none: int | None = None,
+    data: Seen | None = None,
 ) -> ScoreModel:
     """The score of a denoiser D(x, sigma) of x = x_0 + sigma z, with whatever scalings it has inside (Karras et al.
     2022; the models of k-diffusion and of EDM's code): (D - x)/sigma^2. The noise levels are those it was trained on.
     The other arguments are those of `from_betas`, which raises the errors.
     """
     sde = EDM(T=number("sigma_max", sigma_max, above=number("sigma_min", sigma_min, above=0)), t_min=sigma_min)
-    return adapted(Adapted(net, label, classes), sde, Data(), NoiseLevel(), False, data)
+    return adapted(Adapted(net, label, classes, none), sde, Data(), NoiseLevel(), False, data)
 
 
 def from_velocity(
@@ -148,7 +152,8 @@ def from_velocity(
     scale: float = 1.0,
     label: str = "label",
     classes: int = 0,
-    data: Tensor | None = None,
+    none: int | None = None,
+    data: Seen | None = None,
 ) -> ScoreModel:
     """The score of a flow-matching velocity v(x, t) on the straight paths between data and N(0, I).
 
@@ -158,10 +163,10 @@ def from_velocity(
     """
     clock = Time(-scale, scale) if towards_data else Time(scale)
     predicts = FlowVelocity(towards_data)
-    return adapted(Adapted(net, label, classes), RectifiedFlow(), predicts, clock, False, data)
+    return adapted(Adapted(net, label, classes, none), RectifiedFlow(), predicts, clock, False, data)
 
 
-def from_azula(denoiser: Any, *, data: Tensor | None = None) -> ScoreModel:
+def from_azula(denoiser: Any, *, data: Seen | None = None) -> ScoreModel:
     """The score of a denoiser of azula, whose `denoiser(x_t, t).mean` is E[x_0 | x_t] and `denoiser.schedule(t)` is
     (alpha_t, sigma_t), at the noise levels sigma/alpha from t = 0 to 1. Raises ValueError for what is none, and as
     `from_betas`.
@@ -204,17 +209,23 @@ class _Azula(nn.Module):
 
 
 @torch.no_grad()
-def readings(model: ScoreModel, data: Tensor, seed: int = 0) -> dict[Parametrisation, float]:
+def readings(model: ScoreModel, data: Seen, seed: int = 0) -> dict[Parametrisation, float]:
     """How wrong each reading of the network's answers is about the noise z in x = alpha x_0 + sigma z, of data x_0 (n,
-    *D), in units of the best guess that is linear in x and treats all dimensions alike:
+    *D), or (x_0, labels), in units of the best guess that is linear in x and treats all dimensions alike:
 
         E|eps - z|^2/d (1 + sigma^2/(alpha c)^2),    c^2 = E|x_0 - m|^2/d,
 
     the geometric mean over six noise levels between t_min and T at equal steps of log-SNR, of at most 10 each, as a
     network may be poor at one. One that has learned something is below 1. Raises ValueError unless data are samples.
     """
-    x_0, sde = state("data", data)[:DRAWS], model.sde
+    x_0, y = data if isinstance(data, tuple) else (data, None)
+    x_0, sde = state("data", x_0)[:DRAWS], model.sde
+    if len(x_0) < FEWEST:
+        raise ValueError(f"data must hold at least {FEWEST} samples, got {len(x_0)}")
+    if y is not None and (not isinstance(y, Tensor) or y.shape != data[0].shape[:1]):
+        raise ValueError(f"data must hold a label for each of {len(data[0])} samples, got {shown(y)}")
     p = next(model.parameters(), x_0)
+    told = {} if y is None else {"label": y[:DRAWS].to(p.device)}
     g = torch.Generator().manual_seed(count("seed", seed, least=0))
     most, least = (float(sde.log_snr(as_time(t))) for t in (max(sde.t_min, sde.T * 1e-6), sde.T))
     lam = torch.linspace(most, least, LEVELS + 2, dtype=torch.float64)[1:-1]
@@ -226,9 +237,18 @@ def readings(model: ScoreModel, data: Tensor, seed: int = 0) -> dict[Parametrisa
         x = float(sde.alpha(t)) * x_0.to(p.device) + float(sde.sigma(t)) * z
         for predicts in found:
             read = _read(model, predicts)
-            error = float((read.eps(x, t) - z).square().mean()) / guess
+            error = float((_asked(read, x, t, told) - z).square().mean()) / guess
             found[predicts] += math.log(min(WORST, error if error == error else WORST)) / LEVELS
     return {predicts: math.exp(error) for predicts, error in found.items()}
+
+
+def _asked(model: ScoreModel, x: Tensor, t: Tensor, told: dict[str, Tensor]) -> Tensor:
+    """eps. Raises ValueError if the network does not answer."""
+    try:
+        return model.eps(x, t, **told)
+    except Exception as error:  # whatever a network of one's own may raise
+        also = "" if told else ", or give (data, labels) if it needs labels"
+        raise ValueError(f"data must be such samples as the network takes{also}: {error}") from error
 
 
 def _read(model: ScoreModel, predicts: Parametrisation) -> ScoreModel:
@@ -236,19 +256,20 @@ def _read(model: ScoreModel, predicts: Parametrisation) -> ScoreModel:
     return type(model)(model.net, model.sde, predicts, model.clock).train(model.training)
 
 
-def require_reading(model: ScoreModel, data: Tensor) -> None:
+def require_reading(model: ScoreModel, data: Seen) -> None:
     """Raise ValueError where another reading of the network's answers is clearly better, or the one at hand is worse
     than a linear guess by far: a wrong one gives wrong samples without a word.
     """
-    found = readings(model, data)
+    found, x_0 = readings(model, data), data[0] if isinstance(data, tuple) else data
     own, best = found[model.predicts], min(found, key=lambda k: found[k])
-    if found[best] > POOR:
+    chance = 3 * math.sqrt(2 / (min(len(x_0), DRAWS) * x_0[0].numel() * LEVELS))
+    if found[best] > POOR + chance:
         raise ValueError(
             "the network must tell more of the noise in data than a linear guess, but its error is "
             f"{found[best]:.3g} times as large, or more, however it is read: are data in the units that it was trained "
             "in, and is it told the time as it was?"
         )
-    if found[best] < own / CLEARLY:
+    if found[best] < own / CLEARLY:  # of the same noise, which chance hardly moves apart
         raise ValueError(
             f"predicts must be what the network predicts: read as {model.predicts} its error of the noise in data is "
             f"{own:.3g} times that of a linear guess, as {best} {found[best]:.3g} times"

@@ -30,7 +30,7 @@ from ..model import (
 )
 from ..process import EDM, VE, LinearSDE, RectifiedFlow, Tabulated
 from ..reference import Reference
-from .networks import Adapted, adapted
+from .networks import Adapted, Seen, adapted
 
 NETWORKS = ("unet", "transformer")
 """The folders of a pipeline that a network lies in."""
@@ -46,7 +46,7 @@ class Reading(NamedTuple):
     variance: bool = False
 
 
-def from_diffusers(source: Any, scheduler: Any = None, *, data: Tensor | None = None) -> ScoreModel:
+def from_diffusers(source: Any, scheduler: Any = None, *, data: Seen | None = None) -> ScoreModel:
     """The score of a network of diffusers.
 
     source: the folder of a pipeline, or of a network, that `save_pretrained` wrote; a pipeline; or a network, a
@@ -131,7 +131,7 @@ def reading_of(scheduler: Any, net: Any) -> Reading:
         if kind in kinds:
             return read(kind, config, net)
     if isinstance(getattr(scheduler, "betas", None), Tensor):
-        return _of_betas(kind, config, net, scheduler.betas)
+        return _of_betas(kind, config, net, scheduler)
     raise ValueError(f"scheduler must be one that has betas, or of {sorted(sum(READ, ()))}, got {kind}")
 
 
@@ -142,7 +142,8 @@ def _predicts(kind: str, config: Any, known: dict[str, Parametrisation]) -> Para
     return known[said]
 
 
-def _of_betas(kind: str, config: Any, net: Any, betas: Tensor) -> Reading:
+def _of_betas(kind: str, config: Any, net: Any, scheduler: Any) -> Reading:
+    betas = scheduler.betas
     ins, outs = net.get("in_channels"), net.get("out_channels")
     learned = str(config.get("variance_type") or "").startswith("learned")
     if learned and outs != 2 * ins:
@@ -154,7 +155,9 @@ def _of_betas(kind: str, config: Any, net: Any, betas: Tensor) -> Reading:
     if told == "fourier":
         raise ValueError("time_embedding_type must not be 'fourier' beside betas: such a network is told sigma")
     clock = StepIndex(len(betas), whole=told == "learned")
-    sde = Tabulated(betas.to("cpu", torch.float64))
+    sde, kept = Tabulated(betas.to("cpu", torch.float64)), getattr(scheduler, "alphas_cumprod", None)
+    if kept is not None and not torch.allclose(kept.to("cpu", torch.float64), sde.knots[1:].mul(2).exp(), rtol=1e-3):
+        raise ValueError(f"{kind}.alphas_cumprod cannot be honoured: they are not the products of its betas")
     return Reading(sde, _predicts(kind, config, PREDICTS), clock, bool(ins and outs == 2 * ins))
 
 

@@ -1,7 +1,6 @@
 """Our steps and grids in the loops of others."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..grid import log_snr
-from ..guide import conditioned
+from ..model import Data, NoiseLevel, ScoreModel
 from ..noise import Noise, iid
 from ..process import EDM, LinearSDE, Reverse
 from ..shapes import answer, count, function, like
 from ..steps import Step, sample, started
-from .networks import from_denoiser
+from .networks import Adapted
 from .pipelines import parts_of, reading_of
 
 Grid = Callable[[LinearSDE, int], Tensor]
@@ -66,13 +65,27 @@ class Scheduler:
         return sample if c_in == 1.0 else like(torch.as_tensor(c_in), sample) * sample
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float | None = None,
+        use_clipped_model_output: bool | None = None,
+        generator: Any = None,
+        return_dict: bool = True,
     ) -> Any:
-        """The state at the next time."""
+        """The state at the next time. eta is that which the scheduler was made with; 0 is what pipelines hand on unless
+        they are told. Raises ValueError for another, and for clipped outputs, which are those of no score.
+        """
+        if (eta and eta != self.p.eta) or use_clipped_model_output:
+            raise ValueError(
+                f"eta and use_clipped_model_output must be those of this scheduler, {self.p.eta:g} and False, got "
+                f"{eta} and {use_clipped_model_output}"
+            )
         if self.at >= len(self.ts) or abs(float(timestep) - float(self.timesteps[self.at])) > 1e-3:
             raise ValueError(f"timestep must be the next of those that were set, got {float(timestep):g}")
         t, out = self.ts[self.at], model_output
-        if self.reading.variance:
+        if self.reading.variance and out.shape[1] == 2 * sample.shape[1]:  # unless the pipeline has split it off
             out = out.chunk(2, 1)[0]
         sde = self.p.sde
         a, b, _ = self.reading.predicts(sde.alpha(t), sde.sigma(t))
@@ -119,10 +132,11 @@ def k_sampler(*steps: Step, eta: float = 0.0, noise: Noise = iid()) -> Callable[
     ) -> Tensor:
         ts = sigmas.detach().to("cpu", torch.float64)
         last = ts[ts > 0]
-        score = from_denoiser(model, float(last[-1]), float(last[0]))
-        p = EDM(T=float(last[0]), t_min=float(last[-1])).reverse(score, eta)
-        if extra_args:
-            p = replace(p, score=conditioned(score, **extra_args))
+        if len(last) < 2 or not last[0] > last[-1]:
+            raise ValueError(f"sigmas must be at least two decreasing noise levels above 0, got {sigmas.tolist()}")
+        sde, told = EDM(T=float(last[0]), t_min=float(last[-1])), extra_args or {}
+        score = ScoreModel(Adapted(lambda y, sigma: model(y, sigma, **told)), sde, Data(), NoiseLevel())
+        p = sde.reverse(score, eta)
         x = sample(p, x, last, *steps, noise=noise)
         with torch.no_grad():
             x = p.denoise(x, last[-1]) if ts[-1] == 0 else x

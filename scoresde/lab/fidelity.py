@@ -161,7 +161,7 @@ def expected(n: int, held_out: Tensor, k: int = 5) -> dict[str, float]:
     apart = sum(float(torch.cdist(part, held_out, compute_mode=EXACT).sum()) for part in held_out.split(1024))
     left = math.prod((m - 1 - i) / (n + m - 1 - i) for i in range(k))
     return {
-        "frechet": frechet_bias(held_out.T.cov(), n, m),
+        "frechet": frechet_bias(torch.atleast_2d(held_out.T.cov()), n, m),
         "kernel distance": 0.0,
         "energy distance": math.sqrt((1 / n + 1 / m) * apart / (m * (m - 1))),
         "density": 1.0,

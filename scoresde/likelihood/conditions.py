@@ -54,4 +54,6 @@ def under(score: Any, cond: Conditions) -> str:
     """Under which conditions; nothing if there are none, and the network knows of none."""
     if cond:
         return f", given {' and '.join(cond)}"
+    if said := getattr(score, "given", ""):
+        return str(said)
     return ", under the network's label for none" if getattr(getattr(score, "net", None), "classes", 0) else ""

@@ -363,6 +363,7 @@ class _Path:
     def skip(self, n: int) -> None:
         """Draw the probes of n nodes, and use none."""
         for _ in range(n):
+            self.probes.together(1)
             self.probes.draw()
         self.calls += n
 

@@ -217,6 +217,7 @@ class _Observing(Trial):
         whole = (end - now).abs().max()
         self.method, self.f, self.nodes, self.longest, self.rate = method, f, 1, LONGEST * whole, most / whole**0.5
         self.everyone = torch.arange(len(y), device=y.device)
+        _together(f, 1)
         self.y, self.node = y.clone(), f(now.clone(), y, self.everyone).at(slice(None))
         self.Q, self.var = torch.zeros_like(self.node.q), torch.zeros_like(self.node.var)
         self.wrong = torch.zeros_like(self.var)
@@ -303,7 +304,7 @@ class Adams(Integrator):
         Q, wrong, var, parts = fine[0] * node.q, torch.zeros_like(node.var), [node.var], [node.steady]
         for j in range(1, self.n + 1):
             if j % 2 == 0:
-                _together(f, 2)
+                _together(f, 2 if j < self.n else 1)
             ahead = y + h * weighted(BASHFORTH[len(past) - 1], past)
             node = f(t + j * h, ahead, rows)
             if j == 1:

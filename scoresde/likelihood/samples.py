@@ -42,6 +42,8 @@ def rounding(score: Any) -> float:
     """Half the distance of 1 to the next number in the type of a score's weights, if that is half precision, or 0."""
     while isinstance(score, Counted):
         score = score.f
+    if members := getattr(score, "scores", ()):  # of which it is made
+        return max(rounding(member) for member in members)
     types = {v.dtype for v in score.parameters()} if isinstance(score, torch.nn.Module) else set()
     half = types & {torch.float16, torch.bfloat16}
     return max((torch.finfo(dtype).eps / 2 for dtype in half), default=0.0)

@@ -182,9 +182,9 @@ class Hutchinson(Trace):
     fresh: new ones at every node, so that their errors average over the path (Grathwohl et al. 2019 keep one, as the
     error of a solver is then told without chance). Of several the last stays over a block of nodes, two neighbours of
     Adams' method or the stages of a step, from whose values the solver's error is told: it counts half, as it averages
-    half as well, and the standard error is the larger by 1/(2 m), 15 % for two. With `per_sample` noise a sample's
-    probes are its own. The error of a single fresh probe cannot be told, and is nan; nor can the solver's be told from
-    it, so that it is counted in that, and `AsNeeded` refuses it.
+    half as well, and the standard error is the larger by (m/(m - 1/2))^(1/2), 15 % for two. With `per_sample` noise
+    a sample's probes are its own. The error of a single fresh probe cannot be told, and is nan; nor can the solver's be
+    told from it, so that it is counted in that, and `AsNeeded` refuses it.
     """
 
     m: int = 2

@@ -200,7 +200,7 @@ BAD = {
         "sample DIGITS --label 1 --interval 0 1 --out OUT",
         "interval must not be given without",
     ),
-    "sample, interval": ("sample DIGITS --label 1 --guidance 2 --interval 3 1 --out OUT", "high must"),
+    "sample, interval": ("sample DIGITS --label 1 --guidance 2 --interval 3 1 --out OUT", "interval must be two noise"),
     "sample, no device": ("sample RING --device cuda:99 --out OUT", "device must"),
     "likelihood, no model": ("likelihood --out OUT", "model must"),
     "likelihood, missing": ("likelihood NONE --out OUT", "checkpoint must"),

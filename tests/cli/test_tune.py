@@ -299,6 +299,8 @@ def test_a_solver_of_a_label(classes, tmp_path, capsys):
     guided = conditioned(classifier_free(model.model, 2.0, low=0.1, high=9.0), label=1)
     want = tune(VP().reverse(guided, 0.0), torch.empty(1, 2), 4, model.around, QUICK(8, 0))
     assert describe(found) == describe(replace(want, condition=found.condition))
+    tune_quickly(classes, "--nfe", 4, "--pilots", 8, "--out", tmp_path / "none.json", "--label", "1", "--guidance", "0")
+    assert Tuning.load(tmp_path / "none.json").condition == "label 1, guidance 0"
     capsys.readouterr()
     for args in ((), ("--label", "1"), ("--label", "0", *told[2:]), (*told[:2], "--guidance", "3", *told[4:])):
         assert main(["sample", str(classes), "--tuned", str(out), *args, "--out", str(tmp_path / "no")]) == 2

@@ -158,11 +158,33 @@ def test_a_wrong_statement_is_seen_from_data():
     for net, x_0 in ((backwards, data), (of_steps(Epsilon()), 30 * data + 40)):
         with pytest.raises(ValueError, match="must tell more of the noise .* are data in the units .* told the time"):
             from_betas(net, linear_betas(), data=x_0)
-    with pytest.raises(ValueError, match="predicts must be"):
+    with pytest.raises(ValueError, match="predicts must be|must tell more of the noise"):
         from_betas(lambda x, i: 0 * x, linear_betas(), data=data)
     with pytest.raises(ValueError, match="predicts must be"):
         require_reading(from_velocity(lambda x, t: SAYS[Data()](*parts(RectifiedFlow(), x, t))), data)
     assert readings(best, data, seed=1) != readings(best, data) == readings(best, data)
+
+
+def test_data_with_labels_and_few():
+    """A network that needs its label is told those of the data; fewer than eight samples tell nothing."""
+    x, y = LAW.sample(40, generator(1)), torch.arange(40) % 3
+
+    def net(x, i, label):
+        assert len(label) == len(x)
+        return of_steps(Epsilon())(x, i)
+
+    assert readings(from_betas(net, linear_betas(), classes=3, data=(x, y)), (x, y))[Epsilon()] < 1
+    assert from_betas(net, linear_betas(), classes=3, none=3, data=x).net.none == 3
+    with pytest.raises(ValueError, match="data must be such samples .* or give .data, labels. if it needs labels"):
+        from_betas(net, linear_betas(), classes=3, data=x)
+    with pytest.raises(ValueError, match="data must hold a label for each of 40 samples"):
+        from_betas(net, linear_betas(), classes=3, data=(x, y[:3]))
+    with pytest.raises(ValueError, match="data must hold at least 8 samples, got 7"):
+        from_betas(of_steps(Epsilon()), linear_betas(), data=x[:7])
+    for seed in range(20):
+        from_betas(of_steps(Epsilon()), linear_betas(), data=LAW.sample(16, generator(seed)))
+    with pytest.raises(ValueError, match="must tell more of the noise|predicts must be"):
+        from_betas(of_steps(Epsilon()), linear_betas(), data=4 * x)
 
 
 def test_all_else_takes_them():

@@ -187,6 +187,7 @@ SCHEDULERS = [
         lambda: diffusers.EDMEulerScheduler(prediction_type="v_prediction"),
         "prediction_type must be one of epsilon, got",
     ),
+    (lambda: diffusers.CogVideoXDDIMScheduler(), "CogVideoXDDIMScheduler.alphas_cumprod cannot be honoured"),
     (lambda: diffusers.CMStochasticIterativeScheduler(), "scheduler must be one that has betas, or of .*got CMStoch"),
     (lambda: None, "scheduler must be one of diffusers, or the folder that it was saved in, got None"),
 ]
@@ -227,4 +228,4 @@ def test_folders_that_are_none(tmp_path):
 def test_data_are_asked():
     """Of weights that were never trained nothing is told."""
     with pytest.raises(ValueError, match="must tell more of the noise|predicts must be"):
-        from_diffusers(unet(), diffusers.DDPMScheduler(), data=X)
+        from_diffusers(unet(), diffusers.DDPMScheduler(), data=X.repeat(4, 1, 1, 1))

@@ -34,7 +34,7 @@ def ours(model, step, ts, eta, seed, n):
         (UniPC(2), grid.log_snr, 0.0),
         (Ancestral(0.5), grid.uniform, 1.0),
     ],
-    ids=repr,
+    ids=["GaussianReference", "UniPC", "Ancestral"],
 )
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
 def test_a_pipeline_of_diffusers(step, of, eta, predicts):
@@ -80,6 +80,28 @@ def test_edm_and_a_generator_for_each():
     torch.testing.assert_close(x, want, rtol=1e-3, atol=1e-4)
 
 
+def test_other_pipelines():
+    """One that hands eta on, and one that splits a learned variance off by itself."""
+    pipe = diffusers.DDIMPipeline(unet(), diffusers.DDIMScheduler())
+    pipe.scheduler = Scheduler(pipe, UniPC(2))
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(batch_size=2, generator=generator(5), num_inference_steps=6, output_type="np").images
+    assert np.isfinite(made).all()
+    with pytest.raises(
+        ValueError, match="eta and use_clipped_model_output must be those of this scheduler, 0 and False"
+    ):
+        pipe(batch_size=2, eta=0.5, num_inference_steps=6, output_type="np")
+    net = unet(out_channels=2)
+    both = Scheduler(net, UniPC(2), scheduler=diffusers.DDPMScheduler(variance_type="learned_range"))
+    found = []
+    with torch.no_grad():
+        for split in (False, True):
+            both.set_timesteps(4)
+            out = net(X, both.timesteps[0]).sample
+            found.append(both.step(out[:, :1] if split else out, both.timesteps[0], X).prev_sample)
+    assert torch.equal(*found)
+
+
 def test_what_a_scheduler_refuses():
     net, theirs = unet(), diffusers.DDPMScheduler()
     with pytest.raises(ValueError, match="step must be a Step"):
@@ -96,6 +118,17 @@ def test_what_a_scheduler_refuses():
         once.step(X, 5, X)
     with pytest.raises(ValueError, match="thresholding cannot be honoured"):
         Scheduler(net, UniPC(2), scheduler=diffusers.DDPMScheduler(thresholding=True))
+
+
+class K(torch.nn.Module):
+    """A denoiser that is a module."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, sigma):
+        return self.net(x) / (1 + sigma[:, None] ** 2)
 
 
 def test_a_function_of_k_diffusion():
@@ -116,6 +149,13 @@ def test_a_function_of_k_diffusion():
         want = p.denoise(sample(p, x_T, ts, UniPC(2)), ts[-1])
     torch.testing.assert_close(made, want, rtol=1e-10, atol=1e-12)
     assert torch.equal(seen[0], made)
+    net = torch.nn.Linear(2, 2).double()
+    k_sampler(UniPC(2))(lambda x, s, scale: net(x) * scale, x_T, levels, {"scale": 7})
+    own = K(net)
+    k_sampler(UniPC(2))(own.train(), x_T, levels)
+    assert own.training and net.weight.requires_grad
+    with pytest.raises(ValueError, match="sigmas must be at least two decreasing noise levels above 0"):
+        k_sampler(UniPC(2))(model, x_T, torch.tensor([10.0, 0.0]))
     noisy = k_sampler(Ancestral(), eta=1.0, noise=iid(generator(3)))(model, x_T, levels[:-1])
     want = sample(sde.reverse(lambda x, t: from_denoiser(model, float(ts[-1]), float(ts[0]))(x, t)), x_T, ts,
                   Ancestral(), noise=iid(generator(3)))  # fmt: skip

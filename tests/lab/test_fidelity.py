@@ -152,6 +152,11 @@ def test_all_at_once():
     assert list(map(str, quality(randn(200, seed=2), train, held))) == list(map(str, good))
 
 
+def test_one_dimension():
+    """All measures of numbers, whose covariance is one."""
+    assert len(quality(randn(60, 1), randn(80, 1, 1), randn(70, 1, 2))) == 10
+
+
 def test_training_data_as_they_are_stored(monkeypatch):
     """Levels, made numbers a few at a time, are the numbers; and measures may be made in any order, elsewhere."""
     monkeypatch.setattr(metrics, "PART", 7)
