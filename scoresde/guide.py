@@ -283,7 +283,7 @@ def tilted(
     least: float = 0.5,
 ) -> Weighted:
     """Weighted samples of p(x)^(1 - w) p(x | c)^w, p(x) p(c | x)^w but for a constant, at the last of the times ts, of
-    (B, *D) drawn from the prior at ts[0]: what guidance is said to sample.
+    x (B, *D) drawn from the prior at ts[0]: what guidance is said to sample.
 
     They go by the reverse SDE of the guided score s = (1 - w) s_u + w s_c, and each gathers
 

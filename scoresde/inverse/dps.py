@@ -8,15 +8,16 @@ from torch import Tensor
 
 from ..noise import Noise
 from ..process import Reverse
-from ..shapes import like, number
+from ..shapes import like, number, recordable, recording
 from ..steps import Step
-from .measure import Observation
+from .measure import Observation, predictor
 
 
 @dataclass(frozen=True, eq=False)
 class DPS(Step):
     """A step, then x_s - zeta grad_x |y - A E[x_0 | x_t]| (Chung et al. 2023, algorithm 1 with zeta_i = zeta/(2 |y - A
     x_0|)). A rule of thumb: the share of the data depends on the number of steps, not on std. One call and one product.
+    Raises ValueError unless the step is a predictor and zeta >= 0.
     """
 
     step: Step
@@ -24,7 +25,7 @@ class DPS(Step):
     zeta: float = 1.0
 
     def __post_init__(self) -> None:
-        number("zeta", self.zeta, least=0)
+        predictor(self.step), number("zeta", self.zeta, least=0)
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
         """Raises ValueError where the step inside does."""
@@ -35,8 +36,8 @@ class DPS(Step):
         return replace(self, step=self.step.start(p, t, s))
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        with torch.enable_grad():
-            z = x.detach().requires_grad_()
+        with recording():
+            z = recordable(x).detach().requires_grad_()
             score = p.ask(z, t)
             x_0 = (z + like(p.sde.var(t), z) * score) / like(p.sde.alpha(t), z)
             (g,) = torch.autograd.grad(self.seen.left(x_0).norm(dim=1).sum(), z)

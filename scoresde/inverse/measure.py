@@ -11,6 +11,7 @@ from torch import Tensor
 from ..guide import Guided
 from ..process import LinearSDE, Score, require_linear
 from ..shapes import count, dims, function, like, number, reals, recordable, recording
+from ..steps import Step
 
 
 class Linear(ABC):
@@ -281,6 +282,13 @@ def level(sde: LinearSDE, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """alpha, and the noise sigma/alpha, (B,) in float64, of samples at t, () or (B,)."""
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     return alpha.expand(len(x)).to(x.device), (sigma / alpha).expand(len(x)).to(x.device)
+
+
+def predictor(step: Step) -> Step:
+    """Return step; raise ValueError unless it is one that carries samples through the intervals that it is given."""
+    if not isinstance(step, Step) or not step.moves or hasattr(step, "run"):
+        raise ValueError(f"step must be a predictor that takes the intervals of ts, such as Ancestral(), got {step!r}")
+    return step
 
 
 def corrected(score: Score, correct: Callable[[Tensor, Tensor], Tensor]) -> Guided:

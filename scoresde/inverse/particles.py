@@ -10,7 +10,7 @@ from ..guide import Weighted, resampled
 from ..noise import Noise, iid, require_noise
 from ..process import Score
 from ..reference import Reference
-from ..shapes import lifted, like, number, state, times
+from ..shapes import lifted, like, number, recordable, recording, state, times
 from ..steps import Ancestral
 from ..steps.step import Affine
 from .measure import Observation, level, sde_of
@@ -94,8 +94,8 @@ class _Twist:
         self.score, self.seen, self.around, self.sde = score, seen, around, sde_of(score)
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            z = x.detach().requires_grad_()
+        with recording():
+            z = recordable(x).detach().requires_grad_()
             s = self.score(z, t)
             x_0 = (z + like(self.sde.var(t), z) * s) / like(self.sde.alpha(t), z)
             r2 = spread(self.around, self.score, z, level(self.sde, t, z)[1])

@@ -1,6 +1,7 @@
 """Replacement, and RePaint."""
 
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -8,7 +9,8 @@ from ..noise import Noise
 from ..process import Reverse
 from ..shapes import count
 from ..steps import Step
-from .measure import Mask, Observation
+from ..steps.step import Affine
+from .measure import Mask, Observation, predictor
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +19,8 @@ class Replacement(Step):
     2021, appendix I.2); where sigma_s = 0 they are y itself. times: how often an interval is taken, from the second on
     after noise from s back to t (RePaint: Lugmayr et al. 2022, algorithm 1), so that the rest may follow.
 
-    It is the step of no law. Raises ValueError unless the observation is through a Mask.
+    It is the step of no law. Raises ValueError unless the observation is through a Mask and the step is a predictor,
+    and one that remembers nothing where an interval is taken more than once.
     """
 
     step: Step
@@ -27,7 +30,11 @@ class Replacement(Step):
     def __post_init__(self) -> None:
         if not isinstance(self.seen.A, Mask):
             raise ValueError(f"seen must be through a Mask, got {type(self.seen.A).__name__}")
-        count("times", self.times)
+        predictor(self.step)
+        if count("times", self.times) > 1 and not isinstance(self.step, Affine):
+            raise ValueError(
+                f"step must remember nothing where intervals are taken {self.times} times, got {self.step!r}"
+            )
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
         """Raises ValueError where the step inside does."""
@@ -35,7 +42,9 @@ class Replacement(Step):
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
         """With the step inside started."""
-        return replace(self, step=self.step.start(p, t, s))
+        started = copy(self)
+        object.__setattr__(started, "step", self.step.start(p, t, s))  # which is no Affine any more
+        return started
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         A = self.seen.A

@@ -7,7 +7,20 @@ import math
 import pytest
 import torch
 
-from scoresde import EDM, VP, Ancestral, GaussianReference, Reference, grid, iid, sample
+from scoresde import (
+    EDM,
+    SNR,
+    VP,
+    Ancestral,
+    GaussianReference,
+    Langevin,
+    Reference,
+    UniPC,
+    grid,
+    iid,
+    log_prob,
+    sample,
+)
 from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.inverse import (
     DPS,
@@ -26,6 +39,8 @@ from scoresde.inverse import (
     posterior,
     twisted,
 )
+from scoresde.likelihood import Adams, Exact, Quadrature
+from scoresde.steps import GottaGoFast
 
 F64 = torch.float64
 SDES = [VP(), EDM()]
@@ -228,6 +243,28 @@ def test_particles_of_one_gaussian_weigh_alike():
     assert (found.samples.mean() - want).abs().max() < 5 * float(found.samples.error().max())
 
 
+def test_likelihoods_differentiate_through_them():
+    """log p(x | y) by a method that is exact for a Gaussian is that of the posterior, to the solver's error, and all of
+    them sample in inference mode.
+    """
+    law, sde = Gaussian(torch.tensor([0.3, -0.5, 1.0, 0.0], dtype=F64), 0.49), VP()
+    seen, x, s = (
+        Observation(FULL, torch.tensor([0.2, 0.1, -0.4], dtype=F64), 0.5),
+        randn(3, 4, seed=3),
+        law.diffuse(sde),
+    )
+    how = Quadrature(Adams(40), Exact())
+    want = log_prob(sde.reverse(posterior(law, seen).diffuse(sde)), x, how=how).log_p
+    for score in (pigdm(s, seen, Reference(0.0, 0.7)), mmps(s, seen)):
+        torch.testing.assert_close(log_prob(sde.reverse(score), x, how=how).log_p, want, rtol=0, atol=1e-3)
+    x_T, ts = sde.prior((5, 4), iid(generator(2)), F64), grid.log_snr(sde, 10)
+    with torch.inference_mode():
+        for score in (pigdm(s, seen), mmps(s, seen), diffpir(s, seen), ddnm(s, seen)):
+            assert sample(sde.reverse(score), x_T, ts, Ancestral(), noise=iid(generator(3))).isfinite().all()
+        assert sample(sde.reverse(s), x_T, ts, DPS(Ancestral(), seen), noise=iid(generator(3))).isfinite().all()
+        assert math.isfinite(twisted(s, seen, x_T, ts, noise=iid(generator(3))).log_evidence)
+
+
 def test_any_solver_takes_them():
     """A fast solver on the flow of a guided score ends where fine steps do."""
     sde, s = VP(), LAW.diffuse(VP())
@@ -262,6 +299,13 @@ def test_any_solver_takes_them():
         (lambda: posterior(LAW, Observation(MASK, torch.zeros(2), 0.0)), "std must"),
         (lambda: posterior(LAW, Observation(Mask(torch.tensor([True])), torch.zeros(1), 0.1)), "law must be of shape"),
         (lambda: Replacement(Ancestral(), Observation(FULL, torch.zeros(3), 0.1)), "seen must be through a Mask"),
+        (
+            lambda: Replacement(UniPC(2), Observation(MASK, torch.zeros(2), 0.1), 2),
+            "step must remember nothing where int",
+        ),
+        (lambda: Replacement(Langevin(SNR(0.1)), Observation(MASK, torch.zeros(2), 0.1)), "step must be a predictor"),
+        (lambda: DPS(GottaGoFast(), SEEN), "step must be a predictor"),
+        (lambda: DPS(Ancestral(), SEEN, -1.0), "zeta must"),
         (lambda: pigdm(lambda x, t: x, SEEN), "score.sde, by which samples are denoised, must be"),
         (lambda: mmps(LAW.diffuse(VP()), SEEN, 0), "iterations must"),
         (lambda: diffpir(LAW.diffuse(VP()), SEEN, 0.0), "weight must"),
