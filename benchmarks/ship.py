@@ -6,7 +6,8 @@
 
 The checkpoint goes to scoresde/weights/NAME, with the command that made it, the time that it took and its bits/dim in
 the notes of its manifest; what was measured to benchmarks/results/weights/NAME.json, and 64 samples of 50 network calls
-beside that as a picture. --half stores numbers of half precision. Looks whether the likelihood is that of this model.
+beside that as a picture, with the loss on the way, by `loss.jsonl` of the training, and held out at its end by noise
+level. --half stores numbers of half precision. Looks whether the likelihood is that of this model.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +25,20 @@ from scoresde.lab import origin
 from scoresde.lab.report import grid_picture
 
 RESULTS = Path(__file__).parent / "results" / "weights"
+
+
+POINTS = 50
+
+
+def curve(folder: Path) -> dict[str, Any]:
+    """The mean loss of each fiftieth of the training, by its last step, and the loss held out, by sigma/alpha, at the
+    end.
+    """
+    rows = [json.loads(line) for line in (folder / "loss.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    parts = [steps[k * len(steps) // POINTS : (k + 1) * len(steps) // POINTS] for k in range(POINTS)]
+    means = [(part[-1]["step"], round(sum(row["loss"] for row in part) / len(part), 5)) for part in parts if part]
+    return {"loss": means, "held_out": [row["held_out"] for row in rows if "held_out" in row][-1]}
 
 
 def main() -> None:
@@ -52,7 +68,7 @@ def main() -> None:
     x = draw(q, shipped.shape, ts, GaussianReference(around), seeds=range(64), denoise=True)
     RESULTS.mkdir(exist_ok=True)
     grid_picture(x, RESULTS / f"{options.name}.png")
-    written = {**notes, "likelihood": summary, "samples": origin()}
+    written = {**notes, "likelihood": summary, "samples": origin(), "training": curve(options.model)}
     write(RESULTS / f"{options.name}.json", json.dumps(written, indent=2).encode())
     print(f"{options.name}: {result}")
 
