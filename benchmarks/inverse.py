@@ -7,8 +7,8 @@ score" follows that score by the same steps: what is wrong with it is the steps'
 beyond it is that of its approximation. weights: total variation between the modes' weights of samples and of the
 posterior; mean: root mean square over dimensions of the error of the mean, in posterior deviations; covered: the share
 of the posterior inside the interval that 90 % of the samples are in, over dimensions; W2: sliced Wasserstein distance
-to exact samples, over that of others as good. Weighted samples are drawn by their weights first. DPS and the weight of
-restoration are as in their papers, zeta 1 and 1. Steps: DDPM, fixed-large.
+to exact samples, over that of others as good. Weighted samples are drawn by their weights first. zeta and the weight of
+restoration are 1. Steps: DDPM, fixed-large.
 """
 
 import argparse
@@ -95,10 +95,10 @@ def methods(score: Counted, seen: Observation, truth: GaussianMixture, around: R
 
 def measured(x: Tensor, fresh: tuple[Tensor, Tensor], truth: GaussianMixture) -> dict[str, float]:
     """How far samples are from the posterior, of which there are two sets of samples as good as can be."""
-    mean, var = truth.moments
+    mean, std = truth.moments
     low, high = (x.flatten(1).quantile(q, 0) for q in (0.05, 0.95))
     inside = (fresh[0].flatten(1) >= low) & (fresh[0].flatten(1) <= high)
-    off = ((x.mean(0) - mean) / var.sqrt()).square().mean().sqrt()
+    off = ((x.mean(0) - mean) / std).square().mean().sqrt()
     return {
         "weights": round(weights_error(truth, x), 3),
         "mean": round(float(off), 3),

@@ -4,10 +4,10 @@
 
 Each is read by `interop.from_betas` and looked at by `interop.readings` on test images. The chain: DDPM's own loop,
 written out here from the paper (Ho et al. 2020, algorithm 2, sigma_i^2 = beta_i), against `sample` with the same noise.
-Bits/dim of test images: along the flow, with its budget, and by Ho et al.'s bound. A solver that was fitted for ten
-calls, and the best without a fit, on fresh noise. 64 samples of each by the whole chain are drawn into the results,
-with E[x_0 | x_t] kept to grey levels on the way, without which these networks drift in brightness. They are looked for
-in ../shared/data.
+Bits/dim of test images: along the flow, with its budget, and by Ho et al.'s bound. The solver that `tune` chose for ten
+calls, on fresh noise, and the best without a fit where it was chosen. 64 samples of each by the whole chain are drawn
+into the results, with E[x_0 | x_t] kept to grey levels on the way, without which these networks drift in brightness.
+They are looked for in ../shared/data.
 """
 
 import argparse
@@ -65,8 +65,8 @@ def row(name: str, n: int) -> dict[str, Any]:
         "budget": ", ".join(f"{k} {v:.1g}" for k, v in flow.budget.items()),
         "network calls": flow.nfe,
         "Ho et al.'s bound": f"{float(bits.mean()):.2f} +- {float(bits.std()) / n**0.5:.2f}",
-        "fitted for 10 calls": f"{fitted.name}: {fitted.fresh}",
-        "without a fit": f"{fitted.untuned}: {fitted.untuned_validation}",
+        "chosen for 10 calls, fresh": f"{fitted.name}: {fitted.fresh}",
+        "without a fit, where chosen": f"{fitted.untuned}: {fitted.untuned_validation}",
         "calls of the fit": counted.nfe,
     }
 

@@ -14,7 +14,7 @@ from .noise import Noise, iid, require_noise
 from .ode import Embedded
 from .process import Reverse, require_linear, require_reverse
 from .reference import Reference
-from .shapes import count, like, state, times
+from .shapes import count, lifted, state, times
 from .steps import Step, sample
 
 DEFAULT = Adams(40)
@@ -67,6 +67,5 @@ def vary(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = iid()) 
     """
     require_noise(noise), state("x", x)
     sde = require_linear("p.sde", require_reverse(p).sde)
-    t = times("ts", ts, p.T)[0]
-    noisy = like(sde.alpha(t), x) * x + like(sde.sigma(t), x) * noise(x, t.new_zeros(()), t)
-    return sample(p, noisy, ts, *steps, noise=noise)
+    noisy, _ = sde.perturb(lifted(x), times("ts", ts, p.T)[0], noise)
+    return sample(p, noisy, ts, *steps, noise=noise).to(x.dtype)

@@ -326,6 +326,7 @@ def tilted(
 def resampled(log_w: Tensor, generator: torch.Generator | None) -> Tensor:
     """As many rows as there are, each as often as its weight says, to less than one (systematic resampling)."""
     n = len(log_w)
-    u = torch.rand((), generator=generator, dtype=torch.float64, device="cpu").to(log_w.device)
+    place = "cpu" if generator is None else generator.device
+    u = torch.rand((), generator=generator, dtype=torch.float64, device=place).to(log_w.device)
     edges = log_w.softmax(0).cumsum(0)
     return torch.searchsorted(edges, (torch.arange(n, device=log_w.device) + u) / n).clamp_max(n - 1)

@@ -17,12 +17,18 @@ from ..steps import Step
 class Linear(ABC):
     """A linear map A of samples (B, *D) to rows (B, m).
 
-    shape: D; m: how many numbers come out; gram: the number c with A A^T = c I, None if there is none.
+    shape: D; m: how many numbers come out; gram: the number c with A A^T = c I, None if there is none; scale: the
+    largest eigenvalue of A A^T, or 1 where it is not known.
     """
 
     shape: tuple[int, ...]
     m: int
     gram: float | None = None
+
+    @property
+    def scale(self) -> float:
+        """gram, or 1."""
+        return 1.0 if self.gram is None else self.gram
 
     def __call__(self, x: Tensor) -> Tensor:
         """A x. Raises ValueError unless x is (B, *D)."""
@@ -110,7 +116,9 @@ class Mask(Linear):
 
 @dataclass(frozen=True, eq=False)
 class Matrix(Linear):
-    """A matrix A (m, d) of samples of the shape D."""
+    """A matrix A (m, d) of samples of the shape D, whose rows are independent: what is told twice is told once. Raises
+    ValueError otherwise.
+    """
 
     A: Tensor
     of: tuple[int, ...]
@@ -120,9 +128,16 @@ class Matrix(Linear):
         size = int(torch.tensor(shape).prod())
         if A.ndim != 2 or A.shape[1] != size or not A.isfinite().all():
             raise ValueError(f"A must be a finite matrix (m, {size}) of samples {tuple(shape)}, got {tuple(A.shape)}")
-        values, vectors = torch.linalg.eigh((A @ A.T).double())
-        for name, value in (("shape", tuple(shape)), ("m", len(A)), ("_eigen", (values.clamp_min(0), vectors))):
+        values, vectors = torch.linalg.eigh(A.double() @ A.double().T)
+        if not values[0] > 1e-9 * values[-1]:
+            raise ValueError(f"A must have independent rows, but A A^T has the eigenvalues {values.tolist()}")
+        for name, value in (("A", A), ("shape", tuple(shape)), ("m", len(A)), ("_eigen", (values, vectors))):
             object.__setattr__(self, name, value)
+
+    @property
+    def scale(self) -> float:
+        """The largest eigenvalue."""
+        return float(self._eigen[0][-1])  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         """A x."""
@@ -191,7 +206,7 @@ class Grey(Linear):
 
 
 def _image(of: Any) -> tuple[int, int, int]:
-    C, H, W = dims("of", of) if len(of) == 3 else (0, 0, 0)
+    C, H, W = dims("of", of) if isinstance(of, (tuple, list)) and len(of) == 3 else (0, 0, 0)
     if not C:
         raise ValueError(f"of must be the shape of an image, (C, H, W), got {of!r}")
     return C, H, W
@@ -254,12 +269,15 @@ class Observation:
         y = reals("y", self.y)
         if y.ndim not in (1, 2) or y.shape[-1] != self.A.m or not y.isfinite().all():
             raise ValueError(f"y must hold {self.A.m} finite numbers, or (B, {self.A.m}), got {tuple(y.shape)}")
+        object.__setattr__(self, "y", y)
 
     @classmethod
     def of(cls, A: Linear, x: Tensor, std: float = 0.0, generator: torch.Generator | None = None) -> "Observation":
         """What is measured of x (B, *D)."""
         y = A(x)
-        return cls(A, y + std * torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device), std)
+        device = "cpu" if generator is None else generator.device
+        z = torch.randn(y.shape, generator=generator, dtype=y.dtype, device=device)
+        return cls(A, y + std * z.to(y.device), std)
 
     def rows(self, x: Tensor) -> Tensor:
         """y for each of the samples x. Raises ValueError where there are not as many."""
@@ -279,7 +297,7 @@ def sde_of(score: Score) -> LinearSDE:
 
 
 def level(sde: LinearSDE, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha, and the noise sigma/alpha, (B,) in float64, of samples at t, () or (B,)."""
+    """alpha, and the noise sigma/alpha, (B,) in the type of t, of samples at t, () or (B,)."""
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     return alpha.expand(len(x)).to(x.device), (sigma / alpha).expand(len(x)).to(x.device)
 

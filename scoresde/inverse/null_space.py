@@ -15,6 +15,6 @@ def ddnm(score: Score, seen: Observation) -> Guided:
 
     def correct(x_0: Tensor, noise: Tensor) -> Tensor:
         one = torch.ones_like(noise)
-        return x_0 + seen.A.adjoint(seen.A.solve(seen.left(x_0), one, 1e-12 * one))
+        return x_0 + seen.A.adjoint(seen.A.solve(seen.left(x_0), one, 1e-12 * seen.A.scale * one))
 
     return corrected(score, correct)

@@ -51,6 +51,10 @@ def twisted(
     """
     sde, x, tau = sde_of(score), state("x", x), number("least", least, least=0, most=1)
     require_noise(noise), number("std", seen.std, above=0)
+    if seen.y.ndim != 1:
+        raise ValueError(f"y must be one observation, ({seen.A.m},), got {tuple(seen.y.shape)}")
+    one = x.new_ones(1, dtype=torch.float64)
+    seen.left(x[:1]), seen.A.log_det(one, one)
     if not isinstance(step, Affine):
         raise ValueError(f"step must be one that remembers nothing, such as Ancestral(), got {step!r}")
     ts = times("ts", ts, sde.T)
@@ -69,14 +73,15 @@ def twisted(
             log_w, drawn = torch.zeros_like(log_w), drawn + 1
         a, b, c = (float(v) for v in step.line(p, t, u))
         z = noise(x, t, u)
-        moved = a * x + b * (s_t + g) + c * z
+        # where the step adds no noise nothing could make up for another mean, and none is proposed
+        moved = a * x + b * (s_t + g) + c * z if c else a * x + b * s_t
         # log p(x_s | x_t) - log of the proposal: both have the deviation c, and means that are b g apart
         apart = (b * g / c).flatten(1) if c else torch.zeros_like(x).flatten(1)
         ratio = -(apart * (z.flatten(1) + apart / 2)).sum(1).double()
         last = k == len(ts) - 2
         before, x = log_q, moved
         if last:
-            log_q = _log_normal(seen, x / like(sde.alpha(u), x), torch.zeros(len(x), dtype=torch.float64))
+            log_q = _log_normal(seen, x / like(sde.alpha(u), x), 0 * log_w)
         else:
             log_q, s_t, g = twist(x, u)
         log_w = log_w + ratio + log_q - before

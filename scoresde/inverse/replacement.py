@@ -17,7 +17,8 @@ from .measure import Mask, Observation, predictor
 class Replacement(Step):
     """A step, after which the known numbers are those of y with noise of their own, alpha_s y + sigma_s z (Song et al.
     2021, appendix I.2); where sigma_s = 0 they are y itself. times: how often an interval is taken, from the second on
-    after noise from s back to t (RePaint: Lugmayr et al. 2022, algorithm 1), so that the rest may follow.
+    after noise from s back to t (RePaint: Lugmayr et al. 2022, algorithm 1), so that the rest may follow; that into
+    sigma_s = 0 is taken once. The way back needs noise of its own, which that of a path has not, and refuses.
 
     It is the step of no law. Raises ValueError unless the observation is through a Mask and the step is a predictor,
     and one that remembers nothing where an interval is taken more than once.
@@ -49,10 +50,11 @@ class Replacement(Step):
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         A = self.seen.A
         (a, b), (v, w) = ([float(of(u)) for u in (t, s)] for of in (p.sde.alpha, p.sde.var))
-        for k in range(self.times):
+        times = self.times if w else 1
+        for k in range(times):
             y = self.step(p, x, t, s, noise)
             known = b * self.seen.rows(y) + w**0.5 * A(noise(y, t, s))
             y = y + A.adjoint(known - A(y))
-            if k + 1 < self.times:
-                x = a / b * y + max(0.0, v - (a / b) ** 2 * w) ** 0.5 * noise(y, s, t)
+            if k + 1 < times:
+                x = a / b * y + max(0.0, v - (a / b) ** 2 * w) ** 0.5 * noise(y, t, t)
         return y

@@ -21,6 +21,7 @@ from scoresde import (
     log_prob,
     sample,
 )
+from scoresde.brownian import GridPath
 from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.inverse import (
     DPS,
@@ -201,6 +202,7 @@ def test_what_is_known_comes_out_exactly(method):
     assert float(x[:, 1].std()) > 0.1 and float(x[:, 3].std()) > 0.1
 
 
+TS = grid.log_snr(VP(), 5)
 SEEN = Observation(Mask(torch.tensor([True, False, False, False])), torch.tensor([0.3], dtype=F64), 0.5)
 
 
@@ -229,6 +231,41 @@ def test_guided_samplers_are_biased_and_particles_are_not():
     assert abs(float(found.samples.mean(of)) - want) < 4 * float(found.samples.error(of)) + 0.02
     assert abs(found.log_evidence - log_evidence(LAW, SEEN)) < 0.1
     assert found.samples.effective > 100 and found.samples.nfe == 150
+
+
+@pytest.mark.parametrize("ts", [(1.0, 0.5, 0.2, 0.001), (1.0, 0.5, 0.2, 0.0)])
+def test_evidence_of_few_steps(ts):
+    """However few steps, p(y) is that of the sampler's own law, for N(0, 1) by the recursion of its variance, and also
+    where the last one adds no noise: within 0.1, of 20,000 particles.
+    """
+    law, sde, ts = Gaussian(torch.zeros(1, dtype=F64), 1.0), VP(), torch.tensor(ts, dtype=F64)
+    s, step, x_T = law.diffuse(sde), Ancestral(1.0), sde.prior((20_000, 1), iid(generator(2)), F64)
+    var, p = float(sde.var(ts[0])), sde.reverse(s)
+    for t, u in zip(ts[:-1], ts[1:]):
+        a, b, c = (float(v) for v in step.line(p, t, u))
+        var = (a - b / float(sde.alpha(t) ** 2 + sde.var(t))) ** 2 * var + c**2
+    var = var / float(sde.alpha(ts[-1])) ** 2 + 0.3**2
+    want = -(1.5**2) / 2 / var - math.log(2 * math.pi * var) / 2
+    seen = Observation(Mask(torch.tensor([True])), [1.5], 0.3)
+    found = twisted(s, seen, x_T, ts, step, noise=iid(generator(3)), generator=generator(4))
+    assert abs(found.log_evidence - want) < 0.1
+
+
+def test_small_matrices_and_lists():
+    """The pseudo-inverse of a matrix of any size; A and y may be lists of numbers."""
+    seen = Observation(Matrix([[1e-6, 0.0], [0.0, 1e-6]], (2,)), [1e-6, 2e-6], 0.0)
+    x, t, sde = randn(3, 2), torch.tensor(0.3, dtype=F64), VP()
+    s = ddnm(Gaussian(torch.zeros(2, dtype=F64), 1.0).diffuse(sde), seen)
+    clean = (x + sde.var(t) * s(x, t)) / sde.alpha(t)
+    torch.testing.assert_close(clean, torch.tensor([[1.0, 2.0]], dtype=F64).expand(3, 2), rtol=1e-6, atol=1e-6)
+
+
+def test_repaint_refuses_the_noise_of_a_path():
+    """Which is the same each time that an interval is taken."""
+    sde, ts = VP(), grid.uniform(VP(), 5)
+    step, x_T = Replacement(Ancestral(), Observation(MASK, torch.zeros(2), 0.1), 2), randn(3, 4)
+    with pytest.raises(ValueError):
+        sample(sde.reverse(LAW.diffuse(sde)), x_T, ts, step, noise=GridPath(ts, (3, 4), generator()))
 
 
 def test_particles_of_one_gaussian_weigh_alike():
@@ -282,6 +319,13 @@ def test_any_solver_takes_them():
         (lambda: Mask(torch.ones(3)), "keep must be a tensor of True and False"),
         (lambda: Mask(torch.zeros(3, dtype=torch.bool)), "keep must be a tensor of True and False, True somewhere"),
         (lambda: Matrix(randn(3, 5), (4,)), r"A must be a finite matrix \(m, 4\)"),
+        (lambda: Matrix(torch.ones(2, 4), (4,)), "A must have independent rows"),
+        (lambda: Average(8), "of must be the shape of an image"),
+        (
+            lambda: twisted(LAW.diffuse(VP()), Observation(MASK, torch.zeros(3, 2), 0.1), randn(3, 4), TS),
+            "y must be one",
+        ),
+        (lambda: twisted(LAW.diffuse(VP()), SEEN, randn(3, 5), TS), r"x must be \(B, \*\(4,\)\)"),
         (lambda: Average((1, 5, 4), 2), "k must divide 5 and 4, got 2"),
         (lambda: Grey((5, 4)), r"of must be the shape of an image, \(C, H, W\)"),
         (lambda: Map(lambda x: x, lambda y: 2 * y, (3,)), "transposed must be the adjoint of f"),
