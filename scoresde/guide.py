@@ -216,7 +216,10 @@ def classified(score: Score, classifier: Callable[[Tensor, Tensor], Tensor], w: 
     def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         if cond.get("label") is None:
             raise ValueError("label must be given to a score that a classifier guides: see `conditioned`")
-        label, graph = _for_each("label", torch.as_tensor(cond["label"]), x), torch.is_grad_enabled()
+        label, graph = (
+            _for_each("label", torch.as_tensor(cond["label"]), x),
+            torch.is_grad_enabled() and x.requires_grad,
+        )
         with recording():
             y, u = recordable(x), recordable(t)
             y = y if y.requires_grad else y.detach().requires_grad_()

@@ -54,7 +54,21 @@ from scoresde.data import (
     Table,
 )
 from scoresde.files import write
-from scoresde.model import Clock, Data, EnergyModel, LogSNR, Parametrisation, ScoreValue, Steps, TwoHeads, Velocity
+from scoresde.model import (
+    Clock,
+    Data,
+    EnergyModel,
+    FlowVelocity,
+    LogSNR,
+    NoiseLevel,
+    Parametrisation,
+    ScoreValue,
+    StepIndex,
+    Steps,
+    Time,
+    TwoHeads,
+    Velocity,
+)
 from scoresde.process import TabulatedVE
 from scoresde.values import SEAL, build, describe, identity, sealed, unsealed
 
@@ -81,9 +95,17 @@ MEANS = st.one_of(
 SIZES = st.lists(st.tuples(number(-9, 9), number(1e-6, 9)), max_size=4, unique_by=lambda pair: pair[0])
 REFERENCES = st.builds(Reference, MEANS, number(1e-6, 1e6), SIZES.map(lambda pairs: tuple(sorted(pairs))))
 PREDICTS = st.one_of(
-    *(st.just(kind()) for kind in (Epsilon, Data, Velocity, ScoreValue)), st.builds(Karras, REFERENCES)
+    *(st.just(kind()) for kind in (Epsilon, Data, Velocity, ScoreValue)),
+    st.builds(FlowVelocity, st.booleans()),
+    st.builds(Karras, REFERENCES),
 )
-CLOCKS = st.one_of(st.builds(LogSNR, number(-9, 9)), st.builds(Steps, st.integers(1, 10**6), number(-9, 9)))
+CLOCKS = st.one_of(
+    st.builds(LogSNR, number(-9, 9)),
+    st.builds(Steps, st.integers(1, 10**6), number(-9, 9)),
+    st.builds(StepIndex, st.integers(1, 10**6), st.booleans()),
+    st.builds(Time, number(-9, 9), number(-9, 9)),
+    st.just(NoiseLevel()),
+)
 TIMES = st.one_of(
     st.just(loss.UniformTime()),
     st.just(loss.UniformLogSNR()),

@@ -27,7 +27,7 @@ from scoresde import (
     loss,
 )
 from scoresde.loss import ssm
-from scoresde.model import Data, Parametrisation, ScoreValue, Velocity
+from scoresde.model import Data, FlowVelocity, Parametrisation, ScoreValue, Velocity
 from scoresde.nn import MLP
 
 F64 = torch.float64
@@ -227,6 +227,8 @@ OUTPUTS = {
         lambda a, s: 1 + (s / a / 1.25) ** 2,
     ),
     ScoreValue(): (lambda a, s, x_0, z: -z / s, lambda a, s: 0 * a + 1),
+    FlowVelocity(): (lambda a, s, x_0, z: z - x_0, lambda a, s: ((a + s) / a) ** 2),
+    FlowVelocity(towards_data=True): (lambda a, s, x_0, z: x_0 - z, lambda a, s: ((a + s) / a) ** 2),
 }
 
 

@@ -328,7 +328,7 @@ def pulled(score: Score, push: Callable[[Tensor, Tensor, Callable[[Tensor], Tens
     sde = sde_of(score)
 
     def rule(ask: Callable[..., Tensor], x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        graph = torch.is_grad_enabled()
+        graph = torch.is_grad_enabled() and x.requires_grad
         with recording():
             z, u = recordable(x), recordable(t)
             z = z if z.requires_grad else z.detach().requires_grad_()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..exact import GaussianMixture
 from ..noise import seeded
-from ..shapes import count, lifted, state
+from ..shapes import count, lifted, shown, state
 
 Values = Callable[[Tensor], Tensor]
 PART = 16_384
@@ -208,6 +208,9 @@ def nearest(x: Tensor, data: Tensor, values: Values = lambda x: x) -> tuple[Tens
     index, the first of several; exactly 0 for a copy. It is computed in float64, for `PART` samples at a time, which
     `values` makes numbers of, where data are stored otherwise. Raises ValueError if they have not one D.
     """
+    state("x", x)
+    if not isinstance(data, Tensor) or data.ndim < 1 or not len(data):
+        raise ValueError(f"data must hold samples like x, (n, *{tuple(x.shape[1:])}), got {shown(data)}")
     least, index = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device), 0
     where = torch.zeros(len(x), dtype=torch.long, device=x.device)
     for part in data.split(PART):
