@@ -19,7 +19,7 @@ from .process import LinearSDE, Score, require_linear, require_score_of
 from .reference import Reference
 from .shapes import answer, as_time, function, lifted, like, number, recordable, recording, state, times, wide
 from .steps import Ancestral, Step, started
-from .steps.step import Affine
+from .steps.step import memoryless
 
 Ask = Callable[..., Tensor]
 
@@ -216,10 +216,8 @@ def classified(score: Score, classifier: Callable[[Tensor, Tensor], Tensor], w: 
     def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         if cond.get("label") is None:
             raise ValueError("label must be given to a score that a classifier guides: see `conditioned`")
-        label, graph = (
-            _for_each("label", torch.as_tensor(cond["label"]), x),
-            torch.is_grad_enabled() and x.requires_grad,
-        )
+        label = _for_each("label", torch.as_tensor(cond["label"]), x)
+        graph = torch.is_grad_enabled() and x.requires_grad
         with recording():
             y, u = recordable(x), recordable(t)
             y = y if y.requires_grad else y.detach().requires_grad_()
@@ -244,6 +242,13 @@ class Weighted(NamedTuple):
     drawn: int
     nfe: int
 
+    @classmethod
+    def at(cls, t: Tensor, x: Tensor, log_w: Tensor, start: Tensor, drawn: int, nfe: int) -> "Weighted":
+        """Samples that have arrived at t, of weights in proportion. Raises RuntimeError if they are not finite."""
+        if not x.isfinite().all():
+            raise RuntimeError(f"samples are not finite at t = {t:g}: take more steps")
+        return cls(x, log_w - log_w.logsumexp(0) + math.log(len(x)), start, drawn, nfe)
+
     @property
     def effective(self) -> float:
         """(sum w)^2/sum_k w_k^2, w_k the weight of all that came from the start k: how many independent samples there
@@ -267,8 +272,16 @@ class Weighted(NamedTuple):
         return torch.zeros_like(values).index_add(0, self.start, w * values)
 
 
-def _effective(log_w: Tensor) -> float:
-    return float(1 / log_w.softmax(0).square().sum())
+def redrawn(log_w: Tensor, least: float, generator: torch.Generator | None) -> Tensor | None:
+    """As many rows as there are, each as often as its weight says, to less than one (systematic resampling), where
+    fewer than the share `least` of them are left in effect; else None.
+    """
+    n, w = len(log_w), log_w.softmax(0)
+    if float(1 / w.square().sum()) >= least * n:
+        return None
+    place = "cpu" if generator is None else generator.device
+    u = torch.rand((), generator=generator, dtype=torch.float64, device=place).to(log_w.device)
+    return torch.searchsorted(w.cumsum(0), (torch.arange(n, device=log_w.device) + u) / n).clamp_max(n - 1)
 
 
 @torch.no_grad()
@@ -300,8 +313,7 @@ def tilted(
     Raises ValueError before any work for what is not as stated.
     """
     require_noise(noise), require_linear("sde", sde), number("w", w), number("least", least, least=0, most=1)
-    if not isinstance(step, Affine):
-        raise ValueError(f"step must be one that remembers nothing, such as Ancestral(), got {step!r}")
+    memoryless(step)
     x, ts, gap = state("x", x), times("ts", ts, sde.T), [torch.zeros(0)]
     dtype, x = x.dtype, lifted(x)
 
@@ -318,18 +330,6 @@ def tilted(
         x = move(p, x, t, s, noise)
         noisier = float(sde.var(t) * (sde.log_snr(s) - sde.log_snr(t)))
         log_w = log_w + w * (w - 1) * noisier * gap[0].double()
-        if _effective(log_w) < least * len(x):
-            rows = resampled(log_w, generator)
+        if (rows := redrawn(log_w, least, generator)) is not None:
             x, start, log_w, drawn = x[rows], start[rows], torch.zeros_like(log_w), drawn + 1
-    if not x.isfinite().all():
-        raise RuntimeError(f"samples are not finite at t = {ts[-1]:g}: take more steps")
-    return Weighted(x.to(dtype), log_w - log_w.logsumexp(0) + math.log(len(x)), start, drawn, guided.calls // 2)
-
-
-def resampled(log_w: Tensor, generator: torch.Generator | None) -> Tensor:
-    """As many rows as there are, each as often as its weight says, to less than one (systematic resampling)."""
-    n = len(log_w)
-    place = "cpu" if generator is None else generator.device
-    u = torch.rand((), generator=generator, dtype=torch.float64, device=place).to(log_w.device)
-    edges = log_w.softmax(0).cumsum(0)
-    return torch.searchsorted(edges, (torch.arange(n, device=log_w.device) + u) / n).clamp_max(n - 1)
+    return Weighted.at(ts[-1], x.to(dtype), log_w, start, drawn, guided.calls // 2)

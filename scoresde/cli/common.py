@@ -120,13 +120,11 @@ def guided(o: Namespace, net: Score, label: int | None) -> Score:
 
 def condition(o: Namespace, label: int | None) -> str:
     """What that is, in words; nothing without a label."""
-    low, high = o.interval or (0.0, math.inf)
-    kept = f" at noise from {low:g} to {high:g}" if o.interval else ""
-    return (
-        ""
-        if label is None
-        else f"label {label}" + (f", guidance {o.guidance:g}{kept}" if o.guidance is not None else "")
-    )
+    if label is None:
+        return ""
+    towards = "" if o.guidance is None else f", guidance {o.guidance:g}"
+    kept = " at noise from {:g} to {:g}".format(*o.interval) if o.interval else ""
+    return f"label {label}{towards}{kept}"
 
 
 def one_subject(o: Namespace) -> None:

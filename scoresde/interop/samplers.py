@@ -35,15 +35,12 @@ class Scheduler:
 
     def __init__(self, source: Any, step: Step, grid: Grid = log_snr, eta: float = 0.0, scheduler: Any = None) -> None:
         net, plan = parts_of(source, scheduler)
-        self.reading, self.config, self.grid = (
-            reading_of(plan, net.config),
-            plan.config,
-            function("grid", grid, "a grid"),
-        )
+        self.reading, self.config = reading_of(plan, net.config), plan.config
+        self.grid = function("grid", grid, "a callable (sde, n) -> times")
         if not isinstance(step, Step):
             raise ValueError(f"step must be a Step such as Ancestral(), got {step!r}")
         self.own, self.p = step, Reverse(self.reading.sde, self._score, eta)
-        self.timesteps, self.ts = torch.empty(0), torch.empty(0)
+        self.timesteps, self.ts, self.at = torch.empty(0), torch.empty(0), 0
         self.given: tuple[Tensor, Tensor] | None = None
 
     @property

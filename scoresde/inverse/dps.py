@@ -10,7 +10,8 @@ from ..noise import Noise
 from ..process import Reverse
 from ..shapes import like, number, recordable, recording
 from ..steps import Step
-from .measure import Observation, predictor
+from ..steps.step import predictor
+from .measure import Observation
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..guide import Guided
 from ..process import LinearSDE, Score, require_linear
 from ..shapes import count, dims, function, like, number, reals, recordable, recording
-from ..steps import Step
 
 
 class Linear(ABC):
@@ -302,13 +301,6 @@ def level(sde: LinearSDE, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return alpha.expand(len(x)).to(x.device), (sigma / alpha).expand(len(x)).to(x.device)
 
 
-def predictor(step: Step) -> Step:
-    """Return step; raise ValueError unless it is one that carries samples through the intervals that it is given."""
-    if not isinstance(step, Step) or not step.moves or hasattr(step, "run"):
-        raise ValueError(f"step must be a predictor that takes the intervals of ts, such as Ancestral(), got {step!r}")
-    return step
-
-
 def corrected(score: Score, correct: Callable[[Tensor, Tensor], Tensor]) -> Guided:
     """The score whose E[x_0 | x_t] is what `correct` makes of it: correct(x_0, noise), with the noise sigma/alpha of
     each sample, (B,).
@@ -323,8 +315,13 @@ def corrected(score: Score, correct: Callable[[Tensor, Tensor], Tensor]) -> Guid
     return Guided([score], rule)
 
 
-def pulled(score: Score, push: Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]) -> Guided:
-    """The score plus J^T push, J = d E[x_0 | x_t]/d x_t: push(x_0, noise, back) is (B, *D), and back(v) is J^T v."""
+Back = Callable[[Tensor], Tensor]
+
+
+def pulled(score: Score, push: Callable[[Tensor, Tensor, Tensor, Back], Tensor]) -> Guided:
+    """The score plus J^T push, J = d E[x_0 | x_t]/d x_t: push(x_0, alpha, noise, back) is (B, *D), with alpha and the
+    noise sigma/alpha of each sample, (B,), and back(v) = J^T v.
+    """
     sde = sde_of(score)
 
     def rule(ask: Callable[..., Tensor], x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
@@ -340,6 +337,6 @@ def pulled(score: Score, push: Callable[[Tensor, Tensor, Callable[[Tensor], Tens
                 return torch.autograd.grad(x_0, z, v, retain_graph=True, create_graph=graph)[0]
 
         known = x_0 if graph else x_0.detach()
-        return (s if graph else s.detach()) + back(push(known, level(sde, t, x)[1], back))
+        return (s if graph else s.detach()) + back(push(known, *level(sde, t, x), back))
 
     return Guided([score], rule)

@@ -1,7 +1,5 @@
 """Moment matching posterior sampling."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -9,7 +7,7 @@ from ..guide import Guided
 from ..process import Score
 from ..reference import Reference
 from ..shapes import count, like
-from .measure import Observation, conjugate, pulled, sde_of
+from .measure import Back, Observation, conjugate, pulled
 from .pseudo import spread
 
 
@@ -25,12 +23,9 @@ def mmps(score: Score, seen: Observation, iterations: int = 10, around: Referenc
     were measured.
     """
     count("iterations", iterations)
-    sde = sde_of(score)
 
-    def push(x_0: Tensor, noise: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
-        A, left = seen.A, seen.left(x_0)
-        alpha = sde.alpha(sde.time(-noise.log()))
-        scale = like(noise**2 * alpha, x_0)  # sigma^2/alpha
+    def push(x_0: Tensor, alpha: Tensor, noise: Tensor, back: Back) -> Tensor:
+        A, left, scale = seen.A, seen.left(x_0), like(noise**2 * alpha, x_0)  # sigma^2/alpha
 
         def apply(v: Tensor) -> Tensor:
             return A(scale * back(A.adjoint(v))) + seen.std**2 * v

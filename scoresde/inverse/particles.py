@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..guide import Weighted, resampled
+from ..guide import Weighted, redrawn
 from ..noise import Noise, iid, require_noise
 from ..process import Score
 from ..reference import Reference
 from ..shapes import lifted, like, number, recordable, recording, state, times
 from ..steps import Ancestral
-from ..steps.step import Affine
+from ..steps.step import Affine, memoryless
 from .measure import Observation, level, sde_of
 from .pseudo import spread
 
@@ -49,14 +49,13 @@ def twisted(
 
     Raises ValueError before any work for what is not as stated, without noise in y, and where log det is not known.
     """
-    sde, x, tau = sde_of(score), state("x", x), number("least", least, least=0, most=1)
-    require_noise(noise), number("std", seen.std, above=0)
+    sde, x = sde_of(score), state("x", x)
+    require_noise(noise), number("std", seen.std, above=0), number("least", least, least=0, most=1)
     if seen.y.ndim != 1:
         raise ValueError(f"y must be one observation, ({seen.A.m},), got {tuple(seen.y.shape)}")
     one = x.new_ones(1, dtype=torch.float64)
     seen.left(x[:1]), seen.A.log_det(one, one)
-    if not isinstance(step, Affine):
-        raise ValueError(f"step must be one that remembers nothing, such as Ancestral(), got {step!r}")
+    memoryless(step)
     ts = times("ts", ts, sde.T)
     dtype, x = x.dtype, lifted(x)
     p = sde.reverse(score)
@@ -66,8 +65,7 @@ def twisted(
     log_w, evidence = log_w + log_q, 0.0
     for k in range(len(ts) - 1):
         t, u = ts[k], ts[k + 1]
-        if 1 / log_w.softmax(0).square().sum() < tau * len(x):
-            rows = resampled(log_w, generator)
+        if (rows := redrawn(log_w, least, generator)) is not None:
             evidence += float(log_w.logsumexp(0)) - math.log(len(x))
             x, s_t, g, log_q, start = x[rows], s_t[rows], g[rows], log_q[rows], start[rows]
             log_w, drawn = torch.zeros_like(log_w), drawn + 1
@@ -86,10 +84,7 @@ def twisted(
             log_q, s_t, g = twist(x, u)
         log_w = log_w + ratio + log_q - before
     evidence += float(log_w.logsumexp(0)) - math.log(len(x))
-    if not x.isfinite().all():
-        raise RuntimeError(f"samples are not finite at t = {ts[-1]:g}: take more steps")
-    log_w = log_w - log_w.logsumexp(0) + math.log(len(x))
-    return Particles(Weighted(x.to(dtype), log_w, start, drawn, len(ts) - 1), evidence)
+    return Particles(Weighted.at(ts[-1], x.to(dtype), log_w, start, drawn, len(ts) - 1), evidence)
 
 
 class _Twist:

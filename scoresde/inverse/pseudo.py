@@ -6,7 +6,7 @@ from torch import Tensor
 from ..guide import Guided
 from ..process import Score
 from ..reference import UNIT, Reference, known
-from .measure import Observation, pulled
+from .measure import Back, Observation, pulled
 
 
 def spread(around: Reference | None, score: Score, x: Tensor, noise: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def pigdm(score: Score, seen: Observation, around: Reference | None = None) -> G
     made for unless given, or 1. Exact for data N(m, c^2 I). One call, and one vector-Jacobian product.
     """
 
-    def push(x_0: Tensor, noise: Tensor, back: object) -> Tensor:
+    def push(x_0: Tensor, alpha: Tensor, noise: Tensor, back: Back) -> Tensor:
         r2 = spread(around, score, x_0, noise)
         return seen.A.adjoint(seen.A.solve(seen.left(x_0), r2, torch.full_like(r2, seen.std**2)))
 

@@ -9,8 +9,8 @@ from ..noise import Noise
 from ..process import Reverse
 from ..shapes import count
 from ..steps import Step
-from ..steps.step import Affine
-from .measure import Mask, Observation, predictor
+from ..steps.step import Affine, predictor
+from .measure import Mask, Observation
 
 
 @dataclass(frozen=True, eq=False)

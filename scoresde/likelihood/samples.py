@@ -11,7 +11,7 @@ from ..ode import SampleError
 from ..process import require_linear, require_reverse
 from ..quantize import Quantized
 from ..shapes import lifted, state, times
-from ..steps import Step
+from ..steps.step import predictor
 
 MANY = 100_000  # steps, terms, draws or probes: more would take days, and say no more
 
@@ -54,8 +54,7 @@ def sampled(p: Any, x: Tensor, ts: Tensor, step: Any, prior: Law | None) -> Tens
     samples like x, and the step carries x through the intervals that it is given.
     """
     ts = times("ts", ts, require_linear("sde", require_reverse(p).sde).T)
-    if not isinstance(step, Step) or not step.moves or hasattr(step, "run"):
-        raise ValueError(f"step must be a predictor that takes the intervals of ts, such as Ancestral(), got {step!r}")
+    predictor(step)
     if prior is not None:
         require_law("prior", prior, x.shape[1:])
     elif ts[0] < p.T * (1 - 1e-6):

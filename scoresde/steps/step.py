@@ -91,6 +91,20 @@ class Affine(Prepared):
         return _Lines(self, t, s, zip(*(c.tolist() for c in self.line(p, t, s)), strict=True))
 
 
+def predictor(step: Any) -> Step:
+    """Return step; raise ValueError unless it is one that carries samples through the intervals that it is given."""
+    if not isinstance(step, Step) or not step.moves or hasattr(step, "run"):
+        raise ValueError(f"step must be a predictor that takes the intervals of ts, such as Ancestral(), got {step!r}")
+    return step
+
+
+def memoryless(step: Any) -> Affine:
+    """Return step; raise ValueError unless it is `Affine`, and so knows of nothing but the interval that it is on."""
+    if not isinstance(step, Affine):
+        raise ValueError(f"step must be one that remembers nothing, such as Ancestral(), got {step!r}")
+    return step
+
+
 class ByInterval(Step):
     """A step at work, with what it knows of each interval from t to s, (n,)."""
 
