@@ -3,8 +3,9 @@
     python examples/annealed_langevin.py [MODEL] [FOLDER]
 
 Ten noise levels from 1 to 0.01 in units of the grey scale, 100 steps at each, of 2e-5 of that unit squared at the last
-(their Algorithm 1; here the scale is 2 wide). MODEL, mnist-vp unless said, may have been trained with any process: its
-network is read on the VE process, as the same density at the same noise. A row of FOLDER/annealed-langevin.png is an
+(their Algorithm 1; here the scale is 2 wide). MODEL, mnist-vp unless said, or the folder of a model of images of one's
+own, may have been trained with any process: its network is read on the VE process, as the same density at the same
+noise. A row of FOLDER/annealed-langevin.png is an
 image at the end of each level, and without its last noise.
 """
 
@@ -24,7 +25,7 @@ FIRST, LAST, STEP = 1.0, 0.01, 2e-5
 def main() -> None:
     """Draw."""
     name, folder = (*sys.argv[1:], *("mnist-vp", "runs/annealed-langevin")[len(sys.argv) - 1 :])
-    found = load(shipped(name), dtype=torch.float32)
+    found = load(name if Path(name).is_dir() else shipped(name), dtype=torch.float32)
     sde = VE(SCALE * LAST, SCALE * FIRST)
     p = sde.reverse(transport(found.model, found.model.sde, sde))
     step, noise = Langevin(NCSN(SCALE**2 * STEP, SCALE * LAST), n=STEPS), per_sample(range(IMAGES))
