@@ -2,17 +2,19 @@
 exact posterior where the law is known.
 """
 
-from .bayes import log_evidence, posterior
+from .bayes import importance, log_evidence, posterior
 from .dps import DPS
-from .measure import Average, Grey, Linear, Map, Mask, Matrix, Observation
+from .maps import Average, Function, Grey, Linear, Map, Mask, Matrix, Measurement
+from .measure import Observation
 from .moments import mmps
 from .null_space import ddnm
-from .particles import Particles, twisted
+from .particles import Particles
 from .pseudo import pigdm
 from .replacement import Replacement
 from .restoration import diffpir
+from .twist import twisted
 
 __all__ = [
-    "DPS", "Average", "Grey", "Linear", "Map", "Mask", "Matrix", "Observation", "Particles", "Replacement", "ddnm",
-    "diffpir", "log_evidence", "mmps", "pigdm", "posterior", "twisted",
+    "DPS", "Average", "Function", "Grey", "Linear", "Map", "Mask", "Matrix", "Measurement", "Observation", "Particles",
+    "Replacement", "ddnm", "diffpir", "importance", "log_evidence", "mmps", "pigdm", "posterior", "twisted",
 ]  # fmt: skip

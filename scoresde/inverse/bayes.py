@@ -1,13 +1,15 @@
-"""Bayes' rule where it has a closed form: for mixtures of Gaussians."""
+"""Bayes' rule: in closed form for mixtures of Gaussians, and by weights for any law that can be sampled."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ..exact import GaussianMixture
-from ..shapes import number
-from .measure import Observation
+from ..exact import GaussianMixture, Law, require_law
+from ..guide import Weighted
+from ..shapes import count, number
+from .measure import Observation, linear, observation, single
+from .particles import Particles
 
 
 def _parts(law: GaussianMixture, seen: Observation) -> tuple[Tensor, Tensor, Tensor]:
@@ -16,10 +18,8 @@ def _parts(law: GaussianMixture, seen: Observation) -> tuple[Tensor, Tensor, Ten
         raise ValueError(f"law must be a GaussianMixture, got {law!r}")
     if tuple(law.shape) != seen.A.shape:
         raise ValueError(f"law must be of shape {seen.A.shape}, got {tuple(law.shape)}")
-    if seen.y.ndim != 1:
-        raise ValueError(f"y must be one observation, ({seen.A.m},), got {tuple(seen.y.shape)}")
     unit = torch.eye(law.d, dtype=torch.float64).view(law.d, *law.shape)
-    A = seen.A(unit).T.to(law.means)
+    A = linear(single(seen))(unit).T.to(law.means)
     S = A @ law.covariances @ A.T + seen.std**2 * torch.eye(len(A)).to(A)
     return A, S, seen.y.to(A) - law.means @ A.T
 
@@ -29,10 +29,10 @@ def posterior(law: GaussianMixture, seen: Observation) -> GaussianMixture:
     + std^2 I, with weights in proportion to w_k N(y; A m_k, S_k). Its diffusion is what an exact method would follow:
     `posterior(law, seen).diffuse(sde)` is the score of p_t(x | y).
 
-    Raises ValueError unless law is a mixture of the shape of A, y is one observation, and std > 0, without which the
-    posterior has no density.
+    Raises ValueError unless law is a mixture of the shape of A, A is linear, y is one observation, and std > 0, without
+    which the posterior has no density.
     """
-    number("std", seen.std, above=0)
+    number("std", observation(seen).std, above=0)
     A, S, off = _parts(law, seen)
     C, root = law.covariances, torch.linalg.cholesky(S)
     gain = torch.cholesky_solve(A @ C, root).mT  # (K, d, m)
@@ -46,9 +46,26 @@ def posterior(law: GaussianMixture, seen: Observation) -> GaussianMixture:
 
 def log_evidence(law: GaussianMixture, seen: Observation) -> float:
     """log p(y) in nats. Raises ValueError as `posterior`."""
-    number("std", seen.std, above=0)
+    number("std", observation(seen).std, above=0)
     _, S, off = _parts(law, seen)
     return float((law.weights.log() + _log_normal(off, torch.linalg.cholesky(S))).logsumexp(0))
+
+
+def importance(law: Law, seen: Observation, n: int, generator: torch.Generator | None = None) -> Particles:
+    """n draws of the law, weighted by p(y | x) = N(y; A(x), std^2 I), for any A, and the log of their mean weight, log
+    p(y): weighted means tend to those of p(x | y) at the rate that their errors tell. It is for a few numbers measured:
+    the share of the draws that is left in effect is about that of the law which fits y.
+
+    Raises ValueError unless law is one of the shape of A, y is one observation, and std > 0.
+    """
+    number("std", single(seen).std, above=0)
+    x = require_law("law", law, seen.A.shape).sample(count("n", n, least=2), generator)
+    with torch.no_grad():
+        off = seen.left(x).double()
+    log_w = -(off.square().sum(1) / seen.std**2 + seen.A.m * math.log(2 * math.pi * seen.std**2)) / 2
+    log_evidence = float(log_w.logsumexp(0)) - math.log(n)
+    t = torch.zeros((), dtype=torch.float64)
+    return Particles(Weighted.at(t, x, log_w, torch.arange(n, device=x.device), 0, 0), log_evidence)
 
 
 def _log_normal(off: Tensor, root: Tensor) -> Tensor:

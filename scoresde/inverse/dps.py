@@ -11,14 +11,14 @@ from ..process import Reverse
 from ..shapes import like, number, recordable, recording
 from ..steps import Step
 from ..steps.step import predictor
-from .measure import Observation
+from .measure import Observation, observation
 
 
 @dataclass(frozen=True, eq=False)
 class DPS(Step):
     """A step, then x_s - zeta grad_x |y - A E[x_0 | x_t]| (Chung et al. 2023, algorithm 1 with zeta_i = zeta/(2 |y - A
-    x_0|)). A rule of thumb: the share of the data depends on the number of steps, not on std. One call and one product.
-    Raises ValueError unless the step is a predictor and zeta >= 0.
+    x_0|)), for any A. A rule of thumb: the share of the data depends on the number of steps, not on std. One call and
+    one product. Raises ValueError unless the step is a predictor and zeta >= 0.
     """
 
     step: Step
@@ -26,7 +26,7 @@ class DPS(Step):
     zeta: float = 1.0
 
     def __post_init__(self) -> None:
-        predictor(self.step), number("zeta", self.zeta, least=0)
+        predictor(self.step), observation(self.seen), number("zeta", self.zeta, least=0)
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
         """Raises ValueError where the step inside does."""

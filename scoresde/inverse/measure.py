@@ -1,6 +1,5 @@
-"""Linear maps of samples, and what was measured by them."""
+"""What was measured of samples, and scores that are made of it."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,261 +8,22 @@ import torch
 from torch import Tensor
 
 from ..guide import Guided
-from ..process import LinearSDE, Score, require_linear
-from ..shapes import count, dims, function, like, number, reals, recordable, recording
-
-
-class Linear(ABC):
-    """A linear map A of samples (B, *D) to rows (B, m).
-
-    shape: D; m: how many numbers come out; gram: the number c with A A^T = c I, None if there is none; scale: the
-    largest eigenvalue of A A^T, or 1 where it is not known.
-    """
-
-    shape: tuple[int, ...]
-    m: int
-    gram: float | None = None
-
-    @property
-    def scale(self) -> float:
-        """gram, or 1."""
-        return 1.0 if self.gram is None else self.gram
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """A x. Raises ValueError unless x is (B, *D)."""
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"x must be (B, *{self.shape}), got {tuple(x.shape)}")
-        return self.forward(x)
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """A x, (B, m)."""
-
-    @abstractmethod
-    def adjoint(self, y: Tensor) -> Tensor:
-        """A^T y, (B, *D)."""
-
-    def solve(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """(a A A^T + b I)^(-1) y for a and b of each sample, (B,): where A A^T is no multiple of I by conjugate
-        gradients, as far as the type of y goes.
-        """
-        a, b = a.to(y)[:, None], b.to(y)[:, None]
-        if self.gram is not None:
-            return y / (a * self.gram + b)
-        return conjugate(lambda v: a * self.forward(self.adjoint(v)) + b * v, y)
-
-    def log_det(self, a: Tensor, b: Tensor) -> Tensor:
-        """log det(a A A^T + b I), (B,). Raises ValueError where A A^T is not known."""
-        if self.gram is None:
-            raise ValueError(f"a determinant needs A A^T, which {type(self).__name__} does not tell: take a Matrix")
-        return self.m * (a * self.gram + b).log()
-
-
-def conjugate(
-    apply: Callable[[Tensor], Tensor],
-    y: Tensor,
-    start: Tensor | None = None,
-    iterations: int = 200,
-    floor: float = 0.0,
-) -> Tensor:
-    """The solution v of apply(v) = y for each row of y (B, m), for a symmetric map that is positive (Hestenes et al.
-    1952), from `start`, or 0. A row whose next direction d has d.apply(d) < floor |d|^2, which such a map has not,
-    keeps what it has: the map is not what it is taken for.
-    """
-    v = torch.zeros_like(y) if start is None else start
-    r = y - apply(v) if start is not None else y.clone()
-    d, rr = r, r.square().sum(1, keepdim=True)
-    least, tiny = y.square().sum(1, keepdim=True) * (4 * torch.finfo(y.dtype).eps) ** 2, torch.finfo(y.dtype).tiny
-    going = rr > least
-    for _ in range(min(iterations, 4 * y.shape[1] + 10)):
-        if not going.any():
-            break
-        Ad = apply(d)
-        curved = (d * Ad).sum(1, keepdim=True)
-        going = going & (curved > 0.999 * floor * d.square().sum(1, keepdim=True)) & (curved > 0)
-        step = torch.where(going, rr / curved.clamp_min(tiny), torch.zeros_like(rr))
-        v, r = v + step * d, r - step * Ad
-        new = r.square().sum(1, keepdim=True)
-        going = going & (new > least)
-        d, rr = torch.where(going, r + new / rr.clamp_min(tiny) * d, d), torch.where(going, new, rr)
-    return v
-
-
-@dataclass(frozen=True, eq=False)
-class Mask(Linear):
-    """The numbers of x where keep, of the shape D of a sample, is True."""
-
-    keep: Tensor
-    gram = 1.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.keep, Tensor) or self.keep.dtype != torch.bool or not self.keep.any():
-            raise ValueError(f"keep must be a tensor of True and False, True somewhere, got {self.keep!r}")
-        object.__setattr__(self, "shape", tuple(self.keep.shape))
-        object.__setattr__(self, "m", int(self.keep.sum()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Those that are kept."""
-        return x[:, self.keep.to(x.device)]
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Back to where they were, and 0 elsewhere."""
-        x = y.new_zeros(len(y), *self.shape)
-        x[:, self.keep.to(y.device)] = y
-        return x
-
-
-@dataclass(frozen=True, eq=False)
-class Matrix(Linear):
-    """A matrix A (m, d) of samples of the shape D, whose rows are independent: what is told twice is told once. Raises
-    ValueError otherwise.
-    """
-
-    A: Tensor
-    of: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        A, shape = reals("A", self.A), dims("of", self.of)
-        size = int(torch.tensor(shape).prod())
-        if A.ndim != 2 or A.shape[1] != size or not A.isfinite().all():
-            raise ValueError(f"A must be a finite matrix (m, {size}) of samples {tuple(shape)}, got {tuple(A.shape)}")
-        values, vectors = torch.linalg.eigh(A.double() @ A.double().T)
-        if not values[0] > 1e-9 * values[-1]:
-            raise ValueError(f"A must have independent rows, but A A^T has the eigenvalues {values.tolist()}")
-        for name, value in (("A", A), ("shape", tuple(shape)), ("m", len(A)), ("_eigen", (values, vectors))):
-            object.__setattr__(self, name, value)
-
-    @property
-    def scale(self) -> float:
-        """The largest eigenvalue."""
-        return float(self._eigen[0][-1])  # type: ignore[attr-defined]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """A x."""
-        return x.flatten(1) @ self.A.T.to(x)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """A^T y."""
-        return (y @ self.A.to(y)).view(len(y), *self.shape)
-
-    def solve(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """By the eigenvectors of A A^T."""
-        values, vectors = (v.to(y) for v in self._eigen)  # type: ignore[attr-defined]
-        return ((y @ vectors) / (a.to(y)[:, None] * values + b.to(y)[:, None])) @ vectors.T
-
-    def log_det(self, a: Tensor, b: Tensor) -> Tensor:
-        """By its eigenvalues."""
-        values = self._eigen[0].to(a.device)  # type: ignore[attr-defined]
-        return (a[:, None] * values + b[:, None]).log().sum(1)
-
-
-@dataclass(frozen=True, eq=False)
-class Average(Linear):
-    """Means of blocks of k x k pixels of images (C, H, W): down-sampling. Raises ValueError unless k divides both."""
-
-    of: tuple[int, int, int]
-    k: int = 2
-
-    def __post_init__(self) -> None:
-        C, H, W = _image(self.of)
-        if H % count("k", self.k) or W % self.k:
-            raise ValueError(f"k must divide {H} and {W}, got {self.k}")
-        values = (("shape", (C, H, W)), ("m", C * H * W // self.k**2), ("gram", 1 / self.k**2))
-        for name, value in values:
-            object.__setattr__(self, name, value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Means."""
-        return torch.nn.functional.avg_pool2d(x, self.k).flatten(1)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Each mean in all pixels of its block, over their number."""
-        C, H, W = self.shape
-        small = y.view(len(y), C, H // self.k, W // self.k) / self.k**2
-        return small.repeat_interleave(self.k, 2).repeat_interleave(self.k, 3)
-
-
-@dataclass(frozen=True, eq=False)
-class Grey(Linear):
-    """The mean over channels of images (C, H, W)."""
-
-    of: tuple[int, int, int]
-
-    def __post_init__(self) -> None:
-        C, H, W = _image(self.of)
-        for name, value in (("shape", (C, H, W)), ("m", H * W), ("gram", 1 / C)):
-            object.__setattr__(self, name, value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Means."""
-        return x.mean(1).flatten(1)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """The same in all channels."""
-        C, H, W = self.shape
-        return (y.view(len(y), 1, H, W) / C).expand(-1, C, -1, -1)
-
-
-def _image(of: Any) -> tuple[int, int, int]:
-    C, H, W = dims("of", of) if isinstance(of, (tuple, list)) and len(of) == 3 else (0, 0, 0)
-    if not C:
-        raise ValueError(f"of must be the shape of an image, (C, H, W), got {of!r}")
-    return C, H, W
-
-
-@dataclass(frozen=True, eq=False)
-class Map(Linear):
-    """Any linear function f of samples of the shape D and its adjoint, such as a blur: f: (B, *D) -> (B, m). Raises
-    ValueError unless <f(x), y> = <x, adjoint(y)> and f(x) + f(y) = f(x + y), for random x and y.
-    """
-
-    f: Callable[[Tensor], Tensor]
-    transposed: Callable[[Tensor], Tensor]
-    of: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        function("f", self.f, "a callable (B, *D) -> (B, m)"), function("transposed", self.transposed, "its adjoint")
-        g, shape = torch.Generator().manual_seed(0), tuple(dims("of", self.of))
-        x, other = torch.randn(2, 3, *shape, generator=g)
-        Ax = self.f(x)
-        if not isinstance(Ax, Tensor) or Ax.ndim != 2 or len(Ax) != 3:
-            raise ValueError(f"f must return rows (B, m), got {getattr(Ax, 'shape', type(Ax).__name__)} for 3 samples")
-        y = torch.randn(Ax.shape, generator=g)
-        back = self.transposed(y)
-        if tuple(back.shape) != tuple(x.shape):
-            raise ValueError(f"transposed must return samples (B, *{shape}), got {tuple(back.shape)} for 3")
-        left, right = (Ax * y).sum(1), (x * back).flatten(1).sum(1)
-        scale = 1e-4 * (Ax.norm(dim=1) * y.norm(dim=1) + 1e-30)
-        if ((left - right).abs() > scale).any():
-            raise ValueError(
-                f"transposed must be the adjoint of f, with <f(x), y> = <x, transposed(y)>, got {float(left[0]):.4g} "
-                f"and {float(right[0]):.4g}"
-            )
-        if ((self.f(x + other) - Ax - self.f(other)).norm(dim=1) > 1e-4 * (Ax.norm(dim=1) + 1e-30)).any():
-            raise ValueError("f must be linear, but f(x + y) is not f(x) + f(y)")
-        for name, value in (("shape", shape), ("m", Ax.shape[1])):
-            object.__setattr__(self, name, value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """f(x)."""
-        return self.f(x)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """The adjoint."""
-        return self.transposed(y)
+from ..process import LinearSDE, Reverse, Score, require_linear
+from ..shapes import like, number, reals, recordable, recording, shown
+from .maps import Linear, Measurement
 
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """y = A x + std z. y: (m,) for all samples, or (B, m). Raises ValueError unless they fit together."""
+    """y = A(x) + std z. y: (m,) for all samples, or (B, m). Raises ValueError unless they fit together."""
 
-    A: Linear
+    A: Measurement
     y: Tensor
     std: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.A, Linear):
-            raise ValueError(f"A must be a Linear map such as Mask(keep), got {self.A!r}")
+        if not isinstance(self.A, Measurement):
+            raise ValueError(f"A must be a Measurement such as Mask(keep) or Function(f, of), got {self.A!r}")
         number("std", self.std, least=0)
         y = reals("y", self.y)
         if y.ndim not in (1, 2) or y.shape[-1] != self.A.m or not y.isfinite().all():
@@ -271,7 +31,7 @@ class Observation:
         object.__setattr__(self, "y", y)
 
     @classmethod
-    def of(cls, A: Linear, x: Tensor, std: float = 0.0, generator: torch.Generator | None = None) -> "Observation":
+    def of(cls, A: Measurement, x: Tensor, std: float = 0.0, generator: torch.Generator | None = None) -> "Observation":
         """What is measured of x (B, *D)."""
         y = A(x)
         device = "cpu" if generator is None else generator.device
@@ -286,8 +46,36 @@ class Observation:
         return y.expand(len(x), -1)
 
     def left(self, x_0: Tensor) -> Tensor:
-        """y - A x_0, (B, m)."""
+        """y - A(x_0), (B, m)."""
         return self.rows(x_0) - self.A(x_0)
+
+
+def observation(seen: Any) -> Observation:
+    """Return seen; raise ValueError unless it is an `Observation`."""
+    if not isinstance(seen, Observation):
+        raise ValueError(f"seen must be an Observation(A, y, std), got {shown(seen)}")
+    return seen
+
+
+def single(seen: Observation) -> Observation:
+    """Return seen; raise ValueError unless it is one observation."""
+    if observation(seen).y.ndim != 1:
+        raise ValueError(f"y must be one observation, ({seen.A.m},), got {tuple(seen.y.shape)}")
+    return seen
+
+
+def linear(seen: Observation) -> Linear:
+    """The map of seen. Raises ValueError where it is not linear."""
+    A = observation(seen).A
+    if not isinstance(A, Linear):
+        raise ValueError(f"seen must be through a Linear map, such as Mask(keep), got {type(A).__name__}")
+    return A
+
+
+def own_noise(p: Reverse) -> None:
+    """Raise ValueError unless eta is 1, on which a step that adds noise by a rule of its own does not depend."""
+    if p.eta != 1:
+        raise ValueError(f"eta must be 1 for a step that has its own noise, got eta={p.eta:g}")
 
 
 def sde_of(score: Score) -> LinearSDE:

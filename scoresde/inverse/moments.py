@@ -7,7 +7,8 @@ from ..guide import Guided
 from ..process import Score
 from ..reference import Reference
 from ..shapes import count, like
-from .measure import Back, Observation, conjugate, pulled
+from .maps import conjugate
+from .measure import Back, Observation, linear, pulled
 from .pseudo import spread
 
 
@@ -20,12 +21,13 @@ def mmps(score: Score, seen: Observation, iterations: int = 10, around: Referenc
     by at most `iterations` of conjugate gradients, each of one vector-Jacobian product, as J is symmetric for a score
     that is a gradient. They start at the solution of `pigdm`, with `around` as there, and a sample stays where J is no
     covariance's, as that of a network at much noise may be. Exact for any Gaussian, once there are as many as numbers
-    were measured.
+    were measured. Raises ValueError unless A is linear.
     """
+    A = linear(seen)
     count("iterations", iterations)
 
     def push(x_0: Tensor, alpha: Tensor, noise: Tensor, back: Back) -> Tensor:
-        A, left, scale = seen.A, seen.left(x_0), like(noise**2 * alpha, x_0)  # sigma^2/alpha
+        left, scale = seen.left(x_0), like(noise**2 * alpha, x_0)  # sigma^2/alpha
 
         def apply(v: Tensor) -> Tensor:
             return A(scale * back(A.adjoint(v))) + seen.std**2 * v

@@ -1,4 +1,4 @@
-"""Twisted sequential Monte Carlo."""
+"""Samples with weights: what the methods made of particles share."""
 
 import math
 from typing import NamedTuple
@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 
 from ..guide import Weighted, redrawn
-from ..noise import Noise, iid, require_noise
-from ..process import Score
-from ..reference import Reference
-from ..shapes import lifted, like, number, recordable, recording, state, times
-from ..steps import Ancestral
-from ..steps.step import Affine, memoryless
-from .measure import Observation, level, sde_of
-from .pseudo import spread
+from ..noise import Noise, require_noise
+from ..shapes import number
+from ..steps.step import memoryless
 
 
 class Particles(NamedTuple):
@@ -23,90 +18,41 @@ class Particles(NamedTuple):
     samples: Weighted
     log_evidence: float
 
+    @property
+    def error(self) -> float:
+        """The standard error of log p(y), sqrt(1/effective - 1/B): by lineages, as that of means, which counts draws
+        anew in full (Lee & Whiteley 2018). Where there were none it is the usual one of a mean weight.
+        """
+        return math.sqrt(max(0.0, 1 / self.samples.effective - 1 / len(self.samples.log_w)))
 
-@torch.no_grad()
-def twisted(
-    score: Score,
-    seen: Observation,
-    x: Tensor,
-    ts: Tensor,
-    step: Affine = Ancestral(1.0),
-    *,
-    around: Reference | None = None,
-    noise: Noise = iid(),
-    generator: torch.Generator | None = None,
-    least: float = 0.5,
-) -> Particles:
-    """Samples of the model's own posterior, by particles (Wu et al. 2023, algorithm 1): the guided step of `pigdm` is a
-    proposal, and weights make up for what is wrong with it,
 
-        w_s = p(x_s | x_t) q_s(y | x_s) / (p~(x_s | x_t, y) q_t(y | x_t)),
+def require_particles(step: object, noise: Noise, least: float) -> None:
+    """Raise ValueError unless these are what particles can be moved by."""
+    require_noise(noise), number("least", least, least=0, most=1), memoryless(step)
 
-    with q_t(y | x) = N(y; A E[x_0 | x], r_t^2 A A^T + std^2 I), and p(y | x_0) itself at the last time, where x/alpha
-    is taken for x_0. However bad q is, weighted means tend to those of the step's own law given y as x (B, *D), drawn
-    from the prior at ts[0], becomes many; their mean weight tends to p(y). Where fewer than `least` of the samples
-    are left in effect they are drawn anew (`generator`). One call and one product a step.
 
-    Raises ValueError before any work for what is not as stated, without noise in y, and where log det is not known.
+class Cloud:
+    """Particles at work: log weights since they were last drawn anew, which start each came from, and log p(y) so far
+    as it is settled.
     """
-    sde, x = sde_of(score), state("x", x)
-    require_noise(noise), number("std", seen.std, above=0), number("least", least, least=0, most=1)
-    if seen.y.ndim != 1:
-        raise ValueError(f"y must be one observation, ({seen.A.m},), got {tuple(seen.y.shape)}")
-    one = x.new_ones(1, dtype=torch.float64)
-    seen.left(x[:1]), seen.A.log_det(one, one)
-    memoryless(step)
-    ts = times("ts", ts, sde.T)
-    dtype, x = x.dtype, lifted(x)
-    p = sde.reverse(score)
-    log_w, start, drawn = x.new_zeros(len(x), dtype=torch.float64), torch.arange(len(x), device=x.device), 0
-    twist = _Twist(score, seen, around)
-    log_q, s_t, g = twist(x, ts[0])
-    log_w, evidence = log_w + log_q, 0.0
-    for k in range(len(ts) - 1):
-        t, u = ts[k], ts[k + 1]
-        if (rows := redrawn(log_w, least, generator)) is not None:
-            evidence += float(log_w.logsumexp(0)) - math.log(len(x))
-            x, s_t, g, log_q, start = x[rows], s_t[rows], g[rows], log_q[rows], start[rows]
-            log_w, drawn = torch.zeros_like(log_w), drawn + 1
-        a, b, c = (float(v) for v in step.line(p, t, u))
-        z = noise(x, t, u)
-        # where the step adds no noise nothing could make up for another mean, and none is proposed
-        moved = a * x + b * (s_t + g) + c * z if c else a * x + b * s_t
-        # log p(x_s | x_t) - log of the proposal: both have the deviation c, and means that are b g apart
-        apart = (b * g / c).flatten(1) if c else torch.zeros_like(x).flatten(1)
-        ratio = -(apart * (z.flatten(1) + apart / 2)).sum(1).double()
-        last = k == len(ts) - 2
-        before, x = log_q, moved
-        if last:
-            log_q = _log_normal(seen, x / like(sde.alpha(u), x), 0 * log_w)
-        else:
-            log_q, s_t, g = twist(x, u)
-        log_w = log_w + ratio + log_q - before
-    evidence += float(log_w.logsumexp(0)) - math.log(len(x))
-    return Particles(Weighted.at(ts[-1], x.to(dtype), log_w, start, drawn, len(ts) - 1), evidence)
 
+    def __init__(self, x: Tensor) -> None:
+        self.log_w = x.new_zeros(len(x), dtype=torch.float64)
+        self.start, self.drawn, self.settled = torch.arange(len(x), device=x.device), 0, 0.0
 
-class _Twist:
-    """log q_t(y | x), (B,), the score, and the gradient of the first by x."""
+    @property
+    def log_evidence(self) -> float:
+        """log of the product of the mean weights."""
+        return self.settled + float(self.log_w.logsumexp(0)) - math.log(len(self.log_w))
 
-    def __init__(self, score: Score, seen: Observation, around: Reference | None) -> None:
-        self.score, self.seen, self.around, self.sde = score, seen, around, sde_of(score)
+    def redraw(self, least: float, generator: torch.Generator | None) -> Tensor | None:
+        """`redrawn`, after which weights are 1."""
+        rows = redrawn(self.log_w, least, generator)
+        if rows is not None:
+            self.settled, self.start, self.drawn = self.log_evidence, self.start[rows], self.drawn + 1
+            self.log_w = torch.zeros_like(self.log_w)
+        return rows
 
-    def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with recording():
-            z = recordable(x).detach().requires_grad_()
-            s = self.score(z, t)
-            x_0 = (z + like(self.sde.var(t), z) * s) / like(self.sde.alpha(t), z)
-            r2 = spread(self.around, self.score, z, level(self.sde, t, z)[1])
-            log_q = _log_normal(self.seen, x_0, r2)
-            (g,) = torch.autograd.grad(log_q.sum(), z)
-        return log_q.detach(), s.detach(), g
-
-
-def _log_normal(seen: Observation, x_0: Tensor, r2: Tensor) -> Tensor:
-    """log N(y; A x_0, r^2 A A^T + std^2 I), (B,) in float64."""
-    noise = torch.full_like(r2, seen.std**2)
-    left = seen.left(x_0)
-    square = (left * seen.A.solve(left, r2, noise)).sum(1).double()
-    return -(square + seen.A.log_det(r2, noise) + seen.A.m * math.log(2 * math.pi)) / 2
+    def at(self, t: Tensor, x: Tensor, nfe: int) -> Particles:
+        """What has arrived. Raises RuntimeError if samples are not finite."""
+        return Particles(Weighted.at(t, x, self.log_w, self.start, self.drawn, nfe), self.log_evidence)

@@ -10,7 +10,8 @@ from ..process import Reverse
 from ..shapes import count
 from ..steps import Step
 from ..steps.step import Affine, predictor
-from .measure import Mask, Observation
+from .maps import Mask
+from .measure import Observation, observation
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Replacement(Step):
     times: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seen.A, Mask):
+        if not isinstance(observation(self.seen).A, Mask):
             raise ValueError(f"seen must be through a Mask, got {type(self.seen.A).__name__}")
         predictor(self.step)
         if count("times", self.times) > 1 and not isinstance(self.step, Affine):
@@ -49,6 +50,7 @@ class Replacement(Step):
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         A = self.seen.A
+        assert isinstance(A, Mask)
         (a, b), (v, w) = ([float(of(u)) for u in (t, s)] for of in (p.sde.alpha, p.sde.var))
         times = self.times if w else 1
         for k in range(times):

@@ -6,7 +6,7 @@ from torch import Tensor
 from ..guide import Guided
 from ..process import Score
 from ..shapes import number
-from .measure import Observation, corrected
+from .measure import Observation, corrected, linear
 
 
 def diffpir(score: Score, seen: Observation, weight: float = 1.0) -> Guided:
@@ -16,12 +16,13 @@ def diffpir(score: Score, seen: Observation, weight: float = 1.0) -> Guided:
         x_0 + A^T (A A^T + weight std^2/v I)^(-1) (y - A x_0).
 
     With weight 1 it takes v for the variance of x_0 given x_t, which is more than that is on average. Raises ValueError
-    unless weight > 0.
+    unless A is linear and weight > 0.
     """
+    A = linear(seen)
     number("weight", weight, above=0)
 
     def correct(x_0: Tensor, noise: Tensor) -> Tensor:
-        ridge = (weight * seen.std**2 / noise**2).clamp_min(1e-12 * seen.A.scale)
-        return x_0 + seen.A.adjoint(seen.A.solve(seen.left(x_0), torch.ones_like(ridge), ridge))
+        ridge = (weight * seen.std**2 / noise**2).clamp_min(1e-12 * A.scale)
+        return x_0 + A.adjoint(A.solve(seen.left(x_0), torch.ones_like(ridge), ridge))
 
     return corrected(score, correct)

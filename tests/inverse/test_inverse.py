@@ -81,7 +81,7 @@ def test_maps(A):
     K = a[:, None, None] * (M @ M.T) + b[:, None, None] * torch.eye(A.m, dtype=F64)
     torch.testing.assert_close(A.solve(y, a, b), torch.linalg.solve(K, y), rtol=1e-7, atol=1e-7)
     if isinstance(A, Map):
-        with pytest.raises(ValueError, match="determinant needs A A.T, which Map does not tell"):
+        with pytest.raises(ValueError, match="A must be a map whose A A.T is known, such as Matrix, got Map"):
             A.log_det(a, b)
     else:
         torch.testing.assert_close(A.log_det(a, b), torch.logdet(K), rtol=1e-9, atol=1e-9)
@@ -334,7 +334,7 @@ def test_any_solver_takes_them():
         (lambda: Observation(MASK, torch.zeros(3), 0.1), "y must hold 2 finite numbers"),
         (lambda: Observation(MASK, torch.tensor([0.0, math.nan]), 0.1), "y must hold 2 finite numbers"),
         (lambda: Observation(MASK, torch.zeros(2), -1.0), "std must"),
-        (lambda: Observation(MASK.keep, torch.zeros(2), 1.0), "A must be a Linear map"),
+        (lambda: Observation(MASK.keep, torch.zeros(2), 1.0), "A must be a Measurement such as Mask"),
         (lambda: MASK(torch.zeros(1, 5)), r"x must be \(B, \*\(4,\)\), got \(1, 5\)"),
         (
             lambda: Observation(MASK, torch.zeros(3, 2), 0.1).left(torch.zeros(2, 4)),
