@@ -10,6 +10,7 @@ from scipy import integrate, stats
 from scoresde import VP, Ancestral, grid, iid, sample
 from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.inverse import (
+    DDRM,
     DPS,
     Average,
     Function,
@@ -135,6 +136,7 @@ S, TS = LAW.diffuse(VP()), grid.log_snr(VP(), 5)
         lambda: posterior(LAW, ROUND),
         lambda: log_evidence(LAW, ROUND),
         lambda: Replacement(Ancestral(), ROUND),
+        lambda: DDRM(ROUND),
         lambda: twisted(S, ROUND, randn(3, 4), TS),
     ],
 )
