@@ -3,6 +3,7 @@ exact posterior where the law is known.
 """
 
 from .bayes import importance, log_evidence, posterior
+from .daps import DAPS
 from .ddrm import DDRM
 from .dps import DPS
 from .maps import Average, Function, Grey, Linear, Map, Mask, Matrix, Measurement
@@ -16,7 +17,7 @@ from .restoration import diffpir
 from .twist import twisted
 
 __all__ = [
-    "DDRM", "DPS", "Average", "Function", "Grey", "Linear", "Map", "Mask", "Matrix", "Measurement", "Observation",
-    "Particles", "Replacement", "ddnm", "diffpir", "importance", "log_evidence", "mmps", "pigdm", "posterior",
-    "twisted",
+    "DAPS", "DDRM", "DPS", "Average", "Function", "Grey", "Linear", "Map", "Mask", "Matrix", "Measurement",
+    "Observation", "Particles", "Replacement", "ddnm", "diffpir", "importance", "log_evidence", "mmps", "pigdm",
+    "posterior", "twisted",
 ]  # fmt: skip
