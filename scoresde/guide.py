@@ -16,7 +16,7 @@ from torch import Tensor
 from .model import Counted
 from .noise import Noise, iid, require_noise
 from .process import LinearSDE, Score, require_linear, require_score_of
-from .reference import Reference
+from .reference import Reference, said
 from .shapes import answer, as_time, function, lifted, like, number, recordable, recording, state, times, wide
 from .steps import Ancestral, Step, started
 from .steps.step import memoryless
@@ -34,10 +34,15 @@ class Guided:
     given = ""
     """What is to be said of conditions."""
 
-    def __init__(self, scores: Sequence[Score], rule: Callable[[Ask, Tensor, Tensor, dict[str, Any]], Tensor]) -> None:
+    def __init__(
+        self,
+        scores: Sequence[Score],
+        rule: Callable[[Ask, Tensor, Tensor, dict[str, Any]], Tensor],
+        around: Reference | None = None,
+    ) -> None:
         for k, score in enumerate(scores):
             function(f"scores[{k}]", score, "a callable (x, t) -> (B, *D)")
-        self.scores, self.rule, self.calls = tuple(scores), rule, 0
+        self.scores, self.rule, self.calls, self.own = tuple(scores), rule, 0, around
         if self.sde is not None:
             for score in self.scores:
                 require_score_of(score, self.sde)
@@ -50,8 +55,8 @@ class Guided:
 
     @property
     def around(self) -> Reference | None:
-        """The Gaussian that the first of them says that it was made for."""
-        return getattr(self.scores[0], "around", None)
+        """The Gaussian that it was given, or else that which the first of them says that it was made for."""
+        return self.own or getattr(self.scores[0], "around", None)
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         w = wide("x", x)
@@ -204,6 +209,36 @@ def projected(
         return c + (w - 1) * (d - (1 - along) * parallel) * alpha / var
 
     return _differing([score], _told, without, mix, _between(low, high))
+
+
+def tempered(score: Score, temperature: float, around: Reference | None = None) -> Guided:
+    """The score that for data N(m, c^2 I) is that of p^(1/T), T the temperature, whose p is of the data:
+
+        s(x, t) (alpha^2 c^2 + sigma^2)/(alpha^2 T c^2 + sigma^2)
+
+    (Ingraham et al. 2023, Chroma, low-temperature sampling, where c = 1 and 1/T is called lambda_0). For p is raised to
+    a power at t = 0 and then noised: p^(1/T) is N(m, T c^2 I), whose score at t is -(x - alpha m)/(alpha^2 T c^2 +
+    sigma^2), and that of p is the same with T = 1. Where the noise is large nothing is changed, where there is none the
+    score is s/T. c is that of `around`, or of what the score was made for, or of the law that it is of.
+
+    For other data it is a rule of thumb, and samples are not of p^(1/T). Weighted ones are, by `tilted(sde, score,
+    flat, 1 - 1/T, x, ts)` with flat = lambda x, t: torch.zeros_like(x), and x from the prior, times sqrt(T), as p_t is
+    raised to that power at every t, at the first one too.
+
+    Raises ValueError unless 0 < T, the score says its process, and c is known.
+    """
+    T = number("temperature", temperature, above=0)
+    sde = require_linear("score.sde, by which noise is told,", getattr(score, "sde", None))
+    own = around if around is not None else said(score)
+    if not isinstance(own, Reference):
+        raise ValueError(f"around must be a Reference, such as Reference.fit(data), for a score of none, got {own!r}")
+    c2 = own.checked(own.mean.shape if isinstance(own.mean, Tensor) else ()).std ** 2
+
+    def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        a2, var = sde.alpha(t) ** 2, sde.var(t)
+        return ask(0, x, t, **cond) * like((a2 * c2 + var) / (a2 * T * c2 + var), x)
+
+    return Guided([score], rule, Reference(own.mean, T**0.5 * own.std))
 
 
 def classified(score: Score, classifier: Callable[[Tensor, Tensor], Tensor], w: float = 1.0) -> Guided:
