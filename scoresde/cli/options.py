@@ -81,6 +81,7 @@ def sample(parser: ArgumentParser) -> None:
     add("--sde", metavar="SDE", help="another process: VE(sigma_min=0.02, sigma_max=20), ..., package.module:Class")
     add("--tuned", metavar="FILE", type=place, help="what `scoresde tune` wrote: its step, grid and process")
     guidance(parser)
+    add("--temperature", metavar="T", type=float, help="of Gaussian data p^(1/T): less varied below 1, more above it")
     add("--no-denoise", action="store_true", help="end without the mean of the data given the last state")
     add("--batch", metavar="N", type=int, default=256, help="samples drawn together; they do not depend on it")
     add("--net", metavar="NET", help=OWN_NET)

@@ -9,12 +9,13 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..files import digest
+from ..guide import tempered
 from ..lab.solvers import Watched
 from ..model import transport
 from ..noise import iid, seeds
 from ..process import LinearSDE, Reverse, Score
 from ..progress import bar
-from ..shapes import count
+from ..shapes import count, number
 from ..steps import Step, Tuning, draw, started
 from ..steps.fit import estimated
 from .common import (
@@ -42,6 +43,7 @@ DONE = "samples.npy"
 def run(o: Namespace) -> None:
     """Sample."""
     rank, n, batch, device = join_processes(), count("n", o.n), count("batch", o.batch), place(o)
+    o.temperature is None or number("temperature", o.temperature, above=0)
     read("sde", o.sde, LinearSDE)  # before the checkpoint, which may be of this process of your own
     found = model_of(o, device)
     fitting(n, found.shape)
@@ -52,6 +54,7 @@ def run(o: Namespace) -> None:
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
     kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "no_denoise")}
     kept |= {"guidance": o.guidance, "interval": o.interval} if o.guidance is not None else {}
+    kept |= {"temperature": o.temperature} if o.temperature is not None else {}
     kept |= {"label": label, "model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
     with opened(o.out, code_of(o), rank, command="sample", **kept) as folder:
         if rank == 0:
@@ -88,6 +91,9 @@ def _chosen(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, tor
     p = sde.reverse(transport(score, own, sde), 0.0 if o.eta is None else o.eta)
     pilots = (256, *found.shape), iid(torch.Generator().manual_seed(0)), torch.float32, place(o)
     around = found.around or estimated(replace(p, eta=0.0), sde.prior(*pilots))
+    if o.temperature is not None:
+        cooler = tempered(score, o.temperature, around)
+        p, around = replace(p, score=transport(cooler, own, sde)), cooler.around
     every = o.step or ["GaussianReference"]
     steps = tuple(read("step", text, Step, around=around) for text in every)
     chosen = any(step.moves and hasattr(step, "run") for step in steps)  # by the step, which needs no grid
@@ -108,6 +114,8 @@ def _tuned(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, torc
     for name in ("steps", "grid", "end", "step", "eta"):
         if getattr(o, name) is not None:
             raise ValueError(f"{name} must not be given beside tuned, which says it, got {getattr(o, name)!r}")
+    if o.temperature is not None:
+        raise ValueError(f"temperature must not be given beside tuned, a solver fitted without, got {o.temperature:g}")
     solver = Tuning.load(o.tuned)
     if solver.condition != (said := condition(o, label_of(o, found))):
         fitted, asked = (text or "no label" for text in (solver.condition, said))

@@ -40,6 +40,7 @@ from scoresde.cli import Parser, main
 from scoresde.cli.folder import Folder
 from scoresde.cli.options import COMMANDS
 from scoresde.data import Digits, Ring
+from scoresde.guide import tempered
 from scoresde.lab import Target, report
 from scoresde.likelihood import (
     Adams,
@@ -201,6 +202,13 @@ BAD = {
         "interval must not be given without",
     ),
     "sample, interval": ("sample DIGITS --label 1 --guidance 2 --interval 3 1 --out OUT", "interval must be two noise"),
+    "sample, no temperature": ("sample RING --temperature 0 --out OUT", "temperature must be a finite number > 0"),
+    "sample, negative temperature": ("sample RING --temperature -1 --out OUT", "temperature must"),
+    "sample, temperature nan": ("sample RING --temperature nan --out OUT", "temperature must"),
+    "sample, tuned and tempered": (
+        "sample RING --tuned NONE --temperature 0.5 --out OUT",
+        "temperature must not be given beside tuned",
+    ),
     "sample, no device": ("sample RING --device cuda:99 --out OUT", "device must"),
     "likelihood, no model": ("likelihood --out OUT", "model must"),
     "likelihood, missing": ("likelihood NONE --out OUT", "checkpoint must"),
@@ -484,6 +492,28 @@ def test_guidance(tmp_path, digits, capsys):
     assert f"{6 + guided} network calls" in capsys.readouterr().out
     none = drawn(tmp_path / "none", digits, *ddpm, "--guidance", 2.5, "--interval", 1e4, 1e5)
     torch.testing.assert_close(none, drawn(tmp_path / "plain", digits, *ddpm), rtol=1e-4, atol=1e-5)
+
+
+def test_temperature(tmp_path, ring, capsys):
+    """--temperature samples the tempered score, on the grid and by the step of its own Gaussian, also where another
+    process is asked for; 1 is none. The recipe says it, and another one is refused.
+    """
+    found = load(ring)
+    for name, sde, args in (("same", VP(), ()), ("other", VP(beta_max=12.0), ("--sde", "VP(beta_max=12.0)"))):
+        around = Reference(found.around.mean, 0.25**0.5 * found.around.std)
+        ts, noise = grid.reference(sde, 20, around=around), per_sample(seeds(0, 6))
+        p = sde.reverse(transport(tempered(found.model, 0.25, found.around), VP(), sde), 0.0)
+        x = sample(p, sde.prior((6, 2), noise, torch.float32), ts, GaussianReference(around), noise=noise)
+        with torch.no_grad():
+            want = p.denoise(x, ts[-1])
+        got = drawn(tmp_path / name, ring, "--n", 6, "--temperature", 0.25, *args)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    one = drawn(tmp_path / "one", ring, "--n", 6, "--temperature", 1)
+    torch.testing.assert_close(one, drawn(tmp_path / "none", ring, "--n", 6), rtol=1e-4, atol=1e-5)
+    assert json.loads((tmp_path / "same" / "recipe.json").read_text())["temperature"] == 0.25
+    assert "temperature" not in json.loads((tmp_path / "none" / "recipe.json").read_text())
+    assert main(["sample", str(ring), "--n", "6", "--temperature", "0.5", "--out", str(tmp_path / "same")]) == 2
+    assert "out holds results with" in capsys.readouterr().err
 
 
 def test_labels_by_name(tmp_path, capsys):
