@@ -9,6 +9,7 @@ from .dps import DPS
 from .maps import Average, Function, Grey, Linear, Map, Mask, Matrix, Measurement
 from .measure import Observation
 from .moments import mmps
+from .monte_carlo import mcgdiff
 from .null_space import ddnm
 from .particles import Particles
 from .pseudo import pigdm
@@ -18,6 +19,6 @@ from .twist import twisted
 
 __all__ = [
     "DAPS", "DDRM", "DPS", "Average", "Function", "Grey", "Linear", "Map", "Mask", "Matrix", "Measurement",
-    "Observation", "Particles", "Replacement", "ddnm", "diffpir", "importance", "log_evidence", "mmps", "pigdm",
-    "posterior", "twisted",
+    "Observation", "Particles", "Replacement", "ddnm", "diffpir", "importance", "log_evidence", "mcgdiff", "mmps",
+    "pigdm", "posterior", "twisted",
 ]  # fmt: skip

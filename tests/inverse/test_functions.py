@@ -24,6 +24,7 @@ from scoresde.inverse import (
     diffpir,
     importance,
     log_evidence,
+    mcgdiff,
     mmps,
     pigdm,
     posterior,
@@ -137,6 +138,7 @@ S, TS = LAW.diffuse(VP()), grid.log_snr(VP(), 5)
         lambda: log_evidence(LAW, ROUND),
         lambda: Replacement(Ancestral(), ROUND),
         lambda: DDRM(ROUND),
+        lambda: mcgdiff(S, ROUND, randn(3, 4), TS),
         lambda: twisted(S, ROUND, randn(3, 4), TS),
     ],
 )
