@@ -19,13 +19,21 @@ from ..progress import bar
 from ..shapes import count
 from .common import as_array, as_bytes, code_of, data_of, measured, model_of, place
 from .folder import Folder, Journal, opened
+from .options import INVERSE
 from .parts import read, read_steps
+from .posteriors import measure as measure_posteriors
 
 LAWS = {"modes": lab.Modes(), "lattice": lab.Lattice(), "digits": lab.DigitClasses()}
 
 
 def run(o: Namespace) -> None:
     """Measure, and write a report."""
+    if o.inverse:
+        return measure_posteriors(o)
+    if o.method:
+        raise ValueError(f"method must not be given without inverse, got {o.method}")
+    if alone := sorted({*(o.problems or ())} & {*INVERSE}):
+        raise ValueError(f"problems must be given with inverse to be of inverse problems, got {', '.join(alone)}")
     mine = read_steps(o)
     measure(o, [*lab.flows([] if o.eta else mine), *lab.diffusions(mine if o.eta else [])])
 

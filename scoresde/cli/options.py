@@ -8,6 +8,7 @@ from ..files import all_shipped, shipped
 MODEL = "folder of a checkpoint, one of `scoresde models`, or package.module:function that returns a Checkpoint"
 LABEL = "the class, if the network has classes: its name, or its number from 0 on"
 OWN_NET = "what makes the network, if the checkpoint cannot: package.module:function"
+INVERSE = ("one-of-four", "length-of-four", "upper-half", "blocks")
 OWN_STEP = "a step of your own besides: package.module:Class"
 
 
@@ -172,12 +173,16 @@ def compare(parser: ArgumentParser) -> None:
 
 def bench(parser: ArgumentParser) -> None:
     """Measure solvers against exact truth: those of the flow by where they end, against the same flow solved to 1e-10,
-    those of the reverse SDE by how far their samples are from fresh exact ones. One line a cell goes to results.jsonl,
-    and everything to report.html; an interrupted run goes on when called again.
+    those of the reverse SDE by how far their samples are from fresh exact ones; with --inverse, methods for inverse
+    problems against exact posteriors. One line a cell goes to results.jsonl, and everything to report.html; an
+    interrupted run goes on when called again.
     """
     add = parser.add_argument
-    problems = ("modes", "lattice", "digits", "memorised", "model")
-    add("--problems", nargs="+", choices=problems, help="laws (modes digits; all if --full), or model")
+    problems = ("modes", "lattice", "digits", "memorised", "model", *INVERSE)
+    add("--inverse", action="store_true", help=f"{', '.join(INVERSE)}: 2000 samples by --nfe 50 and 200 steps")
+    add("--method", metavar="F", action="append", default=[], help="of these, your own: package.module:function")
+    laws = "laws (modes digits; all if --full), or model; the others are lattice and memorised"
+    add("--problems", metavar="NAME", nargs="+", choices=problems, help=laws)
     add("--model", metavar="DIR", type=model, help="the folder of a checkpoint, for the problem `model`")
     add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
     add("--processes", nargs="+", choices=("vp", "ve", "subvp", "cosine", "flow", "edm"), help="(vp)")

@@ -24,6 +24,7 @@ FEWER = (
 )
 Densities = Sequence[tuple[str, Sequence[tuple[float, LineLaw]]]]
 FLOW = {"rms": "Root mean square error", "median": "Median error"}
+POSTERIOR = ("weights", "mean", "std", "covered", "w2", "score", "log p(y)", "calls", "seconds")
 TITLES = {
     "frechet": "Frechet distance in the features of a small classifier",
     "sliced_wasserstein": "Sliced Wasserstein distance",
@@ -95,6 +96,47 @@ def bench_page(rows: Sequence[Row], floors: dict[str, dict[str, float]], made: R
         if diagrams:
             _picture(r, [row for row in here if "rms" not in row], diagrams, f"sde-{file}.png", out)
     _end(r, [_skipped(rows, "solver")], made, out)
+
+
+def inverse_page(rows: Sequence[Row], made: Row, out: Path) -> None:
+    """report.md and report.html into out: for each task, every method by each number of steps."""
+    r = Report("Inverse problems against exact posteriors")
+    r.text(
+        "y = A(x) + noise for a law whose posterior is known. The exact score, by the same steps, is off by what the "
+        "steps are; what a method is off beyond it is its approximation's, which more steps do not mend. weights: "
+        "total variation between the modes' weights of samples and of the posterior. mean: the error of the mean, in "
+        "deviations of the posterior. std: that of the logarithm of the deviations. covered: the share of the "
+        "posterior in the interval that 90 % of the samples are in. w2: sliced Wasserstein distance to exact samples, "
+        "over that between two sets of them. score: how far the score is from that of p_t(x | y), as a share of what "
+        "y adds to it. log p(y): an estimate, and in brackets the truth."
+    )
+    r.text(_counted(rows))
+    for task in dict.fromkeys(row["task"] for row in rows):
+        here = [row for row in rows if row["task"] == task and "skipped" not in row]
+        diagrams = []
+        for key, title in (
+            ("w2", "Sliced Wasserstein distance over that of exact samples"),
+            ("mean", "Error of the mean"),
+        ):
+            lines = []
+            for name in dict.fromkeys(row["method"] for row in here):
+                line = sorted((row for row in here if row["method"] == name), key=lambda row: row["steps"])
+                lines.append(Curve(name, [row["steps"] for row in line], [row[key] for row in line]))
+            diagrams.append(Diagram(title, "steps", lines, 1.0 if key == "w2" else None))
+        r.heading(task)
+        body = [[row["method"], row["steps"], *map(_posterior_cell, [row] * len(POSTERIOR), POSTERIOR)] for row in here]
+        r.table(["method", "steps", *POSTERIOR], body)
+        if here:
+            curves(diagrams, out / f"{task}.png")
+            r.picture(f"{task}.png", f"By the number of steps.{_off(diagrams)}")
+    _end(r, [_skipped(rows, "method")], made, out)
+
+
+def _posterior_cell(row: Row, key: str) -> str:
+    if key == "log p(y)":
+        return "{log_evidence:.2f} +- {error:.2f} ({true:.2f})".format(**row) if "log_evidence" in row else ""
+    value = row.get(key, "")
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _solvers(r: Report, rows: Sequence[Row], missing: Sequence[Row], key: str, cell: str) -> None:
