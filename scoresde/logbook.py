@@ -24,16 +24,18 @@ LEVELS, SAMPLES = 8, 64
 class Logbook:
     """Rows of a training that begins after `step`, in folder/loss.jsonl, if there is a folder: those of later steps, of
     a process that was killed, and one that it did not end are taken out, and lines that are none of these rows stay.
+    reads: computes what there is to write, as several processes do together, and leaves that to another.
     """
 
-    def __init__(self, folder: Path | None, step: int, tensorboard: Any = None) -> None:
-        self.path, self.tensorboard = folder and folder / LINES, tensorboard
+    def __init__(self, folder: Path | None, step: int, tensorboard: Any = None, reads: bool = False) -> None:
+        self.path, self.tensorboard, self.reads = folder and folder / LINES, tensorboard, reads
         self.step, self.began, self.told = step, monotonic(), -1
         if self.path and self.path.is_file():
             lines = self.path.read_text().splitlines(keepends=True)
             if lines and not lines[-1].endswith("\n"):
                 lines = [*lines[:-1], *([] if lines[-1].startswith(BEGIN) else [lines[-1] + "\n"])]
-            write(self.path, "".join(line for line in lines if _step(line) <= step).encode())
+            if not reads:
+                write(self.path, "".join(line for line in lines if _step(line) <= step).encode())
             self.told = max((_step(line) for line in lines if HELD_OUT in line and _step(line) <= step), default=-1)
 
     def loss(self, step: int, loss: float, lr: float, batch: int) -> None:
@@ -51,7 +53,7 @@ class Logbook:
             self.told = step
 
     def _write(self, step: int, row: dict[str, Any]) -> None:
-        if self.path:
+        if self.path and not self.reads:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **row}) + "\n")
         if self.tensorboard:
@@ -90,10 +92,12 @@ def _step(line: str) -> int:
 
 
 @contextmanager
-def logbook(folder: str | Path | None, step: int) -> Iterator[Logbook]:
-    """A log in folder, by TensorBoard too if that is installed; one that writes nothing without a folder."""
-    if folder is None:
-        yield Logbook(None, step)
+def logbook(folder: str | Path | None, step: int, reads: bool = False) -> Iterator[Logbook]:
+    """A log in folder, by TensorBoard too if that is installed; one that writes nothing without a folder, or if it
+    `reads` alone.
+    """
+    if folder is None or reads:
+        yield Logbook(None if folder is None else Path(folder), step, reads=reads)
         return
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -52,14 +52,14 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def unbroken() -> Iterator[None]:
+def unbroken() -> Iterator[list[int]]:
     """Inside, such signals and an interrupt from the keyboard wait until the end, so that what belongs together changes
-    together.
+    together; gives the list of those that came.
     """
     came: list[int] = []
     waiting = [number for number in (signal.SIGINT, *ASKING) if callable(signal.getsignal(number))]
     with _handled({number: lambda number, _: came.append(number) for number in waiting}):
-        yield
+        yield came
     if came:
         signal.raise_signal(came[0])
 

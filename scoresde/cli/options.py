@@ -21,9 +21,7 @@ def demo(parser: ArgumentParser) -> None:
 
 
 def train(parser: ArgumentParser) -> None:
-    """Train a score network, and write a checkpoint; called again, with as many steps or more, a training goes on.
-    Several processes can share one: torchrun --nproc-per-node 2 -m scoresde -- train digits
-    """
+    """Train a score network, and write a checkpoint; called again, with as many steps or more, a training goes on."""
     add = parser.add_argument
     add("data", help="digits, Ring(modes=8), moons, ..., FILE.npy, FILE.csv, a folder of images")
     add("--recipe", metavar="NAME", help="mnist-vp, cifar10-ve-likelihood, ...: what is not said below")
@@ -48,6 +46,11 @@ def train(parser: ArgumentParser) -> None:
     add("--flips", action="store_true", default=None, help="show images and mirror images equally often")
     add("--precision", choices=("float32", "bfloat16", "float16"), help="what the network is computed in (float32)")
     add("--compile", action="store_true", help="compile the network by torch.compile")
+    add(
+        "--shard",
+        action="store_true",
+        help="share weights out too: torchrun --nproc-per-node 2 -m scoresde -- train digits --shard",
+    )
     add("--views", metavar="N", type=int, default=8, help="pictures of samples on the way (8)")
     add("--save-every", metavar="S", type=float, default=60.0, help="seconds between checkpoints (60)")
     add("--conditional", action="store_true", help="tell the network the labels, if the data have them")

@@ -35,14 +35,20 @@ def run(o: Namespace) -> None:
     if o.conditional and not data.classes:
         raise ValueError("conditional training needs data with labels")
     number("save_every", o.save_every, least=0)
-    model = _model(o, recipe, sde, data).to(device)
+    model = _model(o, recipe, sde, data)
+    model = model if o.shard else model.to(device)
     settings = _settings(o, start if recipe else usual_settings(model.net, data))
-    if device.type == "cuda" and len(data.shape) == 3:  # as its convolutions are fastest
+    if device.type == "cuda" and len(data.shape) == 3 and not o.shard:  # as its convolutions are fastest
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if o.compile:
         model.net = torch.compile(model.net)  # type: ignore[assignment]
-    how = {"resume": exists(o.out), "save_every": o.save_every, "views": o.views}
-    view = partial(_view, o, data) if rank == 0 else None
+    how = {
+        "resume": exists(o.out),
+        "save_every": o.save_every,
+        "views": o.views,
+        "sharded": device if o.shard else False,
+    }
+    view = partial(_view, o, data, rank == 0) if rank == 0 or o.shard else None
     train(model, data, settings, folder=o.out, source=source, on_view=view, **how)
     if rank == 0:
         print(f"trained {settings.steps} steps; the checkpoint is in {o.out}")
@@ -82,21 +88,24 @@ def _model(o: Namespace, recipe: Recipe | None, sde: LinearSDE | None, data: Dat
         return ScoreModel(net, sde, Karras(data.around), clock)
 
 
-def _view(o: Namespace, data: Dataset, step: int, model: ScoreModel) -> None:
-    """A picture of samples at a step, always from the same noise; where there is none, training goes on."""
+def _view(o: Namespace, data: Dataset, first: bool, step: int, model: ScoreModel) -> None:
+    """A picture of samples at a step, always from the same noise, by the first process, whom others may help to draw;
+    where there is none, training goes on.
+    """
     try:
-        _draw_view(o, data, step, model)
+        _draw_view(o, data, first, step, model)
     except Exception as error:  # matplotlib that is not there, samples that are not finite, a disk that is full
         warnings.warn(f"no picture of step {step}: {error}", stacklevel=2)
 
 
-def _draw_view(o: Namespace, data: Dataset, step: int, model: ScoreModel) -> None:
+def _draw_view(o: Namespace, data: Dataset, first: bool, step: int, model: ScoreModel) -> None:
     if not visible(data.shape):
         return
-    around, like, classes = data.around, next(model.parameters()), getattr(model.net, "classes", 0)
+    own, around, classes = next(model.parameters()), data.around, getattr(model.net, "classes", 0)
+    like = torch.empty(0, dtype=own.dtype, device=own.device)  # no part of a tensor in parts
     label = torch.arange(SEEN, device=like.device) % classes if classes else None
     score = model if label is None else lambda x, t: model(x, t, label=label)
     p, ts = model.sde.reverse(score, 0.0), grid.reference(model.sde, CALLS, around=around)
-    x = draw(p, data.shape, ts, GaussianReference(around), seeds=range(SEEN), like=like.detach()).cpu()
-    own = x if data.units is None else data.units.restore(x)
-    picture(own, data.units, o.out / f"samples-{step:07d}.png")
+    x = draw(p, data.shape, ts, GaussianReference(around), seeds=range(SEEN), like=like).cpu()
+    if first:
+        picture(x if data.units is None else data.units.restore(x), data.units, o.out / f"samples-{step:07d}.png")

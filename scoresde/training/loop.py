@@ -24,6 +24,7 @@ from ..shapes import as_time, count, number
 from .averages import FOLDER as SNAPSHOTS
 from .run import Share, Training
 from .settings import Settings, evenly
+from .shard import require_shardable
 
 
 def train(
@@ -39,6 +40,7 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
     on_view: Callable[[int, ScoreModel], None] | None = None,
     views: int = 8,
+    sharded: bool | torch.device = False,
 ) -> ScoreModel:
     """Train model on data.train, where its parameters are, and return a copy with the averaged weights.
 
@@ -48,25 +50,31 @@ def train(
     must have been made with the same data, settings and process, but that `steps` may grow: what is left of the
     schedule is then that of the longer training. on_step: called with the step and its loss. on_view: called with the
     step and the averaged weights, which it must leave as they are, `views` times after equally many steps, such as to
-    draw samples; it changes nothing of the training.
+    draw samples; it changes nothing of the training. sharded: leave each process of torchrun its part of the weights,
+    gradients, averages and the optimiser's state (torch 2.6 or newer; see `training.shard`), where the parameters are,
+    or on a device that the model is too large for; checkpoints are as ever. All processes are then to give the same
+    on_view, whose model computes in all of them together; model is left in parts, and what is returned is on the CPU.
 
     Warns if the process does not suit the data (`reference.misfit`). Raises ValueError before work starts if settings,
     data and model do not fit together, folder holds a checkpoint that is not to be resumed or snapshots of another
-    training, or another process trains there; RuntimeError, leaving the last good checkpoint, if the loss or a weight
-    is not finite.
+    training, another process trains there, or the model cannot be sharded; RuntimeError, leaving the last good
+    checkpoint, if the loss or a weight is not finite.
     """
     number("save_every", save_every)
     count("views", views, least=0)
     first = not dist.is_initialized() or dist.get_rank() == 0
     with alone(Path(folder)) if folder is not None and first else nullcontext(), stoppable():
-        run = _started(model, data, settings, folder, source, resume)
+        run = _started(model, data, settings, folder, source, resume, sharded)
+        if run.agreed(on_view is None, []) and run.agreed(on_view is not None, []):
+            raise ValueError("on_view must be given in all processes of a sharded training or in none")
         saved = monotonic()
         if progress and first:
-            print(_said(model, data, settings), file=sys.stderr)
+            print(_said(run.form if run.shards else model, data, settings), file=sys.stderr)
         shown = bar(
             total=settings.steps, initial=run.step, desc="train", disable=not progress or not first, unit="step"
         )
-        with shown, logbook(folder if first else None, run.step) as log:
+        at = folder if first or run.shards else None
+        with shown, run.together() as asked, logbook(at, run.step, not first) as log:
             try:
                 while run.step < settings.steps:
                     loss = run.advance()
@@ -80,7 +88,7 @@ def train(
                     run.keep(folder)
                     if on_view and evenly(run.step, settings.steps, views):
                         on_view(run.step, run.average)
-                    if monotonic() - saved > save_every:
+                    if run.agreed(monotonic() - saved > save_every, asked):
                         run.save(folder, source)
                         log.held_out(run.step, run.average, data, settings.batch)
                         saved = monotonic()
@@ -90,7 +98,7 @@ def train(
                 run.keep(folder)  # which the interrupt may have come before
                 run.save(folder, source)
                 raise
-    return run.average
+        return run.averaged()
 
 
 def _said(model: ScoreModel, data: Dataset, s: Settings) -> str:
@@ -125,14 +133,20 @@ def _require_finite(loss: Tensor, step: int) -> None:
 
 
 def _started(
-    model: ScoreModel, data: Dataset, settings: Settings, folder: str | Path | None, source: Source | None, resume: bool
+    model: ScoreModel,
+    data: Dataset,
+    settings: Settings,
+    folder: str | Path | None,
+    source: Source | None,
+    resume: bool,
+    sharded: bool | torch.device,
 ) -> Training:
     """The training to go on with, once all that was asked for is known to fit together."""
     if folder is not None and not resume and exists(folder):
         raise ValueError(f"folder must hold no checkpoint unless resume is asked for, got {str(folder)!r}")
     if folder is not None and not resume and list((Path(folder) / SNAPSHOTS).glob("*.safetensors")):
         raise ValueError(f"folder must hold no snapshots of another training, got {str(Path(folder) / SNAPSHOTS)!r}")
-    share = _share(model, data, settings)
+    share = _share(model, data, settings, sharded)
     for what in misfit(model.sde, *data.moments):
         warnings.warn(what, stacklevel=3)
     if folder is not None:
@@ -140,11 +154,17 @@ def _started(
     run = Training(model, data, settings, share)
     if resume:
         run.resume(folder, source)
+    if sharded:
+        run.shard()
     return run
 
 
-def _share(model: ScoreModel, data: Dataset, settings: Settings) -> Share:
+def _share(model: ScoreModel, data: Dataset, settings: Settings, sharded: bool | torch.device) -> Share:
     """The part of this process. Raises ValueError unless model, data and settings fit together."""
+    if not isinstance(sharded, (bool, torch.device)):
+        raise ValueError(f"sharded must be True, False or a torch.device, got {sharded!r}")
+    if sharded:
+        require_shardable(model, settings.precision)
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     if settings.batch % world:
         raise ValueError(f"batch must be a multiple of the number of processes, {world}, got {settings.batch}")
@@ -178,4 +198,4 @@ def _share(model: ScoreModel, data: Dataset, settings: Settings) -> Share:
             copy.deepcopy(model).eval().eps(data.values(data.train[:1]).to(device), t)
     except Exception as error:  # whatever a network of one's own may raise
         raise ValueError(f"net must take samples of shape {data.shape}: {error}") from error
-    return Share(device, rank, world)
+    return Share(sharded if isinstance(sharded, torch.device) else device, rank, world, bool(sharded))

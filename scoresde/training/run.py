@@ -1,7 +1,7 @@
 """A training under way."""
 
 import copy
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ..reference import Reference
 from ..values import describe
 from . import averages
 from .settings import PRECISIONS, Settings, evenly
+from .shard import Shards, gathered, hollow, local
 
 SCALE = ("scale", "_growth_tracker")  # what changes of a scaled loss's scale
 
@@ -75,11 +76,14 @@ class Batches:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a batch this process takes, and the device that it computes on."""
+    """Which part of a batch this process takes, the device that it computes on, and whether of the weights, too, it
+    holds a part alone.
+    """
 
     device: torch.device
     rank: int = 0
     world: int = 1
+    sharded: bool = False
 
     def __call__(self, a: Tensor) -> Tensor:
         """This process's rows of a, on its device; a GPU fetches them while the process goes on."""
@@ -103,8 +107,58 @@ class Training:
         self.optimizer = _adam(model, settings, fused)
         self.scaler = torch.amp.GradScaler(share.device.type, enabled=settings.precision == "float16")
         loss = Loss(model, settings.weight, PRECISIONS[settings.precision])
-        self.loss: nn.Module = loss if share.world == 1 else DistributedDataParallel(loss)
+        alone = share.world == 1 or share.sharded
+        self.loss: nn.Module = loss if alone else DistributedDataParallel(loss)
         self.batches = Batches(len(data.train), settings)
+        self.shards: Shards | None = None
+
+    def shard(self) -> None:
+        """From here on, this process holds its part of the weights, of their averages and of the optimiser's state.
+        Raises ValueError if the network cannot be computed so.
+        """
+        self.shards, self.form = Shards(self.share.device), hollow(self.average)
+        moments, fused = self.optimizer.state_dict()["state"], bool(self.optimizer.defaults["fused"])
+        del self.optimizer  # which holds the whole weights
+        for model in (self.model, self.average):
+            self.shards.same([*model.parameters(), *model.buffers()])
+        for kept in self.kept:
+            self.shards.same(kept.values())
+        self.kept = [{name: self.shards.part(v) for name, v in kept.items()} for kept in self.kept]
+        for state in moments.values():
+            state.update({k: self.shards.part(v) for k, v in state.items() if v.ndim})
+        try:
+            for model in (self.model, self.average):
+                self.shards.spread(model)
+            t = torch.tensor(self.model.sde.T, dtype=torch.float64)
+            with torch.no_grad():
+                self.average.eps(self.data.values(self.data.train[:1]).to(self.share.device), t)
+        except Exception as error:  # whatever a network of one's own may raise
+            raise ValueError(f"net must be one that can be computed in parts to be sharded: {error}") from error
+        self.optimizer = _adam(self.model, self.settings, fused)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+    def together(self) -> AbstractContextManager[list[int]]:
+        """Inside, signals that ask the process to end wait for `agreed`, if the weights are spread over processes: one
+        that left the others alone could gather nothing.
+        """
+        return nullcontext([]) if self.shards is None else unbroken()
+
+    def agreed(self, due: bool, asked: list[int]) -> bool:
+        """Whether something is due, here or in another process that the weights are spread over. Raises in all of them
+        if one was asked to end.
+        """
+        return due if self.shards is None else self.shards.agree(due, asked)
+
+    def averaged(self, here: bool = True) -> ScoreModel:
+        """The model with the averaged weights, whole; all processes take part, and it is filled where it is `here`."""
+        if self.shards is None:
+            return self.average
+        whole = copy.deepcopy(self.form)
+        found = gathered(dict(self.average.named_parameters()), here)
+        whole.load_state_dict(found, strict=False, assign=True)
+        for kept, now in zip(whole.buffers(), self.average.buffers(), strict=True):
+            kept.copy_(now)
+        return whole
 
     def advance(self) -> Tensor:
         """One step; its loss. It is not interrupted: a network may count its calls, as running statistics do."""
@@ -126,6 +180,8 @@ class Training:
                 for e, beside in zip(averages.HALF_LIVES, self.kept, strict=False):
                     to = averages.rate(e, self.step + 1)
                     torch._foreach_lerp_(list(beside.values()), list(self.model.parameters()), to)
+                if self.shards:
+                    self.shards.same(self.model.buffers())
                 for kept, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
                     kept.copy_(now)
             self.step += 1
@@ -164,9 +220,13 @@ class Training:
         not finite: such a state must not replace a good one.
         """
         for part in (self.model, self.average):
-            if not all(p.isfinite().all() for p in part.parameters()):
+            if self.agreed(not all(local(p).isfinite().all() for p in part.parameters()), []):
                 raise RuntimeError(f"the weights are not finite after step {self.step}: lower lr, or look at the data")
-        if folder is not None and self.share.rank == 0:
+        first = self.share.rank == 0
+        if folder is None or not (first or self.shards):
+            return
+        average, state = self.averaged(first), gathered(self._state(), first)
+        if first:
             around = self.average.around or _around(self.data)
             about = (
                 self.data.shape,
@@ -178,17 +238,17 @@ class Training:
                 self.data.units,
             )
             with unbroken():
-                save(folder, Checkpoint(self.average, *about), self._state())
+                save(folder, Checkpoint(average, *about), state)
 
     def keep(self, folder: str | Path | None) -> None:
         """The averages of now into folder, where they are to be kept; again, if this is the same step."""
-        if (
-            folder is not None
-            and self.share.rank == 0
-            and evenly(self.step, self.settings.steps, self.settings.snapshots)
-        ):
+        if folder is None or not evenly(self.step, self.settings.steps, self.settings.snapshots):
+            return
+        first = self.share.rank == 0
+        whole = [gathered(kept, first) for kept in self.kept]
+        if first:
             training = averages.training_of(self._notes(), self.model.sde)
-            averages.keep(Path(folder), self.step, self.kept, training)
+            averages.keep(Path(folder), self.step, whole, training)
 
     def _notes(self) -> dict[str, Any]:
         notes = {"step": self.step, "settings": describe(self.settings), "data": self.data.digest}
