@@ -129,6 +129,28 @@ def test_a_process_that_dies(tmp_path, rank):
     assert "trained 500 steps" in together(*line, "--steps", 500)
 
 
+@pytest.mark.slow
+def test_weights_in_parts(capsys, tmp_path, ring):
+    """Two processes with --shard write the checkpoint of one, and pictures on the way; asked to end they save first;
+    one alone is refused.
+    """
+    line = [*TRAIN, "--warmup", "5", "--steps"]
+    assert together(*line, 20, "--shard", "--views", 1, "--out", tmp_path / "two").count("trained 20 steps") == 1
+    assert (tmp_path / "two" / "samples-0000020.png").is_file()
+    one, two = (load(at).model.state_dict() for at in (ring, tmp_path / "two"))
+    for k in one:
+        torch.testing.assert_close(two[k], one[k], rtol=0, atol=1e-6)
+    out, long = tmp_path / "asked", [*line, "100000", "--save-every", "1e9", "--views", "0"]
+    job = subprocess.Popen([*LAUNCH, *long, "--shard", "--out", str(out)], env=ENV, stderr=subprocess.PIPE, text=True)
+    until(lambda: (out / "loss.jsonl").is_file(), job, 120.0)
+    job.terminate()
+    job.communicate(timeout=60)
+    step = load(out).notes["step"]
+    assert job.returncode != 0 and 50 <= step < 100000
+    assert main([*line, "100000", "--shard", "--out", str(out)]) == 2
+    assert "sharded needs two processes or more" in capsys.readouterr().err and load(out).notes["step"] == step
+
+
 def test_each_process_has_its_own_device(monkeypatch):
     """Of processes on one machine each takes the GPU of its number; a device that is named is taken."""
     chosen = []
