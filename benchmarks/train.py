@@ -6,7 +6,12 @@ backward and Adam, on the same batch.
 A ratio above 1 says that ours is faster. "equal parameters": all have the same number of parameters to 7 %, each in its
 own shape; "equal channels": all have the same channels and two blocks at each resolution, so ours has fewer parameters.
 modes: fp32 has float32 products on a GPU, tf32 those of its matrix units, bf16 autocast; "nhwc" adds channels-last
-memory and "compiled" torch.compile besides. On a GPU batches are 16 times as large, and ten steps are timed together.
+memory and "compiled" torch.compile besides, which on the CPU needs a C++ compiler. On a GPU batches are 16 times as
+large, and ten steps are timed together.
+
+MiB: the most that torch's allocator gives out at once within a step, weights and moments not among it: on the CPU
+activations and gradients, as its profiler counts them, on a GPU beyond what is there before the step, which is the
+gradients of the last one. What libraries take for themselves besides, as oneDNN's scratch, is not in it.
 
 denoising_diffusion_pytorch's U-Net has attention at every resolution, linear but for the lowest. `pip install --no-deps
 denoising_diffusion_pytorch` is enough for it: what that package imports for its trainer alone is stood in for where it
@@ -18,11 +23,13 @@ import importlib.util
 import statistics
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 from unittest.mock import MagicMock
 
 import torch
 from harness import interleaved, ratio, save, table
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from scoresde.nn import UNet
 
@@ -43,7 +50,7 @@ CASES = [  # image, batch, and of ours, of diffusers and of denoising_diffusion_
     ("equal channels", (3, 32, 32), 8, (64, (1, 2, 2)), (64, (1, 2, 2)), (64, (1, 2, 2))),
 ]
 BLOCKS = 2
-MODES = ["fp32", "bf16"]
+MODES = ["fp32", "bf16", "fp32 compiled"]
 IMAGES = ["1x8x8", "1x28x28", "3x32x32"]
 
 
@@ -103,10 +110,14 @@ def stepper(net: nn.Module, x: Tensor, c: Tensor, mode: str) -> Callable[[], Non
 
 
 def memory(step: Callable[[], None], device: str) -> float:
-    """The most that a step holds on a GPU beyond what is there before, in MiB; nan elsewhere."""
-    if device == "cpu":
-        return float("nan")
+    """The most that a step takes at once, in MiB, as the module says."""
     step()
+    if device == "cpu":
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            step()
+        events = (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")
+        taken = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+        return max(accumulate(taken), default=0) / 2**20
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -150,7 +161,7 @@ def main() -> None:
         row |= {f"{name}/ours": round(ratio(times, name, "ours"), 3) for name in nets if name != "ours"}
         if gpu:
             row |= {"images a second": round(1e3 * batch / ms["ours"])}
-            row |= {f"MiB, {name}": round(memory(call, options.device)) for name, call in calls.items()}
+        row |= {f"MiB, {name}": round(memory(call, options.device), 1) for name, call in calls.items()}
         rows.append(row)
         print(row, flush=True)
     packages = [
