@@ -93,7 +93,7 @@ class Shards:
 
     def agree(self, due: bool, asked: list[int]) -> bool:
         """Whether something is due in any process; if one was asked to end by a signal, all raise what it asks for."""
-        said = torch.tensor([due, *(asked or [0])[:1]])
+        said = torch.tensor([int(due), asked[0] if asked else 0])
         dist.all_reduce(said, dist.ReduceOp.MAX, self.speaking)
         if number := int(said[1]):
             raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
