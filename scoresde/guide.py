@@ -241,16 +241,31 @@ def tempered(score: Score, temperature: float, around: Reference | None = None) 
     return Guided([score], rule, Reference(own.mean, T**0.5 * own.std))
 
 
-def classified(score: Score, classifier: Callable[[Tensor, Tensor], Tensor], w: float = 1.0) -> Guided:
+def classified(
+    score: Score,
+    classifier: Callable[[Tensor, Tensor], Tensor],
+    w: float = 1.0,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+) -> Guided:
     """s(x, t) + w grad log p(label | x, t), with a classifier (x, t) -> logits (B, K) of noisy samples (Dhariwal and
-    Nichol 2021, section 4): with w = 1 and the exact one that is the score of p_t(x | label). It is told label=, () or
-    (B,); the classifier's calls are not counted. Raises ValueError, when called, without labels or for unknown ones.
+    Nichol 2021, section 4), such as a `ClassModel`: with w = 1 and the exact one that is the score of p_t(x | label).
+    Only at noise levels sigma/alpha from low to high, and s elsewhere. It is told label=, () or (B,); the classifier's
+    calls are not counted. Raises ValueError for the classifier of another process than the score's, and, when called,
+    without labels or for unknown ones.
     """
     number("w", w), function("classifier", classifier, "a callable (x, t) -> (B, K)")
 
-    def rule(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+    if (sde := getattr(classifier, "sde", None)) is not None:
+        require_score_of(score, sde)
+
+    def plain(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         if cond.get("label") is None:
             raise ValueError("label must be given to a score that a classifier guides: see `conditioned`")
+        return ask(0, x, t)
+
+    def towards(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         label = _for_each("label", torch.as_tensor(cond["label"]), x)
         graph = torch.is_grad_enabled() and x.requires_grad
         with recording():
@@ -261,9 +276,9 @@ def classified(score: Score, classifier: Callable[[Tensor, Tensor], Tensor], w: 
             if label.is_cpu and ((label < 0) | (label >= K)).any():
                 raise ValueError(f"label must be in 0..{K - 1}, the classifier's, got {label.tolist()}")
             (g,) = torch.autograd.grad(log_p.gather(1, label[:, None].long()).sum(), y, create_graph=graph)
-        return ask(0, x, t) + w * g
+        return g
 
-    return Guided([score], rule)
+    return _differing([score], plain, towards, lambda x, t, s, g: s + w * g, _between(low, high))
 
 
 class Weighted(NamedTuple):

@@ -156,6 +156,24 @@ def test_an_exact_classifier_gives_the_conditional_score():
         same(classified(known, classifier, 2.0)(X, T, label=label), s + 2 * (c - s), 1e-9)
 
 
+def test_a_classifier_between_noise_levels():
+    """It guides inside, for each sample by its own time, and elsewhere the score is as it was; nowhere without a label,
+    and not for the score of another process than it says.
+    """
+    known, law = Known(), GaussianMixture(SHARES, MEANS, VARS)
+    classifier = lambda x, t: law.marginal(SDE, 0.4).responsibilities(x).log()  # noqa: E731
+    low, high = (float(SDE.sigma(t) / SDE.alpha(t)) for t in (0.2, 0.6))
+    each = torch.tensor([0.1, 0.4, 0.5, 0.9], dtype=F64)
+    some, every = (classified(known, classifier, 2.0, **k) for k in ({"low": low, "high": high}, {}))
+    want = torch.where(torch.tensor([False, True, True, False])[:, None], every(X, each, label=LABEL), known(X, each))
+    same(some(X, each, label=LABEL), want)
+    with pytest.raises(ValueError, match="label must be given"):
+        some(X, torch.tensor(0.9, dtype=F64))
+    classifier.sde = VE(0.01, 5.0)
+    with pytest.raises(ValueError, match="score is that of VP"):
+        classified(known, classifier)
+
+
 def test_likelihoods_of_guided_scores():
     """A guided score is differentiated through all that it is made of: with the exact classifier log p is that of the
     conditional score, in inference mode too; the label is said; rounding of weights in half precision is told.
