@@ -13,20 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from typing_extensions import TypeVar
 
 from . import __name__ as package
 from .data import Source, class_names
 from .files import digest, write
-from .model import Clock, Parametrisation, ScoreModel
+from .model import NoisyModel, ScoreModel
 from .nn import Network
-from .process import LinearSDE
 from .quantize import Quantized
 from .reference import Reference
 from .units import Units
@@ -36,9 +36,11 @@ MANIFEST, JOURNAL, VERSION = "manifest.json", ".saving.json", 5
 OURS = re.compile(r"(weights|state)-[0-9a-f]{12}\.safetensors")
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
+M = TypeVar("M", bound=NoisyModel, default=ScoreModel)
+
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[M]):
     """A model, with what it models: the shape of a sample, the grid that data lie on (None if continuous), the source
     of the data (None if it was no `Source`; a record, which nothing reads the data of) and the Gaussian around them;
     notes, JSON of your own; the names of labels 0, 1, ..., if they have any; the units of continuous data, None if the
@@ -46,7 +48,7 @@ class Checkpoint:
     other.
     """
 
-    model: ScoreModel
+    model: M
     shape: tuple[int, ...]
     quantized: Quantized | None = None
     source: Source | None = None
@@ -57,7 +59,7 @@ class Checkpoint:
     digest: str = ""
 
 
-def save(folder: str | Path, checkpoint: Checkpoint, state: dict[str, Tensor] | None = None) -> None:
+def save(folder: str | Path, checkpoint: Checkpoint[M], state: dict[str, Tensor] | None = None) -> None:
     """Write the checkpoint into folder, made if need be; `state` holds further tensors, as an optimiser's.
 
     `checkpoint.notes` is JSON of your own; it comes back from `load`. Replaces a checkpoint that is there. A network
@@ -159,27 +161,27 @@ def unwrapped(net: nn.Module) -> nn.Module:
     return net
 
 
-def _manifest_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def _manifest_of(checkpoint: Checkpoint[M]) -> dict[str, Any]:
     model, net = checkpoint.model, unwrapped(checkpoint.model.net)
-    described = {"sde": describe(model.sde), "predicts": describe(model.predicts), "clock": describe(model.clock)}
-    for base, name in ((LinearSDE, "sde"), (Parametrisation, "predicts"), (Clock, "clock")):
+    described = {name: describe(getattr(model, name)) for name in model.parts}
+    for name, base in model.parts.items():
         subclass(base, described[name]["class"])  # raises if `load` could not tell which class it is
     return {
         "format": f"{package}-checkpoint",
         "version": VERSION,
         "model": type(model).__name__,
         "net": {"class": type(net).__name__, "config": net.config if isinstance(net, Network) else None},
-        **described,
         "shape": list(checkpoint.shape),
         "quantized": describe(checkpoint.quantized),
         "source": describe(checkpoint.source),
         "names": list(class_names(checkpoint.names)),
         "units": describe(checkpoint.units),
         "around": None if model.around else describe(checkpoint.around),
+        **described,
     }
 
 
-def require_savable(checkpoint: Checkpoint, folder: str | Path) -> None:
+def require_savable(checkpoint: Checkpoint[M], folder: str | Path) -> None:
     """Raise ValueError if `save` would: before a long training rather than at its end."""
     sealed(_manifest_of(checkpoint))
     tensors_of(checkpoint.model)
@@ -194,6 +196,11 @@ def exists(folder: str | Path) -> bool:
 def recorded_net(folder: str | Path) -> Any:
     """How the manifest in folder describes the network: its class and the arguments that it was made from."""
     return _manifest(Path(folder)).get("net")
+
+
+def recorded_kind(folder: str | Path) -> Any:
+    """The class of model that the manifest in folder says."""
+    return _manifest(Path(folder)).get("model")
 
 
 def recorded_shape(folder: str | Path) -> tuple[int, ...]:
@@ -237,21 +244,34 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    """The checkpoint in folder, its model in evaluation mode on `device`.
+    """The checkpoint of a score model in folder, its model in evaluation mode on `device`.
 
     net: the network to fill, if the manifest cannot make it (see the module). dtype: what it computes in, such as
     float32 for weights of half precision on a CPU; what it was saved in unless given.
 
-    Raises ValueError, naming the file, if anything is missing, damaged, or does not fit together.
+    Raises ValueError, naming the file, if anything is missing, damaged, or does not fit together, and for the
+    checkpoint of another kind of model: see `load_as`.
     """
+    return load_as(ScoreModel, folder, net, device, dtype)
+
+
+def load_as(
+    kind: type[M],
+    folder: str | Path,
+    net: nn.Module | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Checkpoint[M]:
+    """`load` of another kind of model, such as load_as(ClassModel, folder)."""
     folder = Path(folder)
     manifest = _manifest(folder)
     tensors = _tensors(folder, manifest.get("files"), "weights")
     try:
+        found: type[M] = subclass(NoisyModel, manifest["model"])
+        if not issubclass(found, kind):
+            raise ValueError(f"it is {found.kind}, where {kind.kind} is asked for")
         made = net if net is not None else _network(manifest["net"], sum(v.numel() for v in tensors.values()))
-        sde, predicts = build(LinearSDE, manifest["sde"]), build(Parametrisation, manifest["predicts"])
-        kind = subclass(ScoreModel, manifest["model"])
-        model = kind(made, sde, predicts, build(Clock, manifest["clock"]))
+        model = found(made, **{name: build(base, manifest[name]) for name, base in found.parts.items()})
         fill(model, tensors)
         quantized, source, around, units = (
             build(base, manifest[key]) if manifest[key] else None
@@ -266,7 +286,7 @@ def load(
     return Checkpoint(model, shape, quantized, source, notes, model.around or around, names, units, _digest(manifest))
 
 
-def identified(checkpoint: Checkpoint) -> Checkpoint:
+def identified(checkpoint: Checkpoint[M]) -> Checkpoint[M]:
     """The same, with the digest that it has once saved and loaded. Raises ValueError for what cannot be saved."""
     manifest, (_, said) = _manifest_of(checkpoint), _content(tensors_of(checkpoint.model))
     return dataclasses.replace(checkpoint, digest=_digest({**manifest, "files": {"weights": {SEAL: said}}}))

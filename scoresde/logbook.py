@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from . import grid
 from .data import Dataset
 from .files import write
-from .loss import Simple, dsm
-from .model import ScoreModel
+from .loss import Simple, cross_entropy, dsm
+from .model import ClassModel, NoisyModel, ScoreModel
 from .noise import iid
 
 LINES, BEGIN, HELD_OUT = "loss.jsonl", '{"step": ', '"held_out": '
@@ -44,7 +44,7 @@ class Logbook:
         self._write(step, {"loss": loss, "lr": lr, "samples_per_second": round(speed, 1)})
         self.step, self.began = step, monotonic()
 
-    def held_out(self, step: int, model: ScoreModel, data: Dataset, batch: int = SAMPLES) -> None:
+    def held_out(self, step: int, model: NoisyModel, data: Dataset, batch: int = SAMPLES) -> None:
         """The loss on data that are held out, at each of some noise levels, under noise that is always the same, once a
         step; batch: how many samples the network is asked at once.
         """
@@ -63,8 +63,10 @@ class Logbook:
 
 
 @torch.no_grad()
-def held_out_loss(model: ScoreModel, data: Dataset, batch: int = SAMPLES) -> dict[str, float]:
-    """E |eps(x_t, t) - z|^2 a dimension on the first samples held out, by sigma/alpha, equally spaced in log SNR."""
+def held_out_loss(model: NoisyModel, data: Dataset, batch: int = SAMPLES) -> dict[str, float]:
+    """E |eps(x_t, t) - z|^2 a dimension on the first samples held out, or E[-log p(c | x_t)] of a classifier, by
+    sigma/alpha, equally spaced in log SNR.
+    """
     like, g = next(model.parameters()), torch.Generator().manual_seed(0)
     x, y, found = data.values(data.held_out[:SAMPLES]), data.held_out_labels, {}
     if data.quantized:
@@ -77,8 +79,13 @@ def held_out_loss(model: ScoreModel, data: Dataset, batch: int = SAMPLES) -> dic
             cond = {} if label is None else {"label": label[rows].to(like.device)}
             x_0, z_0 = x[rows].to(like.device), z[rows].to(like.device)
             at = t.to(x_0).expand(len(rows))
-            errors.append(dsm(model, x_0, at, Simple(), lambda *_, z_0=z_0: z_0, **cond).cpu())
-        found[f"{float((-model.sde.log_snr(t)).exp()):.3g}"] = float(torch.cat(errors).mean()) / x[0].numel()
+            if isinstance(model, ClassModel):
+                error = cross_entropy(model, x_0, at, cond["label"], lambda *_, z_0=z_0: z_0)
+            else:
+                error = dsm(cast(ScoreModel, model), x_0, at, Simple(), lambda *_, z_0=z_0: z_0, **cond)
+            errors.append(error.cpu())
+        parts = 1 if isinstance(model, ClassModel) else x[0].numel()
+        found[f"{float((-model.sde.log_snr(t)).exp()):.3g}"] = float(torch.cat(errors).mean()) / parts
     return found
 
 

@@ -6,6 +6,8 @@ Denoising score matching (Vincent 2011; Ho et al. 2020, eq. 14; Song et al. 2021
 
 Its minimum over all functions is the exact noise predictor. For Gaussian data with variances v it is not zero but
 weight(t) sum alpha^2 v / C with C = alpha^2 v + sigma^2: the part of z that x_t does not tell.
+
+`cross_entropy` is what a classifier of noisy samples learns by.
 """
 
 import math
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model import Parametrisation, ScoreModel
+from .model import ClassModel, NoisyModel, Parametrisation, ScoreModel
 from .noise import Noise, drawn, iid
 from .process import LinearSDE, Score, require_linear
 from .shapes import answer, as_time, count, function, number, place, recordable, recording, shown, wide
@@ -217,6 +219,24 @@ def dsm(
     x_t, z = model.sde.perturb(x_0, t, noise)
     error = (model.eps(x_t, t, **cond) - z).square().flatten(1).sum(1)
     return answer("weight", weight(model.sde, t), t).to(error) * error
+
+
+def cross_entropy(model: NoisyModel, x_0: Tensor, t: Tensor, label: Tensor, noise: Noise = iid()) -> Tensor:
+    """-log p(label | x_t, t) of a `ClassModel` at x_t = alpha x_0 + sigma z: x_0 (B, *D), t and label (B,) -> (B,).
+
+    Its least mean is the entropy of the labels given x_t, that of the exact posterior. Raises ValueError as `dsm`, and
+    unless label is whole numbers, on the CPU those of the model's classes.
+    """
+    if not isinstance(model, ClassModel):
+        raise ValueError(f"model must be a ClassModel, got {shown(model)}")
+    x_0, t = wide("x_0", x_0, dims=2), as_time(t)
+    for name, value in (("t", t), ("label", label)):
+        if not isinstance(value, Tensor) or value.shape != (len(x_0),):
+            raise ValueError(f"{name} must have shape ({len(x_0)},), one for each sample, got {shown(value)}")
+    if label.is_floating_point() or label.is_cpu and ((label < 0) | (label >= model.classes)).any():
+        raise ValueError(f"label must be in 0..{model.classes - 1}, the model's, got {shown(label.tolist())}")
+    x_t, _ = model.sde.perturb(x_0, t, noise)
+    return torch.nn.functional.cross_entropy(model(x_t, t), label.long(), reduction="none")
 
 
 def ssm(score: Score, x_t: Tensor, t: Tensor, noise: Noise = iid()) -> Tensor:

@@ -1,4 +1,4 @@
-"""Any network, read as a score.
+"""Any network, read as a score, or as a classifier of noisy samples.
 
 A network F sees c_in x and a clock value, and every parametrisation in the literature is one line that turns what it
 says into the noise in x = alpha x_0 + sigma z:
@@ -13,7 +13,7 @@ clock that it is told, is float32 or better: a thousand steps are not told apart
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -192,7 +192,39 @@ class NoiseLevel(Clock):
         return (-sde.log_snr(t)).exp()
 
 
-class ScoreModel(nn.Module):
+class NoisyModel(nn.Module):
+    """A network that is asked about x at a noise level of `sde`: what every kind of model has."""
+
+    kind: ClassVar[str]
+    """What it is, in words."""
+    parts: ClassVar[dict[str, type]]
+    """The arguments that it is made from beside the network, by name, and their classes."""
+
+    def __init__(self, net: nn.Module, sde: LinearSDE, clock: Clock, **parts: Any) -> None:
+        super().__init__()
+        for name, value in {"net": net, "sde": sde, **parts}.items():
+            kind = self.parts.get(name, nn.Module)
+            if not isinstance(value, kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+        if isinstance(clock, type) or not callable(clock):
+            raise ValueError(f"clock must be a value such as LogSNR(), got {clock!r}")
+        self.net, self.sde, self.clock = net, sde, clock
+
+    @property
+    def around(self) -> Reference | None:
+        """The Gaussian of the data that the network was made for, if it is known."""
+        return None
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype)
+
+    def _clock(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the network is told of t, (B,)."""
+        clock = torch.ones(len(x), dtype=torch.promote_types(self._dtype(x), torch.float32), device=x.device)
+        return clock * like(self.clock(self.sde, t), clock)
+
+
+class ScoreModel(NoisyModel):
     """Reads `net` as the score of the marginals of `sde`.
 
     net: an nn.Module with `forward(x, c, **cond)`, x of shape (B, *D), c of shape (B,), returning x's shape. x comes in
@@ -205,28 +237,19 @@ class ScoreModel(nn.Module):
     sigma = 0, where it is singular.
     """
 
+    kind = "a score model"
+    parts: ClassVar[dict[str, type]] = {"sde": LinearSDE, "predicts": Parametrisation, "clock": Clock}
+
     def __init__(
         self, net: nn.Module, sde: LinearSDE, predicts: Parametrisation = Epsilon(), clock: Clock = LogSNR()
     ) -> None:
-        super().__init__()
-        for name, value, kind in (
-            ("net", net, nn.Module),
-            ("sde", sde, LinearSDE),
-            ("predicts", predicts, Parametrisation),
-        ):
-            if not isinstance(value, kind):
-                raise ValueError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
-        if isinstance(clock, type) or not callable(clock):
-            raise ValueError(f"clock must be a value such as LogSNR(), got {clock!r}")
-        self.net, self.sde, self.predicts, self.clock = net, sde, predicts, clock
+        super().__init__(net, sde, clock, predicts=predicts)
+        self.predicts = predicts
 
     @property
     def around(self) -> Reference | None:
         """The Gaussian of the data that the network was made for, if its parametrisation knows one."""
         return getattr(self.predicts, "around", None)
-
-    def _dtype(self, x: Tensor) -> torch.dtype:
-        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype)
 
     def _asked(self, x: Tensor, t: Tensor | float) -> tuple[Scalings, Tensor, Tensor, Tensor]:
         """(a, b, c_in), y, and what the network is called with: c_in y and the clock, in its dtype. Where sigma = 0, a
@@ -236,7 +259,7 @@ class ScoreModel(nn.Module):
         like(t, x)  # t of another shape raises here, where some parametrisations would broadcast it
         if self.around:
             self.around.checked(x.shape[1:])
-        sigma, dtype = self.sde.sigma(t), self._dtype(x)
+        sigma = self.sde.sigma(t)
         noisy = sigma > 0
         clean = not (t.is_cpu and noisy.all())  # or it may be: to look elsewhere would wait for the device
         if clean:
@@ -245,10 +268,8 @@ class ScoreModel(nn.Module):
         alpha = self.sde.alpha(t)
         (a, b, c_in), mean = self.predicts(alpha, sigma), self.predicts.mean
         y = x - like(alpha * mean, x) if mean else x
-        clock = torch.ones(len(x), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
-        clock = clock * like(self.clock(self.sde, t), clock)
         line = (a * noisy, b * noisy, c_in) if clean else (a, b, c_in)
-        return line, y, (like(c_in, x) * y).to(dtype), clock
+        return line, y, (like(c_in, x) * y).to(self._dtype(x)), self._clock(x, t)
 
     def _F(self, u: Tensor, c: Tensor, **cond: Any) -> Tensor:
         return self.net(u, c, **cond)
@@ -321,6 +342,46 @@ class EnergyModel(ScoreModel):
         value = self._net(u, c, **cond).to(y.dtype)
         quadratic, linear = (torch.as_tensor(k).to(value) for k in (a / (2 * sigma), b / (sigma * c_in)))
         return -quadratic * y.square().flatten(1).sum(1) - linear * value
+
+
+class ClassModel(NoisyModel):
+    """Reads `net` as log p(c | x_t) + const of classes c = 0..K-1 at every noise level (Song et al. 2021, section 5;
+    Dhariwal & Nichol 2021, section 4): with `guide.classified` it turns a score into that of a class.
+
+    net: an nn.Module with `forward(u, c)`, u (B, *D), c (B,), returning (B, K), and K, at least 2, as `classes`; they
+    come as to `ScoreModel`. around: the data's Gaussian N(m, c^2), by which the input has unit variance at every level,
+
+        logits = net((x - alpha m)/sqrt(alpha^2 c^2 + sigma^2), clock(t)).
+
+    Times below t_min, where none is trained, are taken as t_min. Raises ValueError if an argument has the wrong type or
+    the network returns another shape, and on the CPU for times outside [0, T].
+    """
+
+    kind = "a classifier"
+    parts: ClassVar[dict[str, type]] = {"sde": LinearSDE, "around": Reference, "clock": Clock}
+
+    def __init__(self, net: nn.Module, sde: LinearSDE, around: Reference, clock: Clock = LogSNR()) -> None:
+        super().__init__(net, sde, clock, around=around)
+        self.classes = count("net.classes", getattr(net, "classes", None), least=2)
+        self._input = Karras(around)
+
+    @property
+    def around(self) -> Reference:
+        """The Gaussian of the data."""
+        return self._input.around
+
+    def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Logits (B, K), in float32 or better, of x (B, *D) at t, () or (B,)."""
+        x, t = wide("x", x, dims=2), inside(t, self.sde.T).clamp_min(self.sde.t_min)
+        like(t, x), self.around.checked(x.shape[1:])
+        alpha = self.sde.alpha(t)
+        c_in = self._input(alpha, self.sde.sigma(t))[2]
+        u = like(c_in, x) * (x - like(alpha * self._input.mean, x))
+        out = self.net(u.to(self._dtype(x)), self._clock(x, t))
+        if not isinstance(out, Tensor) or out.shape != (len(x), self.classes) or not out.is_floating_point():
+            what = f"{out.dtype} of {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"net must return logits of shape {(len(x), self.classes)}, got {what}")
+        return out.to(x.dtype)
 
 
 def clamped(score: Score, sde: LinearSDE, low: float = -1.0, high: float = 1.0) -> Score:

@@ -37,7 +37,7 @@ from scoresde.likelihood import (
     encode,
     prior_mismatch,
 )
-from scoresde.model import Epsilon, Karras, LogSNR, Steps, clamped, transport
+from scoresde.model import ClassModel, Epsilon, Karras, LogSNR, Steps, clamped, transport
 from scoresde.noise import iid, per_sample, seeds
 from scoresde.process import (
     EDM,
@@ -90,6 +90,7 @@ BETAS = torch.tensor([0.1, 0.2])
 PROCESSES = (VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow(), Tabulated(BETAS), TabulatedVE(torch.arange(1, 4)))
 MIX = exact.GaussianMixture(torch.ones(2), torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.ones(2))
 MODEL = ScoreModel(nn.MLP((2,), 8, 1).double(), VP())
+CLASSES = ClassModel(nn.MLPEncoder((2,), 2, 8, 1).double(), VP(), Reference(std=0.5))
 CLOUD = X + torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
 PATH = torch.stack([CLOUD, CLOUD + 1, CLOUD * 2, CLOUD - 1, CLOUD + 3])
 GREY, LEVELS = Quantized(17, -1.0, 1.0), torch.tensor([[0.0, 0.5], [-1.0, 1.0], [0.25, 0.125]], dtype=F64)
@@ -113,6 +114,8 @@ GOOD = {
     LogSNR: {"scale": 1.0},
     Steps: {"n": 1000, "shift": 0.0},
     ScoreModel: {"net": torch.nn.Linear(2, 2), "sde": VP(), "predicts": Karras(), "clock": LogSNR()},
+    ClassModel: {"net": nn.MLPEncoder((2,), 2, 8, 1), "sde": VP(), "around": Reference(std=0.5), "clock": LogSNR()},
+    loss.cross_entropy: {"model": CLASSES, "x_0": X, "t": T, "label": torch.tensor([0, 1, 1])},
     loss.LogNormal: {"mean": -1.2, "std": 1.2},
     loss.MinSNR: {"gamma": 5.0},
     grid.uniform: {"sde": VP(), "n": 5, "end": 0.01},
@@ -144,6 +147,8 @@ GOOD = {
     energy_distance: {"a": X, "b": X + 1},
     sliced_wasserstein: {"a": X, "b": X + 1, "directions": 4, "seed": 0},
     nn.MLP: {"shape": (2,), "width": 8, "depth": 1, "classes": 0},
+    nn.MLPEncoder: {"shape": (2,), "classes": 2, "width": 8, "depth": 1},
+    nn.UNetEncoder: {"shape": (1, 4, 4), "classes": 2, "width": 4, "blocks": 1},
     nn.UNet: {"shape": (1, 4, 4), "width": 4, "blocks": 1, "classes": 0},
     Dataset: {"train": X.float(), "held_out": X.float(), "train_labels": None, "held_out_labels": None},
     Ring: {"n": 50, "seed": 0, "modes": 8, "std": 0.05},

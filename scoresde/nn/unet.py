@@ -28,7 +28,7 @@ POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: 
 
 
 @dataclass(frozen=True)
-class _Sides:
+class Sides:
     """What all blocks have in common: how many sides a sample has, the length of v, and the share that is dropped."""
 
     sides: int
@@ -43,7 +43,7 @@ class _Sides:
 class Block(nn.Module):
     """skip(x) + conv drop silu norm (conv silu norm x + W v)."""
 
-    def __init__(self, of: _Sides, before: int, after: int) -> None:
+    def __init__(self, of: Sides, before: int, after: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = norm(before), of.conv(before, after, 3, padding=1)
         self.told = nn.Linear(of.dim, after)
@@ -59,7 +59,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention between pixels, in heads of 32 channels (or one of all, if 32 does not divide them)."""
 
-    def __init__(self, of: _Sides, channels: int) -> None:
+    def __init__(self, of: Sides, channels: int) -> None:
         super().__init__()
         self.heads = channels // 32 if channels % 32 == 0 else 1
         self.norm, self.qkv = norm(channels), of.conv(channels, 3 * channels, 1)
@@ -74,7 +74,7 @@ class Attention(nn.Module):
 class Attended(nn.Module):
     """A block, and attention after it if asked for."""
 
-    def __init__(self, of: _Sides, before: int, after: int, attention: bool) -> None:
+    def __init__(self, of: Sides, before: int, after: int, attention: bool) -> None:
         super().__init__()
         self.block = Block(of, before, after)
         self.attention = Attention(of, after) if attention else nn.Identity()
@@ -130,7 +130,7 @@ class UNet(Network):
         count("width", width), count("blocks", blocks, most=DEEPEST), count("attention", attention, least=0)
         widths = [width * m for m in multipliers]
         sides = len(shape) - 1
-        of = _Sides(sides, 4 * width, dropout)
+        of = Sides(sides, 4 * width, dropout)
         affordable(4 * 3**sides * blocks * sum(w * w for w in widths) + of.dim * count("classes", classes, least=0))
         self.classes, self.blocks, self.pool = classes, blocks, POOLS[sides]
         self.embed = Embedding(of.dim, classes)

@@ -1,4 +1,4 @@
-"""Training a score model by denoising score matching.
+"""Training a score model by denoising score matching, and a classifier of noisy samples by the same loop.
 
 Step k draws its batch, times and noise from a generator seeded by (seed, k) alone, for the whole batch, and so are the
 global generators seeded that a network may draw from, as dropout does: a training that was interrupted and resumed is
@@ -8,7 +8,7 @@ the same training, and so is one spread over several processes, each of which ta
 
 from .averages import averaged
 from .loop import train
-from .recipes import RECIPES, Recipe, usual_net, usual_settings
+from .recipes import RECIPES, Recipe, usual_encoder, usual_net, usual_settings
 from .settings import Settings
 
-__all__ = ["RECIPES", "Recipe", "Settings", "averaged", "train", "usual_net", "usual_settings"]
+__all__ = ["RECIPES", "Recipe", "Settings", "averaged", "train", "usual_encoder", "usual_net", "usual_settings"]

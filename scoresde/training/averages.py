@@ -20,8 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..checkpoint import Checkpoint, fill, load
+from ..checkpoint import Checkpoint, fill, load_as
 from ..files import write
+from ..model import NoisyModel
 from ..process import LinearSDE
 from ..shapes import count, number
 from ..values import describe, identity
@@ -74,14 +75,14 @@ def keep(folder: Path, step: int, averages: list[dict[str, Tensor]], training: s
     write(folder / FOLDER / f"{step:09d}.safetensors", safetensors.torch.save(flat, {"said": json.dumps(said)}))
 
 
-def averaged(folder: str | Path, ema: float, step: int | None = None) -> tuple[Checkpoint, float]:
+def averaged(folder: str | Path, ema: float, step: int | None = None) -> tuple[Checkpoint[Any], float]:
     """The checkpoint in folder with the weights averaged by another half-life `ema`, in units of the steps until then,
     at a step, its last unless given; and the part of the average's profile that the kept ones do not reach.
 
     Raises ValueError if the training kept no snapshots (`Settings.snapshots`), if one is damaged or of another
     training, or if more than a tenth of the profile is missed: it is too narrow for the snapshots, or later than these.
     """
-    found, folder = load(folder), Path(folder)
+    found, folder = load_as(NoisyModel, folder), Path(folder)
     if "data" not in found.notes or not (folder / FOLDER).is_dir():
         raise ValueError(f"folder must hold averages that a training with snapshots kept, got {str(folder)!r}")
     last = int(found.notes["step"])

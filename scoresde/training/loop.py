@@ -1,4 +1,4 @@
-"""Training from the first step to the last."""
+"""Training from the first step to the last, of a score or of a classifier of noisy samples."""
 
 import copy
 import sys
@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..checkpoint import Checkpoint, exists, require_savable, unwrapped
+from ..checkpoint import Checkpoint, M, exists, require_savable, unwrapped
 from ..data import Dataset, Source
 from ..files import alone
 from ..logbook import logbook
-from ..model import ScoreModel
+from ..model import ClassModel, NoisyModel, ScoreModel
 from ..nn import Network
 from ..progress import bar, stoppable
 from ..reference import misfit
@@ -28,7 +28,7 @@ from .shard import require_shardable
 
 
 def train(
-    model: ScoreModel,
+    model: M,
     data: Dataset,
     settings: Settings = Settings(),
     *,
@@ -38,11 +38,12 @@ def train(
     save_every: float = 60.0,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
-    on_view: Callable[[int, ScoreModel], None] | None = None,
+    on_view: Callable[[int, M], None] | None = None,
     views: int = 8,
     sharded: bool | torch.device = False,
-) -> ScoreModel:
-    """Train model on data.train, where its parameters are, and return a copy with the averaged weights.
+) -> M:
+    """Train model on data.train, where its parameters are, and return a copy with the averaged weights: a score by
+    `dsm`, a `ClassModel` by `cross_entropy` on data with labels.
 
     folder: where checkpoints go, every `save_every` seconds and when the training ends or is interrupted, from the
     keyboard or by SIGTERM or SIGHUP; what the training says of itself goes to loss.jsonl there, and to TensorBoard's
@@ -101,7 +102,7 @@ def train(
         return run.averaged()
 
 
-def _said(model: ScoreModel, data: Dataset, s: Settings) -> str:
+def _said(model: NoisyModel, data: Dataset, s: Settings) -> str:
     """What is about to be trained, and on what."""
     shape, weights = "x".join(map(str, data.shape)), sum(p.numel() for p in model.parameters())
     kind = f"{data.quantized.levels} levels" if data.quantized else "standardised" if data.units else "as they are"
@@ -116,10 +117,10 @@ def _said(model: ScoreModel, data: Dataset, s: Settings) -> str:
     )
 
 
-def _coarse(model: ScoreModel, data: Dataset) -> str:
+def _coarse(model: NoisyModel, data: Dataset) -> str:
     """What is to be said where the least noise hides the levels of discrete data."""
     least = float((-model.sde.log_snr(as_time(model.sde.t_min))).exp())
-    if data.quantized is None or least <= data.quantized.width / 3:
+    if not isinstance(model, ScoreModel) or data.quantized is None or least <= data.quantized.width / 3:
         return ""
     return (
         f". The least noise, sigma/alpha = {least:.2g}, is not small beside a level of {data.quantized.width:.2g}: "
@@ -133,14 +134,14 @@ def _require_finite(loss: Tensor, step: int) -> None:
 
 
 def _started(
-    model: ScoreModel,
+    model: M,
     data: Dataset,
     settings: Settings,
     folder: str | Path | None,
     source: Source | None,
     resume: bool,
     sharded: bool | torch.device,
-) -> Training:
+) -> Training[M]:
     """The training to go on with, once all that was asked for is known to fit together."""
     if folder is not None and not resume and exists(folder):
         raise ValueError(f"folder must hold no checkpoint unless resume is asked for, got {str(folder)!r}")
@@ -159,7 +160,7 @@ def _started(
     return run
 
 
-def _share(model: ScoreModel, data: Dataset, settings: Settings, sharded: bool | torch.device) -> Share:
+def _share(model: NoisyModel, data: Dataset, settings: Settings, sharded: bool | torch.device) -> Share:
     """The part of this process. Raises ValueError unless model, data and settings fit together."""
     if not isinstance(sharded, (bool, torch.device)):
         raise ValueError(f"sharded must be True, False or a torch.device, got {sharded!r}")
@@ -190,12 +191,28 @@ def _share(model: ScoreModel, data: Dataset, settings: Settings, sharded: bool |
     if torch.is_inference_mode_enabled():
         raise ValueError("training needs gradients, and torch.inference_mode has none: train outside of it")
     device, classes = parameters[0].device, getattr(model.net, "classes", 0)
+    if isinstance(model, ClassModel):
+        _require_classifiable(data, settings)
     if 0 < classes < data.classes:
         raise ValueError(f"net must have a class for each of the {data.classes} labels, got {classes}")
     t = torch.tensor(model.sde.T, dtype=torch.float64)
     try:
         with torch.no_grad():
-            copy.deepcopy(model).eval().eps(data.values(data.train[:1]).to(device), t)
+            asked = copy.deepcopy(model).eval()
+            (asked.eps if isinstance(asked, ScoreModel) else asked)(data.values(data.train[:1]).to(device), t)
     except Exception as error:  # whatever a network of one's own may raise
         raise ValueError(f"net must take samples of shape {data.shape}: {error}") from error
     return Share(sharded if isinstance(sharded, torch.device) else device, rank, world, bool(sharded))
+
+
+def _require_classifiable(data: Dataset, settings: Settings) -> None:
+    """Raise ValueError for data without labels, and for settings that mean nothing for a classifier."""
+    if data.train_labels is None:
+        raise ValueError("a classifier needs data with labels, and these have none")
+    if settings.weight is not None:
+        raise ValueError(f"weight must be None for a classifier, which has no error of eps, got {settings.weight!r}")
+    if settings.label_dropout != Settings.label_dropout:
+        raise ValueError(
+            f"label_dropout must be left as it is, {Settings.label_dropout}, for a classifier, from which no label is "
+            f"hidden, got {settings.label_dropout}"
+        )

@@ -18,9 +18,9 @@ from typing import Any
 from torch import nn
 
 from ..data import Dataset
-from ..loss import MaximumLikelihood, Unbiased, UniformLogSNR
+from ..loss import LogNormal, MaximumLikelihood, Unbiased, UniformLogSNR
 from ..model import Clock, Karras, LogSNR, ScoreModel
-from ..nn import MLP, DDPMpp, NCSNpp, UNet
+from ..nn import MLP, DDPMpp, MLPEncoder, NCSNpp, UNet, UNetEncoder
 from ..noise import seeded
 from ..process import EDM, VE, VP, LinearSDE, SubVP
 from .settings import Settings
@@ -110,13 +110,23 @@ def usual_net(shape: tuple[int, ...], classes: int = 0) -> MLP | UNet:
     return UNet(shape, 16 if shape[0] == 1 and side <= 32 else 32, (1, *[2] * levels), classes=classes)
 
 
-def usual_settings(net: nn.Module, data: Dataset) -> Settings:
+def usual_encoder(shape: tuple[int, ...], classes: int) -> MLPEncoder | UNetEncoder:
+    """The network of a classifier where none is named: as wide and as deep as `usual_net`."""
+    config: dict[str, Any] = usual_net(shape).config
+    if "multipliers" not in config:
+        return MLPEncoder(shape, classes, config["width"])
+    return UNetEncoder(shape, classes, config["width"], config["multipliers"])
+
+
+def usual_settings(net: nn.Module, data: Dataset, classifier: bool = False) -> Settings:
     """Settings for a network and data where nothing is said: the learning rate falls in inverse proportion to a width
-    above that of the recipes of digits, and 10,000 images or more come in batches of 64.
+    above that of the recipes of digits, and 10,000 images or more come in batches of 64. A classifier sees much noise
+    more often: what a score knows there by its parametrisation, that nothing can be told, it must learn.
     """
     most = 1.0
-    if isinstance(net, MLP | UNet | DDPMpp):
+    if isinstance(net, MLP | UNet | DDPMpp | MLPEncoder | UNetEncoder):
         config: dict[str, Any] = net.config
-        most = (128 if isinstance(net, MLP) else 16) / config["width"]
+        most = (128 if isinstance(net, MLP | MLPEncoder) else 16) / config["width"]
     large = len(data.shape) == 3 and len(data.train) >= 10_000
-    return Settings(lr=Settings.lr * min(1.0, most), batch=64 if large else Settings.batch)
+    times = LogNormal(0.0, 2.0) if classifier else Settings.times
+    return Settings(lr=Settings.lr * min(1.0, most), batch=64 if large else Settings.batch, times=times)

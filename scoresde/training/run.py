@@ -4,7 +4,7 @@ import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -13,19 +13,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import (
     Checkpoint,
+    M,
     exists,
     fill,
-    load,
+    load_as,
     load_state,
     plain_name,
+    recorded_kind,
     recorded_net,
     save,
     tensors_of,
     unwrapped,
 )
 from ..data import Dataset, Source
-from ..loss import Weight, dsm
-from ..model import ScoreModel
+from ..loss import Weight, cross_entropy, dsm
+from ..model import NoisyModel, ScoreModel
 from ..nn import Network, drop_labels
 from ..noise import iid, seeded
 from ..progress import unbroken
@@ -39,15 +41,19 @@ SCALE = ("scale", "_growth_tracker")  # what changes of a scaled loss's scale
 
 
 class Loss(nn.Module):
-    """The mean loss of a batch, per dimension; a module, so that gradients can be shared between processes."""
+    """The mean loss of a batch, of a score model per dimension; a module, so that gradients can be shared between
+    processes.
+    """
 
-    def __init__(self, model: ScoreModel, weight: Weight | None, dtype: torch.dtype) -> None:
+    def __init__(self, model: NoisyModel, weight: Weight | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.model, self.weight, self.dtype = model, weight, dtype
 
     def forward(self, x_0: Tensor, t: Tensor, z: Tensor, cond: dict[str, Tensor]) -> Tensor:
         with torch.autocast(x_0.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return dsm(self.model, x_0, t, self.weight, lambda *_: z, **cond).mean() / x_0[0].numel()
+            if isinstance(self.model, ScoreModel):
+                return dsm(self.model, x_0, t, self.weight, lambda *_: z, **cond).mean() / x_0[0].numel()
+            return cross_entropy(self.model, x_0, t, cond["label"], lambda *_: z).mean()
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -94,10 +100,10 @@ class Share:
         )
 
 
-class Training:
+class Training(Generic[M]):
     """A training under way: everything that changes, and what a step of it is."""
 
-    def __init__(self, model: ScoreModel, data: Dataset, settings: Settings, share: Share) -> None:
+    def __init__(self, model: M, data: Dataset, settings: Settings, share: Share) -> None:
         self.model, self.data, self.settings, self.share, self.step = model.train(), data, settings, share, 0
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         start = {plain_name(model, name): p.detach() for name, p in model.named_parameters()}
@@ -209,7 +215,8 @@ class Training:
         z = torch.randn(x_0.shape, generator=g, device="cpu")
         cond, classes = {}, getattr(self.model.net, "classes", 0)
         if classes and data.train_labels is not None:
-            cond["label"] = self.share(drop_labels(data.train_labels[rows], s.label_dropout, classes, g))
+            hidden = s.label_dropout if isinstance(self.model, ScoreModel) else 0.0
+            cond["label"] = self.share(drop_labels(data.train_labels[rows], hidden, classes, g))
         if s.flips:
             turned = torch.rand(s.batch, generator=g, device="cpu") < 0.5
             x_0 = torch.where(turned.view(-1, 1, 1, 1), x_0.flip(-1), x_0)
@@ -267,15 +274,17 @@ class Training:
         """The inverse of `save`. Raises ValueError unless the checkpoint is one of this training."""
         if folder is None or not exists(folder):
             raise ValueError(f"resume needs a folder with a checkpoint, got {folder!r}")
+        if (was_kind := recorded_kind(folder)) != type(self.model).__name__:
+            raise ValueError(f"model must be as in {folder} to resume, {was_kind}, got {type(self.model).__name__}")
         recorded, net = recorded_net(folder), unwrapped(self.average.net)
         if isinstance(net, Network) and recorded != {"class": type(net).__name__, "config": net.config}:
             raise ValueError(f"net must be as in {folder} to resume, {recorded!r}, got {net.config!r}")
-        found = load(folder, net=copy.deepcopy(net))
+        found = load_as(type(self.model), folder, net=copy.deepcopy(net))
         recorded, now = dict(found.notes.get("settings", {})), describe(self.settings)
         if recorded.pop("bf16", False):  # as it was said before there was float16
             recorded["precision"] = "bfloat16"
         was = describe(Settings()) | recorded
-        for name in ("sde", "predicts", "clock"):
+        for name in self.model.parts:
             was[name], now[name] = (describe(getattr(model, name)) for model in (found.model, self.model))
         was["data"], now["data"] = found.notes.get("data"), self.data.digest
         was["types"], now["types"] = (
@@ -303,7 +312,7 @@ class Training:
         self.scaler.load_state_dict({**self.scaler.state_dict(), **scale})
 
 
-def _adam(model: ScoreModel, settings: Settings, fused: bool) -> torch.optim.Optimizer:
+def _adam(model: NoisyModel, settings: Settings, fused: bool) -> torch.optim.Optimizer:
     """Adam, with decay of the weights that multiply, if any."""
     options: dict[str, Any] = {"lr": settings.lr, "betas": (0.9, settings.beta2), "fused": fused}
     if not settings.weight_decay:
