@@ -16,11 +16,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..checkpoint import Checkpoint, identified, load, recorded_net, recorded_shape
+from ..checkpoint import Checkpoint, identified, load, load_as, recorded_net, recorded_shape
 from ..data import Dataset, Source
 from ..files import digest
-from ..guide import classifier_free, conditioned
+from ..guide import classified, classifier_free, conditioned
 from ..lab import Row, Subject
+from ..model import ClassModel
 from ..process import Score
 from ..shapes import count, shown
 from ..units import Units
@@ -66,10 +67,32 @@ def _own_model(text: str, device: torch.device) -> Checkpoint:
     if callable(made):
         with told("model", text):
             made = made()
-    if not isinstance(made, Checkpoint):
-        raise ValueError(f"model must name a function that returns a Checkpoint, got {text!r}, which is {shown(made)}")
+    if not isinstance(made, Checkpoint) or isinstance(made.model, ClassModel):
+        raise ValueError(
+            f"model must name a function that returns a Checkpoint of a score, got {text!r}, which is {shown(made)}"
+        )
     made.model.to(device).eval().requires_grad_(False)
     return replace(identified(made), around=made.model.around or made.around)
+
+
+def classifier_of(o: Namespace, found: Checkpoint, device: torch.device) -> Checkpoint[ClassModel] | None:
+    """The classifier in o.classifier that is to guide the model, or None. Raises ValueError unless it is of the model's
+    process, shape and units, and for one without a label to guide to.
+    """
+    if o.classifier is None:
+        return None
+    if o.label is None:
+        raise ValueError(f"classifier must guide towards a label: give --label too, got {o.classifier}")
+    made = load_as(ClassModel, o.classifier, device=device)
+    for name, its, own in (
+        ("process", made.model.sde, found.model.sde),
+        ("shape", made.shape, found.shape),
+        ("grid", made.quantized, found.quantized),
+        ("units", made.units, found.units),
+    ):
+        if its != own:
+            raise ValueError(f"classifier must have the model's {name}, {own}, got {its}: {o.classifier}")
+    return made
 
 
 def visible(shape: tuple[int, ...]) -> bool:
@@ -87,9 +110,9 @@ def picture(x: torch.Tensor, units: Units | None, file: Path) -> None:
     grid_picture(shown[: 256 if x.ndim == 4 else 20_000], file)
 
 
-def label_of(o: Namespace, found: Checkpoint) -> int | None:
+def label_of(o: Namespace, found: Checkpoint[Any]) -> int | None:
     """The number of the class in o.label, which is the name of one or a number, or None. Raises ValueError if it is no
-    class of the network.
+    class of the network, which is the classifier's where one guides.
     """
     classes, said = getattr(found.model.net, "classes", 0), o.label
     if said is None:
@@ -104,9 +127,9 @@ def label_of(o: Namespace, found: Checkpoint) -> int | None:
     return label
 
 
-def guided(o: Namespace, net: Score, label: int | None) -> Score:
-    """The score under the label, and with the guidance, that was asked for."""
-    if o.guidance is None:
+def guided(o: Namespace, net: Score, label: int | None, by: Checkpoint[ClassModel] | None = None) -> Score:
+    """The score under the label, and with the guidance, that was asked for, by a classifier or free of one."""
+    if o.guidance is None and by is None:
         if o.interval is not None:
             raise ValueError(f"interval must not be given without guidance, got {o.interval}")
         return net if label is None else conditioned(net, label=label)
@@ -115,14 +138,18 @@ def guided(o: Namespace, net: Score, label: int | None) -> Score:
     low, high = o.interval or (0.0, math.inf)
     if not 0 <= low < high:
         raise ValueError(f"interval must be two noise levels, the lower one first, got {low:g} and {high:g}")
-    return conditioned(classifier_free(net, o.guidance, low=low, high=high), label=label)
+    if by is None:
+        return conditioned(classifier_free(net, o.guidance, low=low, high=high), label=label)
+    w = 1.0 if o.guidance is None else o.guidance
+    return conditioned(classified(net, by.model, w, low=low, high=high), label=label)
 
 
-def condition(o: Namespace, label: int | None) -> str:
+def condition(o: Namespace, label: int | None, by: Checkpoint[ClassModel] | None = None) -> str:
     """What that is, in words; nothing without a label."""
     if label is None:
         return ""
     towards = "" if o.guidance is None else f", guidance {o.guidance:g}"
+    towards = f", classifier {by.digest[:12]}{towards}" if by else towards
     kept = " at noise from {:g} to {:g}".format(*o.interval) if o.interval else ""
     return f"label {label}{towards}{kept}"
 

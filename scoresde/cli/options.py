@@ -21,7 +21,9 @@ def demo(parser: ArgumentParser) -> None:
 
 
 def train(parser: ArgumentParser) -> None:
-    """Train a score network, and write a checkpoint; called again, with as many steps or more, a training goes on."""
+    """Train a score network or a --classifier, and write a checkpoint; called again, with as many steps or more, it
+    goes on.
+    """
     add = parser.add_argument
     add("data", help="digits, Ring(modes=8), moons, ..., FILE.npy, FILE.csv, a folder of images")
     add("--recipe", metavar="NAME", help="mnist-vp, cifar10-ve-likelihood, ...: what is not said below")
@@ -44,16 +46,22 @@ def train(parser: ArgumentParser) -> None:
     add("--weight-decay", metavar="X", type=float, help="AdamW's, of weights of two and more dimensions (0)")
     add("--accumulate", metavar="N", type=int, help="parts of a batch in the network one after the other (1)")
     add("--flips", action="store_true", default=None, help="show images and mirror images equally often")
-    add("--precision", choices=("float32", "bfloat16", "float16"), help="what the network is computed in (float32)")
+    kinds = ("float32", "bfloat16", "float16")
+    add("--precision", metavar="P", choices=kinds, help="what the network is computed in: bfloat16, float16 (float32)")
     add("--compile", action="store_true", help="compile the network by torch.compile")
     add(
         "--shard",
         action="store_true",
         help="share weights out too: torchrun --nproc-per-node 2 -m scoresde -- train digits --shard",
     )
-    add("--views", metavar="N", type=int, default=8, help="pictures of samples on the way (8)")
+    add("--views", metavar="N", type=int, help="pictures of samples on the way (8)")
     add("--save-every", metavar="S", type=float, default=60.0, help="seconds between checkpoints (60)")
     add("--conditional", action="store_true", help="tell the network the labels, if the data have them")
+    add(
+        "--classifier",
+        action="store_true",
+        help="train p(label | noisy sample), which guides a score; by LogNormal(0, 2)",
+    )
     shared(parser, "runs/model")
 
 
@@ -236,7 +244,8 @@ def guidance(parser: ArgumentParser) -> None:
     """What a network with classes is told."""
     add = parser.add_argument
     add("--label", metavar="K", help=LABEL)
-    add("--guidance", metavar="W", type=float, help="classifier-free, towards the label; 1 is none")
+    add("--classifier", metavar="DIR", type=model, help="guide by one that `scoresde train --classifier` made")
+    add("--guidance", metavar="W", type=float, help="towards the label; 1 is none, or the classifier as it is (1)")
     add("--interval", metavar="X", type=float, nargs=2, help="noise levels sigma/alpha that it is kept to (all)")
 
 

@@ -21,7 +21,7 @@ from .. import data, grid, likelihood, loss, model, ode, process, reference, ste
 from .. import nn as networks
 from ..lab import problems
 from ..steps.catalogue import Method, own
-from ..training import usual_net
+from ..training import usual_encoder, usual_net
 
 PLAIN = (ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.Tuple, ast.List, ast.UnaryOp)
 SIGNS = (ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.USub, ast.UAdd)
@@ -125,13 +125,13 @@ def read_grid(text: str, **known: Any) -> Callable[..., Tensor]:
     return found
 
 
-def read_net(text: str | None, shape: tuple[int, ...], classes: int) -> nn.Module:
+def read_net(text: str | None, shape: tuple[int, ...], classes: int, classifier: bool = False) -> nn.Module:
     """A network for samples of that shape: a library's one with its options, or what a function of your own makes of
-    (shape, classes); by the shape alone unless said, `training.usual_net`.
+    (shape, classes); by the shape alone unless said, `training.usual_net`, or `usual_encoder` of a classifier.
     """
     if text is None:
-        return usual_net(shape, classes)
-    own = (networks.MLP, networks.UNet, networks.DDPMpp, networks.NCSNpp)
+        return (usual_encoder if classifier else usual_net)(shape, classes)
+    own = (networks.MLPEncoder, networks.UNetEncoder) if classifier else SCORES
     made = {k: partial(v, shape, classes=classes) for k, v in public(networks).items() if v in own}
     net = evaluated("net", text, {**PUBLIC, **made})
     if not isinstance(net, nn.Module) and callable(net):
@@ -142,5 +142,6 @@ def read_net(text: str | None, shape: tuple[int, ...], classes: int) -> nn.Modul
     return net
 
 
+SCORES = (networks.MLP, networks.UNet, networks.DDPMpp, networks.NCSNpp)
 PUBLIC = public(reference, model, problems, loss, networks, data, ode, likelihood, steps, process)
 PUBLIC |= {"inf": math.inf, "Path": Path}

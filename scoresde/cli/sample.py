@@ -22,6 +22,7 @@ from .common import (
     agreed,
     as_array,
     as_bytes,
+    classifier_of,
     code_of,
     condition,
     fitting,
@@ -47,13 +48,15 @@ def run(o: Namespace) -> None:
     read("sde", o.sde, LinearSDE)  # before the checkpoint, which may be of this process of your own
     found = model_of(o, device)
     fitting(n, found.shape)
-    label = label_of(o, found)
+    by = classifier_of(o, found, device)
+    label = label_of(o, by or found)
     net = Watched(found.model)
-    p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, guided(o, net, label))
+    p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, guided(o, net, label, by), condition(o, label, by))
     net.nfe = 0
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
     kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "no_denoise")}
-    kept |= {"guidance": o.guidance, "interval": o.interval} if o.guidance is not None else {}
+    kept |= {"guidance": o.guidance, "interval": o.interval} if o.guidance is not None or by else {}
+    kept |= {"classifier": by.digest} if by else {}
     kept |= {"temperature": o.temperature} if o.temperature is not None else {}
     kept |= {"label": label, "model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
     with opened(o.out, code_of(o), rank, command="sample", **kept) as folder:
@@ -84,7 +87,7 @@ def run(o: Namespace) -> None:
     print(f"{n} samples in {o.out}: {calls} network calls, for the {len(missing)} of {len(parts)} batches drawn now")
 
 
-def _chosen(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:
+def _chosen(o: Namespace, found: Checkpoint, score: Score, _: str) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:
     """Process, times and steps as typed."""
     own: LinearSDE = found.model.sde
     sde = read("sde", o.sde, LinearSDE) if o.sde else own
@@ -109,7 +112,7 @@ def _chosen(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, tor
     return p, ts, steps
 
 
-def _tuned(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:
+def _tuned(o: Namespace, found: Checkpoint, score: Score, said: str) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:
     """Process, times and step of a tuned solver."""
     for name in ("steps", "grid", "end", "step", "eta"):
         if getattr(o, name) is not None:
@@ -117,7 +120,7 @@ def _tuned(o: Namespace, found: Checkpoint, score: Score) -> tuple[Reverse, torc
     if o.temperature is not None:
         raise ValueError(f"temperature must not be given beside tuned, a solver fitted without, got {o.temperature:g}")
     solver = Tuning.load(o.tuned)
-    if solver.condition != (said := condition(o, label_of(o, found))):
+    if solver.condition != said:
         fitted, asked = (text or "no label" for text in (solver.condition, said))
         raise ValueError(f"tuned must be a solver that was fitted under what is asked for, {asked}, and not {fitted}")
     if read("sde", o.sde, LinearSDE) not in (None, solver.sde):

@@ -11,7 +11,7 @@ from .. import grid
 from ..checkpoint import exists, load
 from ..data import Dataset
 from ..loss import MaximumLikelihood, Times, Unbiased, UniformTime, Weight
-from ..model import Karras, LogSNR, ScoreModel
+from ..model import ClassModel, Karras, LogSNR, NoisyModel, ScoreModel
 from ..noise import seeded
 from ..process import LinearSDE
 from ..shapes import number
@@ -20,8 +20,10 @@ from ..training import RECIPES, Recipe, Settings, train, usual_settings
 from .common import join_processes, picture, place, visible
 from .parts import read, read_data, read_net
 
-SEEN, CALLS = 64, 12
-"""Samples of a picture on the way, and network calls of each."""
+SEEN, CALLS, VIEWS = 64, 12, 8
+"""Samples of a picture on the way, network calls of each, and how many pictures there are."""
+OF_SCORES = ("recipe", "init", "conditional", "weight", "label_dropout", "views")
+"""Options that mean nothing for a classifier."""
 
 
 def run(o: Namespace) -> None:
@@ -35,9 +37,9 @@ def run(o: Namespace) -> None:
     if o.conditional and not data.classes:
         raise ValueError("conditional training needs data with labels")
     number("save_every", o.save_every, least=0)
-    model = _model(o, recipe, sde, data)
+    model: NoisyModel = _classifier(o, sde, data) if o.classifier else _model(o, recipe, sde, data)
     model = model if o.shard else model.to(device)
-    settings = _settings(o, start if recipe else usual_settings(model.net, data))
+    settings = _settings(o, start if recipe else usual_settings(model.net, data, o.classifier))
     if device.type == "cuda" and len(data.shape) == 3 and not o.shard:  # as its convolutions are fastest
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if o.compile:
@@ -45,10 +47,10 @@ def run(o: Namespace) -> None:
     how = {
         "resume": exists(o.out),
         "save_every": o.save_every,
-        "views": o.views,
+        "views": VIEWS if o.views is None else o.views,
         "sharded": device if o.shard else False,
     }
-    view = partial(_view, o, data, rank == 0) if rank == 0 or o.shard else None
+    view = partial(_view, o, data, rank == 0) if (rank == 0 or o.shard) and not o.classifier else None
     train(model, data, settings, folder=o.out, source=source, on_view=view, **how)
     if rank == 0:
         print(f"trained {settings.steps} steps; the checkpoint is in {o.out}")
@@ -86,6 +88,18 @@ def _model(o: Namespace, recipe: Recipe | None, sde: LinearSDE | None, data: Dat
     with seeded(o.seed):
         net, clock = read_net(o.net, data.shape, data.classes * o.conditional), recipe.clock if recipe else LogSNR()
         return ScoreModel(net, sde, Karras(data.around), clock)
+
+
+def _classifier(o: Namespace, sde: LinearSDE | None, data: Dataset) -> NoisyModel:
+    """A classifier of noisy samples, with its first weights."""
+    for name in OF_SCORES:
+        if (said := getattr(o, name)) is not None and said is not False:
+            raise ValueError(f"{name} must not be given beside classifier, for which it means nothing, got {said}")
+    if data.classes < 2:
+        raise ValueError(f"a classifier needs data with labels, of at least two classes, got {data.classes}")
+    with seeded(o.seed):
+        net = read_net(o.net, data.shape, data.classes, classifier=True)
+        return ClassModel(net, sde or read("sde", "vp", LinearSDE), data.around)
 
 
 def _view(o: Namespace, data: Dataset, first: bool, step: int, model: ScoreModel) -> None:

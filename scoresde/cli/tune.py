@@ -13,7 +13,7 @@ from ..reference import Reference
 from ..shapes import count
 from ..steps import Pilots, Tuning, tune
 from ..values import build, describe
-from .common import code_of, condition, guided, label_of, model_of, one_subject, place
+from .common import classifier_of, code_of, condition, guided, label_of, model_of, one_subject, place
 from .folder import Journal, opened
 from .parts import read
 
@@ -33,12 +33,15 @@ def run(o: Namespace) -> None:
     sde = read("sde", o.sde or "vp", LinearSDE)
     if o.model:
         found = model_of(o, device)
-        sde, around, label = sde if o.sde else found.model.sde, found.around, label_of(o, found)
-        said, net = condition(o, label), guided(o, found.model, label)
+        sde, around, by = sde if o.sde else found.model.sde, found.around, classifier_of(o, found, device)
+        label = label_of(o, by or found)
+        said, net = condition(o, label, by), guided(o, found.model, label, by)
         score, like = transport(net, found.model.sde, sde), torch.empty(1, *found.shape, device=device)
     else:
-        if o.label is not None or o.guidance is not None or o.interval is not None:
-            raise ValueError("label, guidance and interval must not be given with a law, which has no classes")
+        if any(v is not None for v in (o.label, o.classifier, o.guidance, o.interval)):
+            raise ValueError(
+                "label, classifier, guidance and interval must not be given with a law, which has no classes"
+            )
         problem, said = read("law", o.law or "modes", Problem), ""
         law = problem.law()
         around = Reference.fit(law.sample(KNOWN, torch.Generator().manual_seed(o.seed)))

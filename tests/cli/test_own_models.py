@@ -79,7 +79,7 @@ def test_likelihood(mine, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["nothing"], "model must name a function that returns a Checkpoint, got"),
+        (["nothing"], "model must name a function that returns a Checkpoint of a score, got"),
         (["broken"], "no weights here"),
         (["absent"], "model must be like"),
         (["model", "--net", "mine:net"], "net must not be given beside a model of your own"),
