@@ -7,7 +7,8 @@ itself. `tilted` draws from that law, by weights.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from .model import Counted
 from .noise import Noise, iid, require_noise
-from .process import LinearSDE, Score, require_linear, require_score_of
+from .process import LinearSDE, Reverse, Score, require_linear, require_score_of
 from .reference import Reference, said
-from .shapes import answer, as_time, function, lifted, like, number, recordable, recording, state, times, wide
+from .shapes import answer, as_time, function, lifted, like, number, recordable, recording, shown, state, times, wide
 from .steps import Ancestral, Step, started
-from .steps.step import memoryless
+from .steps.step import Affine, Prepared, memoryless
 
 Ask = Callable[..., Tensor]
 
@@ -33,6 +34,8 @@ class Guided:
 
     given = ""
     """What is to be said of conditions."""
+    memory: "Memory | None" = None
+    """What `Momentum` carries, of a score that has such."""
 
     def __init__(
         self,
@@ -188,7 +191,8 @@ def projected(
     score: Score, w: float, *, along: float = 0.0, norm: float = math.inf, low: float = 0.0, high: float = math.inf
 ) -> Guided:
     """Classifier-free guidance of which the part along the denoised sample, which saturates, is left out but for the
-    share `along` (Sadat et al. 2025, adaptive projected guidance, without its momentum). In D = E[x_0 | x_t]:
+    share `along` (Sadat et al. 2025, adaptive projected guidance; its memory is a step's, `Momentum`). In
+    D = E[x_0 | x_t]:
 
         D_c + (w - 1) (along d_par + d_orth),    d = D_c - D_u, shortened to `norm` where it is longer,
 
@@ -197,18 +201,92 @@ def projected(
     """
     number("w", w), number("along", along), norm == math.inf or number("norm", norm, above=0)
     without = lambda ask, x, t, cond: ask(0, x, t)  # noqa: E731
+    memory = Memory()
 
     def mix(x: Tensor, t: Tensor, c: Tensor, u: Tensor) -> Tensor:
         sde = require_linear("score.sde, which samples are denoised by,", getattr(score, "sde", None))
         alpha, var = like(sde.alpha(t), x), like(sde.var(t), x)
-        D, d = (x + var * c) / alpha, var * (c - u) / alpha
+        D, d = (x + var * c) / alpha, memory(var * (c - u) / alpha)
         dot = lambda a, b: (a * b).flatten(1).sum(1).view(-1, *[1] * (x.ndim - 1))  # noqa: E731
         if norm < math.inf:
             d = d * (norm / dot(d, d).sqrt().clamp_min(1e-30)).clamp_max(1)
         parallel = dot(d, D) / dot(D, D).clamp_min(1e-30) * D
         return c + (w - 1) * (d - (1 - along) * parallel) * alpha / var
 
-    return _differing([score], _told, without, mix, _between(low, high))
+    made = _differing([score], _told, without, mix, _between(low, high))
+    made.memory = memory
+    return made
+
+
+class Memory:
+    """d + beta d_before, and that as the next d_before, while a `Momentum` is on its way; else d."""
+
+    def __init__(self) -> None:
+        self.beta: float | None = None
+        self.before: Tensor | None = None
+        self.asked = 0
+
+    def __call__(self, d: Tensor) -> Tensor:
+        if self.beta is None:
+            return d
+        self.asked += 1
+        self.before = d if self.before is None else d + self.beta * self.before
+        return self.before
+
+
+@dataclass(frozen=True)
+class Momentum(Prepared):
+    """A step along a `projected` score whose d remembers those of the intervals before (Sadat et al. 2025, reverse
+    momentum, beta < 0):
+
+        d_n <- d_n + beta d_(n-1),    before it is shortened and projected.
+
+    In small steps that is d/(1 - beta): what it does to samples depends on how many they are. guided: the projected
+    score, which the process's score asks, as by `conditioned`. step: a predictor that remembers nothing, since one that
+    asks several times an interval has no d_(n-1). Correctors, and the denoising at the end, ask without memory.
+
+    Raises ValueError for what is not as stated, and when called if the process's score does not ask the guided one, or
+    asks it twice.
+    """
+
+    fixed = True
+    guided: Guided = field(repr=False)
+    beta: float = -0.5
+    step: Affine = Ancestral()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.guided, Guided) or self.guided.memory is None:
+            raise ValueError(f"guided must be a score that `projected` made, got {shown(self.guided)}")
+        number("beta", self.beta, above=-1, below=1), memoryless(self.step)
+
+    def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
+        self.step.check(p, t, s)
+
+    def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
+        return _Moving(self, self.step.prepare(p, t, s))
+
+
+class _Moving(Step):
+    """A step with momentum at work."""
+
+    fixed = True
+
+    def __init__(self, of: Momentum, step: Step) -> None:
+        self.of, self.step = of, step
+        self.before: Tensor | None = None
+
+    def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        guided, memory = self.of.guided, cast(Memory, self.of.guided.memory)
+        calls, memory.beta, memory.before, memory.asked = guided.calls, self.of.beta, self.before, 0
+        try:
+            x = self.step(p, x, t, s, noise)
+            self.before = memory.before
+        finally:
+            memory.beta = memory.before = None
+        if guided.calls == calls or memory.asked > 1:
+            often = f"{memory.asked} times" if memory.asked else "not"
+            raise ValueError(f"the process's score must ask guided once an interval, and has {often} asked it")
+        return x
 
 
 def tempered(score: Score, temperature: float, around: Reference | None = None) -> Guided:

@@ -23,11 +23,13 @@ from scoresde import (
     iid,
     log_prob,
     sample,
+    trajectory,
     transport,
 )
 from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.guide import (
     Guided,
+    Momentum,
     autoguided,
     classified,
     classifier_free,
@@ -140,6 +142,70 @@ def test_projected():
     short = D(projected(known, w, along=1.0, norm=0.05)(X, T, label=LABEL)) - D(c)
     length = full.norm(dim=1) / (w - 1)
     same(short.norm(dim=1), (w - 1) * length.clamp_max(0.05))
+
+
+def by_hand(x, ts, w, beta, along, norm, step=Ancestral()):
+    """Steps along the score of `projected` with momentum, written out for labels LABEL."""
+    known, before = Known(), 0.0
+    for t, s in zip(ts[:-1], ts[1:]):
+        alpha, var, c, u = SDE.alpha(t), SDE.var(t), known(x, t, LABEL), known(x, t)
+        before = d = var * (c - u) / alpha + beta * before
+        d = d * (norm / d.norm(dim=1, keepdim=True)).clamp_max(1)
+        D = (x + var * c) / alpha
+        d = d - (1 - along) * (d * D).sum(1, keepdim=True) / D.square().sum(1, keepdim=True) * D
+        score = c + (w - 1) * d * alpha / var
+        x = step(SDE.reverse(lambda *_, score=score: score, 0.0), x, t, s, iid())
+    return x
+
+
+@pytest.mark.parametrize("step", [Ancestral(), EulerMaruyama()], ids=repr)
+@pytest.mark.parametrize(("beta", "along", "norm"), [(-0.5, 0.0, 0.4), (0.3, 1.0, 1e9), (0.0, 0.2, 0.4)])
+def test_momentum(step, beta, along, norm):
+    """The recursion written out; a second run starts afresh; beta = 0 is `projected` itself; each row by itself."""
+    ts, x = grid.uniform(SDE, 9), 1.5 * X
+    guided = projected(Known(), 3.0, along=along, norm=norm)
+    p, moving = SDE.reverse(conditioned(guided, label=LABEL), 0.0), Momentum(guided, beta, step)
+    found = sample(p, x, ts, moving)
+    same(found, by_hand(x, ts, 3.0, beta, along, norm, step), 1e-10)
+    assert torch.equal(sample(p, x, ts, moving), found)
+    plain = sample(p, x, ts, step)
+    assert torch.equal(found, plain) if beta == 0 else (found - plain).abs().max() > 1e-3
+    one = sample(SDE.reverse(conditioned(guided, label=LABEL[2:3]), 0.0), x[2:3], ts, moving)
+    same(one, found[2:3], 1e-12)
+
+
+def test_momentum_in_small_steps():
+    """d/(1 - beta): where nothing is shortened or left out, guidance of w - 1 over that; to first order in the step."""
+    beta, off = -0.5, []
+    guided = projected(Known(), 2.5, along=1.0)
+    q = SDE.reverse(conditioned(classifier_free(Known(), 1 + 1.5 / (1 - beta)), label=LABEL), 0.0)
+    for n in (100, 200, 400):
+        ts = grid.log_snr(SDE, n)
+        p = SDE.reverse(conditioned(guided, label=LABEL), 0.0)
+        off.append(float((sample(p, X, ts, Momentum(guided, beta)) - sample(q, X, ts, Ancestral())).abs().max()))
+    assert off[0] > 1.7 * off[1] > 1.7**2 * off[2] > 0
+
+
+def test_momentum_between_noise_levels():
+    """Outside there is nothing to remember, and nothing to guide."""
+    low, high = (float(SDE.sigma(t) / SDE.alpha(t)) for t in (0.3, 0.61))
+    ts, guided = grid.uniform(SDE, 10, end=0.05), projected(Known(), 3.0, low=low, high=high)
+    p, steps = SDE.reverse(conditioned(guided, label=LABEL), 0.0), (Momentum(guided), Ancestral())
+    a, b = (list(trajectory(p, X, ts, step)) for step in steps)
+    asked = [bool(low <= SDE.sigma(t) / SDE.alpha(t) <= high) for t in ts[:-1]]
+    second = [i for i, inside in enumerate(asked) if inside][1]
+    for k, (one, other) in enumerate(zip(a, b)):
+        assert torch.equal(one, other) == (k <= second)
+
+
+def test_momentum_of_what_is_not_asked_once():
+    """A process whose score asks another guided score, or this one twice, is refused; so is a later use unharmed."""
+    guided, ts = projected(Known(), 3.0), grid.uniform(SDE, 4)
+    label = conditioned(guided, label=LABEL)
+    for score, often in ((conditioned(Known(), label=LABEL), "not"), (combined((0.5, label), (0.5, label)), "2 times")):
+        with pytest.raises(ValueError, match=f"must ask guided once an interval, and has {often} asked it"):
+            sample(SDE.reverse(score, 0.0), X, ts, Momentum(guided))
+    same(label(X, T), conditioned(projected(Known(), 3.0), label=LABEL)(X, T))
 
 
 def test_an_exact_classifier_gives_the_conditional_score():
@@ -397,6 +463,9 @@ def test_weights_sample_a_temperature(temperature):
         ),
         (lambda: projected(lambda x, t, label=None: x, 2.0)(X, T, label=1), "score.sde, which samples are denoised by"),
         (lambda: projected(Known(), 2.0, norm=0.0), "norm must"),
+        (lambda: Momentum(classifier_free(Known(), 2.0)), "guided must be a score that `projected` made"),
+        (lambda: Momentum(projected(Known(), 2.0), -1.0), "beta must be a finite number > -1 and < 1, got -1.0"),
+        (lambda: Momentum(projected(Known(), 2.0), step=UniPC(2)), "step must be one that remembers nothing"),
         (lambda: combined(), "parts must hold at least one"),
         (lambda: combined((math.inf, Known())), r"parts\[0\] must"),
         (lambda: Guided([3], None), r"scores\[0\] must be a callable"),
