@@ -4,7 +4,6 @@ from argparse import Namespace
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..checkpoint import Checkpoint
@@ -14,14 +13,11 @@ from ..lab.solvers import Watched
 from ..model import transport
 from ..noise import iid, seeds
 from ..process import LinearSDE, Reverse, Score
-from ..progress import bar
 from ..shapes import count, number
 from ..steps import Step, Tuning, draw, started
 from ..steps.fit import estimated
+from .batches import complete, enter, in_batches
 from .common import (
-    agreed,
-    as_array,
-    as_bytes,
     classifier_of,
     code_of,
     condition,
@@ -32,13 +28,9 @@ from .common import (
     model_of,
     picture,
     place,
-    processes,
-    total,
 )
 from .folder import opened
 from .parts import read, read_grid
-
-DONE = "samples.npy"
 
 
 def run(o: Namespace) -> None:
@@ -52,7 +44,6 @@ def run(o: Namespace) -> None:
     label = label_of(o, by or found)
     net = Watched(found.model)
     p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, guided(o, net, label, by), condition(o, label, by))
-    net.nfe = 0
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
     kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "no_denoise")}
     kept |= {"guidance": o.guidance, "interval": o.interval} if o.guidance is not None or by else {}
@@ -60,31 +51,21 @@ def run(o: Namespace) -> None:
     kept |= {"temperature": o.temperature} if o.temperature is not None else {}
     kept |= {"label": label, "model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
     with opened(o.out, code_of(o), rank, command="sample", **kept) as folder:
-        if rank == 0:
-            folder.gather()
-        if agreed(rank == 0 and folder.read(DONE) is not None):
-            if rank == 0:
-                print(f"{o.out / DONE} is complete already")
+        if complete(folder, rank):
             return
         like = torch.empty(0, device=device)
-        parts = {start: f"part-{start:08d}-{min(batch, n - start):08d}.npy" for start in range(0, n, batch)}
-        missing = agreed([start for start, part in parts.items() if rank == 0 and folder.read(part) is None])
-        shown = bar(missing[rank :: processes()], desc="sample", unit="batch", disable=rank > 0)
-        net.ask = lambda calls: shown.set_postfix(calls=calls, refresh=False)
-        for start in shown:
-            every = seeds(o.seed, min(batch, n - start), start)
-            x = draw(p, found.shape, ts, *steps, seeds=every, like=like, denoise=not o.no_denoise)
-            folder.keep(parts[start], as_bytes(x.cpu().numpy()))
-        calls = total(net.nfe)
-        if rank > 0:
+
+        def make(start: int, k: int) -> torch.Tensor:
+            every = seeds(o.seed, k, start)
+            return draw(p, found.shape, ts, *steps, seeds=every, like=like, denoise=not o.no_denoise)
+
+        x, calls = in_batches(folder, rank, n, batch, net, make, "sample")
+        if x is None:
             return
-        folder.gather()
-        x = torch.from_numpy(np.concatenate([as_array(folder.read(part) or b"") for part in parts.values()]))
         own = x if found.units is None else found.units.restore(x)
         picture(own, found.units, o.out / "samples.png")
-        folder.keep(DONE, as_bytes(own.numpy()))  # last, since it says that all is there
-        folder.drop(*(name for (name,) in list(folder.files) if name.startswith("part-")))
-    print(f"{n} samples in {o.out}: {calls} network calls, for the {len(missing)} of {len(parts)} batches drawn now")
+        enter(folder, own)
+    print(f"{n} samples in {o.out}: {calls}")
 
 
 def _chosen(o: Namespace, found: Checkpoint, score: Score, _: str) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:
@@ -96,7 +77,7 @@ def _chosen(o: Namespace, found: Checkpoint, score: Score, _: str) -> tuple[Reve
     around = found.around or estimated(replace(p, eta=0.0), sde.prior(*pilots))
     if o.temperature is not None:
         cooler = tempered(score, o.temperature, around)
-        p, around = replace(p, score=transport(cooler, own, sde)), cooler.around
+        p, around = replace(p, score=transport(cooler, own, sde)), cooler.around or around
     every = o.step or ["GaussianReference"]
     steps = tuple(read("step", text, Step, around=around) for text in every)
     chosen = any(step.moves and hasattr(step, "run") for step in steps)  # by the step, which needs no grid
