@@ -66,7 +66,7 @@ class Images(Source):
         stored: dict[bool, Path] = {}
         for file in files:
             try:
-                image, in_grey = _upright(file)
+                image, in_grey = upright(file)
             except Exception as error:  # every decoder has its own kinds for a damaged file
                 raise ValueError(f"{file} cannot be read as an image: {error}") from error
             stored.setdefault(in_grey, file)
@@ -106,7 +106,7 @@ class Images(Source):
                 warnings.warn(f"{len(found)} of {len(files)} images, such as {first}, {what}", stacklevel=3)
 
 
-def _upright(file: Path) -> tuple[Any, bool]:
+def upright(file: Path) -> tuple[Any, bool]:
     """The image in a file, as it is to be seen, in RGB; and whether it is stored in grey."""
     from PIL import Image, ImageOps
 

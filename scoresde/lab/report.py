@@ -141,6 +141,23 @@ def grid_picture(x: Tensor, file: Path, title: str = "", columns: int = 16) -> N
     save_figure(figure, file)
 
 
+def gallery(groups: Sequence[tuple[str, Tensor]], file: Path) -> None:
+    """Rows of images, side by side under the titles of groups (title, x), x (rows, k, 1 or 3, H, W) on [-1, 1]."""
+    x = torch.cat([x.float().cpu().expand(-1, -1, 3, -1, -1) for _, x in groups], 1)
+    rows, columns, _, h, w = x.shape
+    sheet = tile(x.flatten(0, 1), columns)
+    width = max(4.0, 0.9 * columns)
+    figure, axes = plt.subplots(figsize=(width, width * sheet.shape[0] / sheet.shape[1]))
+    axes.imshow(sheet, interpolation="nearest")
+    axes.axis("off")
+    at = 0
+    for title, part in groups:
+        middle = (at + part.shape[1] / 2) * (w + 1) - 1
+        axes.text(middle, -0.5 - h / 16, title, ha="center", va="bottom", fontsize=10)
+        at += part.shape[1]
+    save_figure(figure, file)
+
+
 def side_by_side(parts: Sequence[tuple[str, Tensor]], file: Path, columns: int = 10) -> None:
     """Samples, each under its title: sheets of images two in a row, points of the plane four, on one scale."""
     points = parts[0][1].ndim == 2
