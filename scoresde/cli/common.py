@@ -127,12 +127,17 @@ def label_of(o: Namespace, found: Checkpoint[Any]) -> int | None:
     return label
 
 
+def labelled(net: Score, label: int | None) -> Score:
+    """The score under a label, if there is one."""
+    return net if label is None else conditioned(net, label=label)
+
+
 def guided(o: Namespace, net: Score, label: int | None, by: Checkpoint[ClassModel] | None = None) -> Score:
     """The score under the label, and with the guidance, that was asked for, by a classifier or free of one."""
     if o.guidance is None and by is None:
         if o.interval is not None:
             raise ValueError(f"interval must not be given without guidance, got {o.interval}")
-        return net if label is None else conditioned(net, label=label)
+        return labelled(net, label)
     if label is None:
         raise ValueError(f"guidance must be towards a label: give --label too, got {o.guidance:g}")
     low, high = o.interval or (0.0, math.inf)

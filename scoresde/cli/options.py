@@ -100,6 +100,53 @@ def sample(parser: ArgumentParser) -> None:
     shared(parser, "runs/samples")
 
 
+def inpaint(parser: ArgumentParser) -> None:
+    """Draw what is missing of images, whose other pixels are known: samples of p(x | y) under a checkpoint, which need
+    not have been trained for it. What was measured, samples, their mean and their deviation go to .npy files, and a row
+    of each image to picture.png. An interrupted run goes on when called again.
+    """
+    measured(parser)
+    add = parser.add_argument
+    add("--keep", metavar="K", help="upper, lower, left, right, border, or a share such as 0.3, at random (upper)")
+    add("--mask", metavar="FILE", type=place, help="an image of the model's size that is white where pixels are known")
+    sampled(parser, "runs/inpaint")
+
+
+def colorize(parser: ArgumentParser) -> None:
+    """Draw the colours of grey images: samples of p(x | y) under a checkpoint of images of three channels, whose mean
+    over channels is known. Files as `scoresde inpaint` writes them; a grey --image is what was measured,
+    with --std of noise in it.
+    """
+    measured(parser)
+    sampled(parser, "runs/colorize")
+
+
+def superres(parser: ArgumentParser) -> None:
+    """Draw the details of small images: samples of p(x | y) under a checkpoint, of which means over blocks of pixels
+    are known. Files as `scoresde inpaint` writes them; an --image that is already small is what was measured, with
+    --std of noise in it.
+    """
+    measured(parser)
+    parser.add_argument("--factor", metavar="K", type=int, default=2, help="blocks of K x K pixels (2)")
+    sampled(parser, "runs/superres")
+
+
+def interpolate(parser: ArgumentParser) -> None:
+    """Draw a path from one image to another, whose states are samples of a checkpoint: latents on the flow, joined on a
+    great circle. How far the flow brings each of the two back from where it began is said beside.
+    """
+    add = parser.add_argument
+    add("model", type=model, help=MODEL)
+    add("--images", metavar="I", type=int, nargs=2, help="the numbers of two images that are held out (0 1)")
+    add("--image", metavar="FILE", type=place, nargs=2, help="instead, two image files of the model's shape")
+    add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
+    add("--n", metavar="N", type=int, default=8, help="states, both ends among them (8)")
+    add("--method", metavar="M", default="Adams(40)", help="of the flow: Dopri5(1e-6, 1e-6), ... (Adams(40))")
+    add("--label", metavar="K", help=LABEL)
+    add("--net", metavar="NET", help=OWN_NET)
+    shared(parser, "runs/interpolate")
+
+
 def tune(parser: ArgumentParser) -> None:
     """Fit a solver of the probability flow to one model: grid, residual size and weights from its own trajectories. The
     result is JSON, which `scoresde sample MODEL --tuned FILE` takes; where a method without a fit is better, that is
@@ -240,6 +287,28 @@ def place(text: str) -> Path:
     return Path(text)
 
 
+def measured(parser: ArgumentParser) -> None:
+    """Of what something was measured."""
+    add = parser.add_argument
+    add("model", type=model, help=MODEL)
+    add("--images", metavar="N", type=int, help="how many images that are held out, from the first on (4)")
+    add("--image", metavar="FILE", type=place, help="instead of these, one image file of the model's shape")
+    add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
+
+
+def sampled(parser: ArgumentParser, out: str) -> None:
+    """How samples given that are drawn."""
+    add = parser.add_argument
+    add("--std", metavar="X", type=float, default=0.0, help="deviation of its noise; grey levels go from -1 to 1 (0)")
+    add("--n", metavar="N", type=int, default=8, help="samples for each image (8)")
+    add("--method", metavar="M", default="pigdm", help="mmps, ddnm, diffpir(weight=2), DPS(zeta=0.5), module:f (pigdm)")
+    add("--steps", metavar="N", type=int, default=100, help="of DDPM, the reverse SDE: network calls (100)")
+    add("--label", metavar="K", help=LABEL)
+    add("--batch", metavar="N", type=int, help="images drawn together; samples do not depend on it (256 samples)")
+    add("--net", metavar="NET", help=OWN_NET)
+    shared(parser, out)
+
+
 def guidance(parser: ArgumentParser) -> None:
     """What a network with classes is told."""
     add = parser.add_argument
@@ -257,5 +326,8 @@ def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is
     add("--out", metavar="PATH", type=place, default=Path(out), help=f"{what} ({out})")
 
 
-EVERY = (demo, train, average, sample, evaluate, tune, likelihood, compare, bench, fetch, models)
+EVERY = (
+    demo, train, average, sample, inpaint, colorize, superres, interpolate, evaluate, tune, likelihood, compare, bench,
+    fetch, models,
+)  # fmt: skip
 COMMANDS = {command.__name__: command for command in EVERY}

@@ -11,13 +11,14 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from .. import data, grid, likelihood, loss, model, ode, process, reference, steps
+from .. import data, grid, inverse, likelihood, loss, model, ode, process, reference, steps
 from .. import nn as networks
 from ..lab import problems
 from ..steps.catalogue import Method, own
@@ -140,6 +141,61 @@ def read_net(text: str | None, shape: tuple[int, ...], classes: int, classifier:
     if not isinstance(net, nn.Module):
         raise ValueError(f"net must name what makes an nn.Module, got {text!r}, which is {type(net).__name__}")
     return net
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """A method for y = A x + noise, with the options that were typed."""
+
+    name: str
+    make: Any
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{k}={v!r}" for k, v in self.options.items())
+        return f"{self.name}({said})" if said else self.name
+
+    def __call__(self, score: Any, seen: Any, step: steps.Step) -> tuple[Any, steps.Step]:
+        """The score and the step to sample by, of which one is made anew. Raises ValueError where it is not made."""
+        own: Any = self.make  # whose arguments are its own
+        steps_itself = inspect.isclass(own) and issubclass(own, steps.Step)
+        try:
+            made = own(step if steps_itself else score, seen, **self.options)
+            if not callable(made):
+                raise ValueError(f"it makes {made!r}")
+        except Exception as error:
+            raise ValueError(f"method must make a score of what was measured, got {self!r}: {error}") from error
+        return (score, made) if steps_itself else (made, step)
+
+
+def read_method(text: str) -> Restoration:
+    """A method of `scoresde.inverse` with its options, or a function of your own of (score, seen), or a step of (step,
+    seen).
+    """
+    methods = {k: partial(_with_options, v) for k, v in public(inverse).items() if _restores(v)}
+    if not own_module(text) and text.partition("(")[0].strip() not in methods:
+        names = ", ".join(sorted({method.args[0].__name__ for method in methods.values()}))
+        raise ValueError(f"method must be one of {names}, or package.module:function of (score, seen), got {text!r}")
+    found = evaluated("method", text, {**PUBLIC, **methods})
+    if isinstance(found, partial) and found.func is _with_options:
+        return _with_options(*found.args)
+    if isinstance(found, Restoration):
+        return found
+    if not callable(found):
+        raise ValueError(f"method must name a function of (score, seen), got {text!r}, which is {found!r}")
+    return Restoration(text, found)
+
+
+def _restores(f: Any) -> bool:
+    """Whether f takes a score, or a step, and what was measured, and needs nothing else."""
+    takes = list(inspect.signature(f).parameters.values())
+    begins = [p.name for p in takes[:2]] in (["score", "seen"], ["step", "seen"])
+    return begins and all(p.default is not p.empty for p in takes[2:])
+
+
+def _with_options(f: Callable[..., Any], **options: Any) -> Restoration:
+    inspect.signature(f).bind(None, None, **options)
+    return Restoration(f.__name__, f, options)
 
 
 SCORES = (networks.MLP, networks.UNet, networks.DDPMpp, networks.NCSNpp)

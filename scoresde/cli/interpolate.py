@@ -1,0 +1,50 @@
+"""`scoresde interpolate`."""
+
+from argparse import Namespace
+from typing import Any
+
+import torch
+
+from ..edit import interpolate, round_trip
+from ..files import digest
+from ..likelihood import Integrator
+from ..model import Counted
+from ..ode import Embedded
+from ..shapes import count
+from .batches import complete, enter
+from .common import as_bytes, code_of, fitting, label_of, labelled, model_of, place
+from .folder import opened
+from .images import alone, held_out, of_file, require_images, visibly
+from .parts import read
+
+
+def run(o: Namespace) -> None:
+    """Join two images."""
+    n, device = count("n", o.n, least=2), place(o)
+    alone(o)
+    method = read("method", o.method, object)
+    if not isinstance(method, Integrator | Embedded):
+        raise ValueError(f"method must be a value such as Adams(40) or Dopri5(), got {o.method!r}")
+    found = model_of(o, device)
+    require_images(found)
+    fitting(n, found.shape)
+    x = held_out(o, found, o.images or [0, 1]) if o.image is None else torch.stack([of_file(f, found) for f in o.image])
+    net, label = Counted(found.model), label_of(o, found)
+    p = found.model.sde.reverse(labelled(net, label), 0.0)
+    of: dict[str, Any] = {"n": n, "method": repr(method), "label": label, "model": found.digest}
+    of |= {"images": digest(as_bytes(x.numpy()))}
+    with opened(o.out, code_of(o), command="interpolate", **of) as folder:
+        if complete(folder, 0):
+            return
+        a, b = x.to(device).split(1)
+        made = interpolate(p, a, b, n, method, found.around)[:, 0].cpu()
+        calls = net.nfe
+        off = round_trip(p, x.to(device), method, found.around)
+        from ..lab.report import gallery
+
+        shown = visibly(torch.cat([x[:1], made, x[1:]]), found)[None]
+        groups = [("from", shown[:, :1]), (f"{n} states", shown[:, 1:-1]), ("to", shown[:, -1:])]
+        gallery(groups, folder.path / "picture.png")
+        enter(folder, made)
+    there = " and ".join(f"{v:.3g}" for v in off.tolist())
+    print(f"{n} states in {o.out}: {calls} network calls; the flow brings both back {there} off (root mean square)")
