@@ -299,7 +299,13 @@ def measured(parser: ArgumentParser) -> None:
 def sampled(parser: ArgumentParser, out: str) -> None:
     """How samples given that are drawn."""
     add = parser.add_argument
-    add("--std", metavar="X", type=float, default=0.0, help="deviation of its noise; grey levels go from -1 to 1 (0)")
+    add(
+        "--std",
+        metavar="X",
+        type=float,
+        default=0.0,
+        help="deviation of noise in y; grey levels go from -1 to 1 (0)",
+    )
     add("--n", metavar="N", type=int, default=8, help="samples for each image (8)")
     add("--method", metavar="M", default="pigdm", help="mmps, ddnm, diffpir(weight=2), DPS(zeta=0.5), module:f (pigdm)")
     add("--steps", metavar="N", type=int, default=100, help="of DDPM, the reverse SDE: network calls (100)")

@@ -85,6 +85,19 @@ def test_samples_of_two_processes(capsys, monkeypatch, tmp_path, ring):
     assert "complete already" in together(*args, "--out", tmp_path / "two")
 
 
+@pytest.mark.slow
+def test_restorations_of_two_processes(tmp_path):
+    """Two share the images, and every file is that of one; what is told is told once."""
+    args = ["inpaint", "digits-vp", "--images", "5", "--n", "2", "--steps", "4", "--batch", "1"]
+    assert main([*args, "--out", str(tmp_path / "one")]) == 0
+    said = together(*args, "--out", tmp_path / "two")
+    assert said.count("2 samples for each of 5 images") == 1 and "for the 5 of 5 batches drawn now" in said
+    one, two = (
+        {f.name: f.read_bytes() for f in (tmp_path / k).iterdir() if f.suffix == ".npy"} for k in ("one", "two")
+    )
+    assert one == two and len(one) == 5
+
+
 def test_files_of_other_processes(tmp_path):
     """What the second process has made is the folder's once the first one gathers it, and nobody makes it again; it is
     not when another recipe is asked for.

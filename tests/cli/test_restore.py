@@ -329,6 +329,20 @@ def half(score, seen):
     return pigdm(score, seen)
 
 
+def far(score, seen):
+    """A method that leads away."""
+    return Guided([score], lambda ask, x, t, cond: ask(0, x, t) + 3.0)
+
+
+def test_samples_far_beyond_black_and_white_are_told(capsys, tmp_path):
+    """One line warns of a method that has not held; none does otherwise."""
+    for method in ("pigdm", f"{__name__}:far"):
+        done(tmp_path / method[-3:], "inpaint", "digits-vp", *FAST, "--method", method)
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scoresde: warning: samples")]
+        assert len(said) == (method != "pigdm")
+        assert not said or "grey levels from -1 to 1: take more --steps or another --method" in said[0]
+
+
 def nothing(score, seen):
     """A method that makes nothing."""
 
