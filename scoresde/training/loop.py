@@ -22,7 +22,7 @@ from ..progress import bar, stoppable
 from ..reference import misfit
 from ..shapes import as_time, count, number
 from .averages import FOLDER as SNAPSHOTS
-from .run import Share, Training
+from .run import Share, Training, asked
 from .settings import Settings, evenly
 from .shard import require_shardable
 
@@ -75,7 +75,7 @@ def train(
             total=settings.steps, initial=run.step, desc="train", disable=not progress or not first, unit="step"
         )
         at = folder if first or run.shards else None
-        with shown, run.together() as asked, logbook(at, run.step, not first) as log:
+        with shown, run.together() as stops, logbook(at, run.step, not first) as log:
             try:
                 while run.step < settings.steps:
                     loss = run.advance()
@@ -89,7 +89,7 @@ def train(
                     run.keep(folder)
                     if on_view and evenly(run.step, settings.steps, views):
                         on_view(run.step, run.average)
-                    if run.agreed(monotonic() - saved > save_every, asked):
+                    if run.agreed(monotonic() - saved > save_every, stops):
                         run.save(folder, source)
                         log.held_out(run.step, run.average, data, settings.batch)
                         saved = monotonic()
@@ -198,8 +198,7 @@ def _share(model: NoisyModel, data: Dataset, settings: Settings, sharded: bool |
     t = torch.tensor(model.sde.T, dtype=torch.float64)
     try:
         with torch.no_grad():
-            asked = copy.deepcopy(model).eval()
-            (asked.eps if isinstance(asked, ScoreModel) else asked)(data.values(data.train[:1]).to(device), t)
+            asked(copy.deepcopy(model).eval(), data.values(data.train[:1]).to(device), t)
     except Exception as error:  # whatever a network of one's own may raise
         raise ValueError(f"net must take samples of shape {data.shape}: {error}") from error
     return Share(sharded if isinstance(sharded, torch.device) else device, rank, world, bool(sharded))

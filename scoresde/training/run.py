@@ -56,6 +56,12 @@ class Loss(nn.Module):
             return cross_entropy(self.model, x_0, t, cond["label"], lambda *_: z).mean()
 
 
+def asked(model: NoisyModel, x: Tensor, t: Tensor) -> Tensor:
+    """What the network says of x: eps, or the logits of a classifier."""
+    said: Tensor = (model.eps if isinstance(model, ScoreModel) else model)(x, t)
+    return said
+
+
 def generator(seed: int, step: int) -> torch.Generator:
     """The randomness of one step."""
     return torch.Generator().manual_seed(_start(seed, step))
@@ -137,7 +143,7 @@ class Training(Generic[M]):
                 self.shards.spread(model)
             t = torch.tensor(self.model.sde.T, dtype=torch.float64)
             with torch.no_grad():
-                self.average.eps(self.data.values(self.data.train[:1]).to(self.share.device), t)
+                asked(self.average, self.data.values(self.data.train[:1]).to(self.share.device), t)
         except Exception as error:  # whatever a network of one's own may raise
             raise ValueError(f"net must be one that can be computed in parts to be sharded: {error}") from error
         self.optimizer = _adam(self.model, self.settings, fused)
@@ -155,7 +161,7 @@ class Training(Generic[M]):
         """
         return due if self.shards is None else self.shards.agree(due, asked)
 
-    def averaged(self, here: bool = True) -> ScoreModel:
+    def averaged(self, here: bool = True) -> M:
         """The model with the averaged weights, whole; all processes take part, and it is filled where it is `here`."""
         if self.shards is None:
             return self.average

@@ -16,14 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..checkpoint import unwrapped
-from ..model import ScoreModel
+from ..checkpoint import M, unwrapped
+from ..model import NoisyModel
 from ..progress import Stopped
 
 LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
-def require_shardable(model: ScoreModel, precision: str) -> None:
+def require_shardable(model: NoisyModel, precision: str) -> None:
     """Raise ValueError, naming what is in the way, unless model can be trained in parts by these processes."""
     try:
         from torch.distributed.fsdp import fully_shard  # noqa: F401
@@ -51,7 +51,7 @@ def _blocks(net: nn.Module) -> Iterable[nn.Module]:
             yield from _blocks(child)
 
 
-def hollow(model: ScoreModel) -> ScoreModel:
+def hollow(model: M) -> M:
     """A copy whose parameters take no memory."""
     empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, empty)
@@ -69,7 +69,7 @@ class Shards:
         for v in tensors:
             dist.broadcast(v.detach(), 0, self.speaking)
 
-    def spread(self, model: ScoreModel) -> None:
+    def spread(self, model: NoisyModel) -> None:
         """Leave of model's weights this process's part, on its device."""
         from torch.distributed.fsdp import fully_shard
 
