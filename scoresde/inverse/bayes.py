@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..exact import GaussianMixture, Law, require_law
 from ..guide import Weighted
+from ..noise import iid
 from ..shapes import count, number
 from .measure import Observation, linear, observation, single
 from .particles import Particles
@@ -56,9 +57,9 @@ def importance(law: Law, seen: Observation, n: int, generator: torch.Generator |
     p(y): weighted means tend to those of p(x | y) at the rate that their errors tell. It is for a few numbers measured:
     the share of the draws that is left in effect is about that of the law which fits y.
 
-    Raises ValueError unless law is one of the shape of A, y is one observation, and std > 0.
+    Raises ValueError unless law is one of the shape of A, y is one observation, std > 0 and n >= 2.
     """
-    number("std", single(seen).std, above=0)
+    number("std", single(seen).std, above=0), iid(generator)
     x = require_law("law", law, seen.A.shape).sample(count("n", n, least=2), generator)
     with torch.no_grad():
         off = seen.left(x).double()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shapes import count, dims, function, reals, recording
+from ..shapes import count, dims, floating, function, reals, recording
 
 
 class Measurement(ABC):
@@ -97,16 +97,24 @@ class Linear(Measurement):
 
     def coordinates(self, y: Tensor) -> Tensor:
         """S^(-1) U^T y, (B, m): of y = A x those of x along the right singular vectors of A, S the singular values.
-        Raises ValueError as `spectrum`.
+        Raises ValueError as `spectrum`, and unless y is (B, m).
         """
         values, vectors = self.spectrum()
+        self._table("y", y)
         return (y if vectors is None else y @ vectors.to(y)) / values.sqrt().to(y)
 
     def embed(self, v: Tensor) -> Tensor:
-        """A^T U S^(-1) v, (B, *D): what has the coordinates v (B, m), and nothing that A does not see."""
+        """A^T U S^(-1) v, (B, *D): what has the coordinates v (B, m), and nothing that A does not see. Raises
+        ValueError as `coordinates`.
+        """
         values, vectors = self.spectrum()
+        self._table("v", v)
         v = v / values.sqrt().to(v)
         return self.adjoint(v if vectors is None else v @ vectors.T.to(v))
+
+    def _table(self, name: str, rows: Tensor) -> None:
+        if floating(name, rows).ndim != 2 or rows.shape[1] != self.m:
+            raise ValueError(f"{name} must be rows (B, {self.m}), got {tuple(rows.shape)}")
 
     def solve(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """(a A A^T + b I)^(-1) y for a and b of each sample, (B,): where A A^T is no multiple of I by conjugate

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..noise import Noise, iid
+from ..noise import Noise, drawn, iid
 from ..process import LinearSDE, Score
 from ..reference import Reference, known
 from ..shapes import lifted, number, state, times
@@ -50,8 +50,8 @@ def mcgdiff(
     known, and for std = 0 if the last step adds no noise, as y could then not be met.
     """
     sde, x = sde_of(score), state("x", x)
-    toward = _Toward(seen, around and known(around, score, x.shape[1:]), x.device)
-    require_particles(step, noise, least)
+    toward = _Toward(seen, None if around is None else known(around, score, x.shape[1:]), x.device)
+    require_particles(step, noise, generator, least)
     seen.left(x[:1])
     ts = times("ts", ts, sde.T)
     dtype, x, p = x.dtype, lifted(x), sde.reverse(score)
@@ -65,7 +65,7 @@ def mcgdiff(
     for (a, b, c), (t, u), (here, there) in zip(lines, pairwise(ts), pairwise(potentials), strict=True):
         if (rows := cloud.redraw(least, generator)) is not None:
             x = x[rows]
-        before, z = toward.log(x, here), noise(x, t, u)
+        before, z = toward.log(x, here), drawn(noise, x, t, u)
         x, log_w = toward.drawn(a * x + b * p.ask(x, t), c, z, there)
         cloud.log_w += log_w - before
     return cloud.at(ts[-1], x.to(dtype), len(ts) - 1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..guide import Weighted, redrawn
-from ..noise import Noise, require_noise
+from ..noise import Noise, iid, require_noise
 from ..shapes import number
 from ..steps.step import memoryless
 
@@ -26,9 +26,9 @@ class Particles(NamedTuple):
         return math.sqrt(max(0.0, 1 / self.samples.effective - 1 / len(self.samples.log_w)))
 
 
-def require_particles(step: object, noise: Noise, least: float) -> None:
-    """Raise ValueError unless these are what particles can be moved by."""
-    require_noise(noise), number("least", least, least=0, most=1), memoryless(step)
+def require_particles(step: object, noise: Noise, generator: torch.Generator | None, least: float) -> None:
+    """Raise ValueError unless these are what particles can be moved and drawn anew by."""
+    require_noise(noise), iid(generator), number("least", least, least=0, most=1), memoryless(step)
 
 
 class Cloud:

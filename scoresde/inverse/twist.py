@@ -43,7 +43,7 @@ def twisted(
     known, and without noise in y.
     """
     sde, x, A = sde_of(score), state("x", x), linear(single(seen))
-    require_particles(step, noise, least)
+    require_particles(step, noise, generator, least)
     number("std", seen.std, above=0), A(x[:1]), A.spectrum()
     ts = times("ts", ts, sde.T)
     dtype, x = x.dtype, lifted(x)

@@ -175,7 +175,9 @@ MAP = Map(lambda x: x, lambda y: y, (4,))
         (lambda: mcgdiff(S, SEEN, randn(3, 4), TS, UniPC(2)), "step must be one that remembers nothing"),
         (lambda: mcgdiff(S, SEEN, randn(3, 4), TS, least=2), "least must be a finite number >= 0 and <= 1"),
         (lambda: mcgdiff(S, SEEN, randn(3, 4), TS, noise=None), "noise must be a callable"),
-        (lambda: mcgdiff(S, SEEN, randn(3, 4), TS, around="x"), "around must be a Reference"),
+        (lambda: mcgdiff(S, SEEN, randn(3, 4), TS, noise=lambda *_: None), "noise must return the shape of x"),
+        (lambda: mcgdiff(S, SEEN, randn(3, 4), TS, generator=0), "generator must be a torch.Generator"),
+        (lambda: mcgdiff(S, SEEN, randn(3, 4), TS, around=0), "around must be a Reference"),
         (lambda: mcgdiff(lambda x, t: -x, SEEN, randn(3, 4), TS), "score.sde"),
         (
             lambda: mcgdiff(S, Observation(MASK, [0.3, 0.2], 0.0), randn(3, 4), torch.tensor([1.0, 0.5, 0.0])),
