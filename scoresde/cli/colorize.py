@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from ..inverse import Grey
-from .restore import Measurement, restore
+from .restore import ImageMap, restore
 
 
 def run(o: Namespace) -> None:
@@ -11,8 +11,8 @@ def run(o: Namespace) -> None:
     restore(o, "colorize", _grey)
 
 
-def _grey(shape: tuple[int, ...]) -> Measurement:
+def _grey(shape: tuple[int, ...]) -> ImageMap:
     C, H, W = shape
     if C == 1:
         raise ValueError(f"model must be of images of 3 channels to be coloured, got one of shape {shape}")
-    return Measurement(Grey((C, H, W)), (1, H, W))
+    return ImageMap(Grey((C, H, W)), (1, H, W))

@@ -10,14 +10,14 @@ from ..inverse import Mask
 from ..noise import seeds
 from ..shapes import number
 from .images import pixels
-from .restore import Measurement, restore
+from .restore import ImageMap, restore
 
 
 def run(o: Namespace) -> None:
     """Sample what is missing."""
     if o.mask is not None and o.keep is not None:
         raise ValueError(f"keep must not be given beside mask, got {o.keep!r}")
-    restore(o, "inpaint", lambda shape: Measurement(Mask(_known(o, shape).expand(shape).clone())))
+    restore(o, "inpaint", lambda shape: ImageMap(Mask(_known(o, shape).expand(shape).clone())))
 
 
 def _known(o: Namespace, shape: tuple[int, ...]) -> Tensor:

@@ -159,8 +159,9 @@ class Restoration:
         """The score and the step to sample by, of which one is made anew. Raises ValueError where it is not made."""
         own: Any = self.make  # whose arguments are its own
         steps_itself = inspect.isclass(own) and issubclass(own, steps.Step)
+        given = [seen] if _own_step(own) else [step if steps_itself else score, seen]
         try:
-            made = own(step if steps_itself else score, seen, **self.options)
+            made = own(*given, **self.options)
             if not callable(made):
                 raise ValueError(f"it makes {made!r}")
         except Exception as error:
@@ -170,7 +171,7 @@ class Restoration:
 
 def read_method(text: str) -> Restoration:
     """A method of `scoresde.inverse` with its options, or a function of your own of (score, seen), or a step of (step,
-    seen).
+    seen) or of (seen) alone.
     """
     methods = {k: partial(_with_options, v) for k, v in public(inverse).items() if _restores(v)}
     if not own_module(text) and text.partition("(")[0].strip() not in methods:
@@ -187,14 +188,19 @@ def read_method(text: str) -> Restoration:
 
 
 def _restores(f: Any) -> bool:
-    """Whether f takes a score, or a step, and what was measured, and needs nothing else."""
-    takes = list(inspect.signature(f).parameters.values())
-    begins = [p.name for p in takes[:2]] in (["score", "seen"], ["step", "seen"])
-    return begins and all(p.default is not p.empty for p in takes[2:])
+    """Whether f takes a score, or a step, and what was measured, or as a step that alone, and needs nothing else."""
+    needed = [p.name for p in inspect.signature(f).parameters.values() if p.default is p.empty]
+    return needed in (["score", "seen"], ["step", "seen"]) or _own_step(f)
+
+
+def _own_step(f: Any) -> bool:
+    """Whether f is a class of steps that are made of what was measured alone."""
+    needed = [p.name for p in inspect.signature(f).parameters.values() if p.default is p.empty]
+    return inspect.isclass(f) and issubclass(f, steps.Step) and needed == ["seen"]
 
 
 def _with_options(f: Callable[..., Any], **options: Any) -> Restoration:
-    inspect.signature(f).bind(None, None, **options)
+    inspect.signature(f).bind(*[None] * (1 if _own_step(f) else 2), **options)
     return Restoration(f.__name__, f, options)
 
 

@@ -34,7 +34,7 @@ UNKNOWN = torch.tensor([-0.1, 0.2, 0.7]).view(3, 1, 1)
 
 
 @dataclass(frozen=True)
-class Measurement:
+class ImageMap:
     """A linear map, and the shape of the image that it makes of one, if that is one."""
 
     A: Linear
@@ -42,7 +42,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Measured:
+class SeenImages:
     """y = A x + std z of images, (images, m), and the images (images, *shape), if they are known."""
 
     A: Linear
@@ -51,7 +51,7 @@ class Measured:
     truth: Tensor | None
 
 
-def restore(o: Namespace, command: str, measurement: Callable[[tuple[int, ...]], Measurement]) -> None:
+def restore(o: Namespace, command: str, measurement: Callable[[tuple[int, ...]], ImageMap]) -> None:
     """Sample x given y = A x + noise for every image."""
     rank, n, device = join_processes(), count("n", o.n), place(o)
     alone(o)
@@ -89,19 +89,19 @@ def restore(o: Namespace, command: str, measurement: Callable[[tuple[int, ...]],
     print(f"{n} samples for each of {len(y)} images in {o.out}, by {method}: {calls}\n{said}")
 
 
-def _measured(o: Namespace, found: Checkpoint, how: Measurement) -> Measured:
+def _measured(o: Namespace, found: Checkpoint, how: ImageMap) -> SeenImages:
     """What is measured of the images that were asked for."""
     if o.image is None:
         x = first(o, found)
     else:
         x = of_file(o.image, found, *([how.small] if how.small else []))[None]
         if tuple(x.shape[1:]) == how.small:
-            return Measured(how.A, x.flatten(1), o.std, None)
+            return SeenImages(how.A, x.flatten(1), o.std, None)
     y, t = how.A(x), torch.zeros((), dtype=torch.float64)
-    return Measured(how.A, y + o.std * per_sample(seeds(o.seed, len(x), NOISE))(y, t, t), o.std, x)
+    return SeenImages(how.A, y + o.std * per_sample(seeds(o.seed, len(x), NOISE))(y, t, t), o.std, x)
 
 
-def _recipe(o: Namespace, seen: Measured) -> dict[str, Any]:
+def _recipe(o: Namespace, seen: SeenImages) -> dict[str, Any]:
     """What was asked for, and the digests of what it is of."""
     asked = {k: getattr(o, k) for k in ("n", "seed", "std", "steps", "keep", "factor") if hasattr(o, k)}
     of = {"map": seen.A.adjoint(torch.ones(1, seen.A.m)), "y": seen.y, "images": seen.truth}
@@ -115,7 +115,7 @@ def _put_in(A: Linear, x: Tensor, y: Tensor) -> Tensor:
     return x - back(A(x)) + back(y)
 
 
-def _written(folder: Folder, x: Tensor, seen: Measured, found: Checkpoint) -> str:
+def _written(folder: Folder, x: Tensor, seen: SeenImages, found: Checkpoint) -> str:
     """Write all files, and say how good samples x (images, n, *shape) are."""
     A, y, std, truth = seen.A, seen.y, seen.std, seen.truth
     n, rows, every = x.shape[1], x.flatten(0, 1), y.repeat_interleave(x.shape[1], 0)
@@ -149,7 +149,7 @@ def _warn_of_range(x: Tensor, low: float, high: float) -> None:
         )
 
 
-def _picture(file: Path, x: Tensor, measured: Measured, found: Checkpoint) -> None:
+def _picture(file: Path, x: Tensor, measured: SeenImages, found: Checkpoint) -> None:
     """A row for each image: the truth, what was measured, samples, their mean and deviation."""
     from ..lab.report import gallery
 

@@ -4,7 +4,7 @@ from argparse import Namespace
 
 from ..inverse import Average
 from ..shapes import count
-from .restore import Measurement, restore
+from .restore import ImageMap, restore
 
 
 def run(o: Namespace) -> None:
@@ -13,8 +13,8 @@ def run(o: Namespace) -> None:
     restore(o, "superres", lambda shape: _small(shape, k))
 
 
-def _small(shape: tuple[int, ...], k: int) -> Measurement:
+def _small(shape: tuple[int, ...], k: int) -> ImageMap:
     C, H, W = shape
     if H % k or W % k:
         raise ValueError(f"factor must divide the {H} x {W} pixels of the model, got {k}")
-    return Measurement(Average((C, H, W), k), (C, H // k, W // k))
+    return ImageMap(Average((C, H, W), k), (C, H // k, W // k))

@@ -43,7 +43,7 @@ from ..process import LinearSDE, Score
 from ..reference import Reference
 from ..shapes import count
 from ..steps import Ancestral, Step, sample
-from .metrics import sliced_wasserstein, weights_error
+from .metrics import sliced_wasserstein
 from .problems import DigitClasses
 from .subjects import Row
 
@@ -149,12 +149,15 @@ METHODS: dict[str, InverseMethod] = {
     "DDRM": Stepped(lambda a: DDRM(a.task.seen)),
     "DPS": Stepped(lambda a: DPS(STEP, a.task.seen)),
     "DAPS": Stepped(lambda a: DAPS(a.task.seen, n=0 if a.task.linear else 20, around=a.around)),
+    "DAPS, 5 calls": Stepped(lambda a: DAPS(a.task.seen, 5, 0 if a.task.linear else 20, around=a.around)),
     "Replacement": Stepped(lambda a: Replacement(STEP, a.task.seen)),
     "RePaint": Stepped(lambda a: Replacement(STEP, a.task.seen, times=5)),
     "twisted": lambda a: a.weighed(twisted, around=a.around),
     "mcgdiff": lambda a: a.weighed(mcgdiff),
+    "mcgdiff, around": lambda a: a.weighed(mcgdiff, around=a.around),
 }
-"""Those of the library, as they come; RePaint takes every interval five times."""
+"""Those of the library, as they come; RePaint takes every interval five times, and "around" has the Gaussian of the
+data."""
 
 
 def _two_modes() -> GaussianMixture:
@@ -199,13 +202,17 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 class Truth(NamedTuple):
-    """Two sets of samples of a posterior, its mean and deviations, log p(y), and the law if it has a closed form."""
+    """Two sets of samples of a posterior, its mean and deviations, log p(y), the shares in it of the modes of `of`, and
+    the law if it has a closed form, which is then `of`.
+    """
 
     samples: tuple[Tensor, Tensor]
     mean: Tensor
     std: Tensor
     log_evidence: float
-    law: GaussianMixture | None
+    of: GaussianMixture
+    shares: Tensor
+    law: GaussianMixture | None = None
 
 
 def truth_of(task: Task, n: int, seed: int) -> Truth:
@@ -214,13 +221,15 @@ def truth_of(task: Task, n: int, seed: int) -> Truth:
     if task.linear:
         law = posterior(task.law, task.seen)
         mean, std = law.moments
-        return Truth((law.sample(n, g), law.sample(n, g)), mean, std, log_evidence(task.law, task.seen), law)
+        fresh = law.sample(n, g), law.sample(n, g)
+        return Truth(fresh, mean, std, log_evidence(task.law, task.seen), law, law.weights, law)
     made = importance(task.law, task.seen, DRAWS, g)
     mean = made.samples.mean()
     std = made.samples.mean(lambda x: (x - mean).square()).sqrt()
     w = made.samples.log_w.softmax(0)
-    fresh = [made.samples.x[torch.multinomial(w, n, replacement=True, generator=g)] for _ in range(2)]
-    return Truth((fresh[0], fresh[1]), mean, std, made.log_evidence, None)
+    drawn = [made.samples.x[torch.multinomial(w, n, replacement=True, generator=g)] for _ in range(2)]
+    shares = made.samples.mean(task.law.responsibilities)
+    return Truth((drawn[0], drawn[1]), mean, std, made.log_evidence, task.law, shares)
 
 
 def posterior_distances(x: Tensor, truth: Truth) -> Row:
@@ -234,8 +243,8 @@ def posterior_distances(x: Tensor, truth: Truth) -> Row:
     low, high = (x.flatten(1).quantile(q, 0) for q in (0.05, 0.95))
     inside = (one.flatten(1) >= low) & (one.flatten(1) <= high)
     wide = (x.std(0) / truth.std).clamp_min(1e-12).log()
-    weights = {} if truth.law is None else {"weights": weights_error(truth.law, x)}
-    return weights | {
+    return {
+        "weights": float((truth.of.responsibilities(x).mean(0) - truth.shares).abs().sum() / 2),
         "mean": float(((x.mean(0) - truth.mean) / truth.std).square().mean().sqrt()),
         "std": float(wide.square().mean().sqrt()),
         "covered": float(inside.double().mean()),
@@ -280,12 +289,13 @@ def inverse_rows(
 
 
 def score_error(score: Score, asked: Asked, truth: Truth) -> float:
-    """How far a score is from that of p_t(x | y) at samples of the latter, in units of what y adds to that of p_t(x):
+    """How far E[x_0 | x_t, y] by a score s is from the true one at samples of p_t(x | y), in units of what y adds to
+    E[x_0 | x_t],
 
-        sqrt(sum E sigma^2 |s(x, t) - s(x, t | y)|^2 / sum E sigma^2 |s(x, t) - s_0(x, t)|^2),   s_0 the law's own,
+        sqrt(sum E |sigma^2/alpha (s - s_y)|^2 / sum E |sigma^2/alpha (s_0 - s_y)|^2),
 
-    over `LEVELS` even steps of log SNR: 0 for the exact one, 1 for one that forgets y. Raises ValueError unless the
-    posterior has a closed form.
+    s_y the score of p_t(x | y) and s_0 that of the law, over `LEVELS` even steps of log SNR: 0 for the exact one, 1 for
+    one that forgets y. Raises ValueError unless the posterior has a closed form.
     """
     if truth.law is None:
         raise ValueError("truth must have a closed form, and has none")
@@ -294,6 +304,7 @@ def score_error(score: Score, asked: Asked, truth: Truth) -> float:
     for t in log_snr(sde, LEVELS):
         x, _ = sde.perturb(truth.samples[0][:256], t, noise)
         s = exact(x, t)
-        off += float(sde.var(t)) * float((score(x, t) - s).square().mean())
-        added += float(sde.var(t)) * float((asked.score(x, t) - s).square().mean())
+        scale = float(sde.var(t) / sde.alpha(t)) ** 2
+        off += scale * float((score(x, t) - s).square().mean())
+        added += scale * float((asked.score(x, t) - s).square().mean())
     return math.sqrt(off / added)

@@ -16,7 +16,7 @@ from scoresde.cli import main, parts
 from scoresde.cli.folder import Folder
 from scoresde.data import Digits
 from scoresde.guide import Guided
-from scoresde.inverse import DPS, Average, Grey, Mask, Observation, Replacement, diffpir, mmps, pigdm
+from scoresde.inverse import DAPS, DDRM, DPS, Average, Grey, Mask, Observation, Replacement, diffpir, mmps, pigdm
 from scoresde.lab import report
 from scoresde.likelihood import Adams
 from scoresde.model import Karras
@@ -82,6 +82,8 @@ METHODS = {
     "pigdm": lambda score, seen: (pigdm(score, seen), Ancestral(1.0)),
     "mmps(iterations=2)": lambda score, seen: (mmps(score, seen, 2), Ancestral(1.0)),
     "diffpir(weight=2)": lambda score, seen: (diffpir(score, seen, 2.0), Ancestral(1.0)),
+    "DDRM(eta=0.5)": lambda score, seen: (score, DDRM(seen, 0.5)),
+    "daps": lambda score, seen: (score, DAPS(seen)),
     "DPS(zeta=0.5)": lambda score, seen: (score, DPS(Ancestral(1.0), seen, 0.5)),
     "Replacement(times=2)": lambda score, seen: (score, Replacement(Ancestral(1.0), seen, 2)),
 }

@@ -40,7 +40,7 @@ def test_truth(name):
         assert off.abs().max() < 4.5
         assert ((x.std(0) / truth.std).log().abs() * n**0.5).max() < 6
         found = posterior_distances(x, truth)
-        assert abs(found["covered"] - 0.9) < 0.01 and found.get("weights", 0) < 0.02
+        assert abs(found["covered"] - 0.9) < 0.01 and found["weights"] < 0.02
 
 
 def test_truth_of_a_length():
@@ -94,9 +94,9 @@ def test_rows():
     """
     few, many = ({r["method"]: r for r in inverse_rows(one_of_four(), VP(), 1000, k)} for k in (8, 100))
     assert few[EXACT]["w2"] > 2 * many[EXACT]["w2"] and many[EXACT]["w2"] < 2
-    assert many["ddnm"]["w2"] > 2.5 and few["ddnm"]["score"] == many["ddnm"]["score"] > 1
+    assert many["ddnm"]["w2"] > 2.5 and few["ddnm"]["score"] == many["ddnm"]["score"] > 0.1
     assert {name: row["calls"] for name, row in many.items()} == {
-        **dict.fromkeys(METHODS, 100), "RePaint": 5 * 99 + 5, "twisted": 100, "mcgdiff": 100,
+        **dict.fromkeys(METHODS, 100), "RePaint": 5 * 99 + 5, "DAPS, 5 calls": 500, "twisted": 100, "mcgdiff": 100,
     }  # fmt: skip
     for name in ("twisted", "mcgdiff"):
         off = {k: rows[name]["log_evidence"] - rows[name]["true"] for k, rows in ((8, few), (100, many))}
@@ -119,7 +119,7 @@ def test_rows_are_of_their_own_method():
 def test_what_a_method_refuses():
     """It is a row that says why, and so is what does not end in numbers."""
     rows = {r["method"]: r for r in inverse_rows(TASKS["length-of-four"](), VP(), 50, 10)}
-    assert {"DPS", "DAPS"} == {name for name, row in rows.items() if "skipped" not in row}
+    assert {"DPS", "DAPS", "DAPS, 5 calls"} == {name for name, row in rows.items() if "skipped" not in row}
     assert all("linear" in row["skipped"] or "Mask" in row["skipped"] for row in rows.values() if "skipped" in row)
     wild = {"wild": of_score(lambda score, seen: lambda x, t: torch.full_like(x, float("nan")))}
     (row,) = inverse_rows(one_of_four(), VP(), 50, 10, 0, wild)
