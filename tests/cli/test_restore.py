@@ -383,7 +383,7 @@ BAD = {
     "no factor": ("superres digits-vp --factor 1", "factor must be a whole number >= 2"),
     "method": (
         "inpaint digits-vp --method magic",
-        "method must be one of DPS, Replacement, ddnm,",
+        "method must be one of DAPS, DDRM, DPS, Replacement, ddnm,",
     ),
     "particles": ("inpaint digits-vp --method twisted", "method must be one of"),
     "option": ("inpaint digits-vp --method pigdm(weight=2)", "weight"),

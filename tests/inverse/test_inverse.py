@@ -16,12 +16,16 @@ from scoresde import (
     Langevin,
     Reference,
     UniPC,
+    draw,
     grid,
     iid,
+    load,
     log_prob,
     sample,
+    shipped,
 )
 from scoresde.brownian import GridPath
+from scoresde.data import Digits
 from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.inverse import (
     DPS,
@@ -40,6 +44,7 @@ from scoresde.inverse import (
     posterior,
     twisted,
 )
+from scoresde.inverse.maps import conjugate
 from scoresde.likelihood import Adams, Exact, Quadrature
 from scoresde.steps import GottaGoFast
 
@@ -364,3 +369,22 @@ def test_any_solver_takes_them():
 def test_bad_input_is_named(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+def test_variances_that_a_network_cannot_mean():
+    """What is known without noise leaves a network's samples in the range of its data, though its Jacobian tells next
+    to no variance in some direction, by which a solution would be thousands; conjugate gradients stop there.
+    """
+    found, data = load(shipped("digits-vp"), dtype=torch.float32), Digits().load()
+    keep = torch.zeros(1, 8, 8, dtype=torch.bool)
+    keep[:, :4] = True
+    seen = Observation.of(Mask(keep), data.values(data.held_out[:8]).float())
+    p = found.model.sde.reverse(mmps(found.model, seen, 5, found.around))
+    x = draw(p, (1, 8, 8), grid.log_snr(p.sde, 60), Ancestral(1.0), seeds=range(8))
+    assert x.abs().max() < 1.5
+    values = torch.tensor([1.0, 1e-5], dtype=F64)
+    y, start = torch.tensor([[1.0, 1.0], [1.0, 0.0]], dtype=F64), torch.full((2, 2), 0.5, dtype=F64)
+    solved = conjugate(lambda v: values * v, y, start)
+    torch.testing.assert_close(solved, y / values, rtol=1e-6, atol=1e-6)
+    kept = conjugate(lambda v: values * v, y, start, least=lambda d: 0.01 * d.square().sum(1, keepdim=True))
+    assert kept.abs().max() < 100
