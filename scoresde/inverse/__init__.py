@@ -6,7 +6,7 @@ from .bayes import importance, log_evidence, posterior
 from .daps import DAPS
 from .ddrm import DDRM
 from .dps import DPS
-from .maps import Average, Function, Grey, Linear, Map, Mask, Matrix, Measurement
+from .maps import Average, Blur, Function, Grey, Linear, Map, Mask, Matrix, Measurement
 from .measure import Observation
 from .moments import mmps
 from .monte_carlo import mcgdiff
@@ -18,7 +18,7 @@ from .restoration import diffpir
 from .twist import twisted
 
 __all__ = [
-    "DAPS", "DDRM", "DPS", "Average", "Function", "Grey", "Linear", "Map", "Mask", "Matrix", "Measurement",
+    "DAPS", "DDRM", "DPS", "Average", "Blur", "Function", "Grey", "Linear", "Map", "Mask", "Matrix", "Measurement",
     "Observation", "Particles", "Replacement", "ddnm", "diffpir", "importance", "log_evidence", "mcgdiff", "mmps",
     "pigdm", "posterior", "twisted",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..shapes import count, dims, floating, function, reals, recording
+from ..shapes import count, dims, floating, function, number, reals, recording
 
 
 class Measurement(ABC):
@@ -273,6 +273,70 @@ class Grey(Linear):
         """The same in all channels."""
         C, H, W = self.shape
         return (y.view(len(y), 1, H, W) / C).expand(-1, C, -1, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Blur(Linear):
+    """Each channel of images (C, H, W) convolved with a kernel k (m, n), whose middle is at (m // 2, n // 2), the image
+    going on at its other end: (A x)_ij = sum_ab k_ab x_(i - a + m // 2, j - b + n // 2). Equations are solved by
+    Fourier transforms, frequency by frequency; a blur leaves next to nothing of some, so it is to be told with noise.
+    Raises ValueError unless the kernel is finite, somewhere not 0, and no larger than the image.
+    """
+
+    kernel: Tensor
+    of: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        (C, H, W), k = _image(self.of), reals("kernel", self.kernel)
+        if k.ndim != 2 or not k.isfinite().all() or not k.any() or k.shape[0] > H or k.shape[1] > W:
+            raise ValueError(f"kernel must be finite, not all 0 and at most ({H}, {W}), got {tuple(k.shape)}: {k}")
+        whole = torch.zeros(H, W, dtype=torch.float64)
+        whole[: k.shape[0], : k.shape[1]] = k
+        waves = torch.fft.fft2(whole.roll((-(k.shape[0] // 2), -(k.shape[1] // 2)), (0, 1)))
+        for name, value in (("kernel", k), ("shape", (C, H, W)), ("m", C * H * W), ("_waves", waves)):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def gaussian(cls, std: float, of: tuple[int, int, int]) -> "Blur":
+        """That by a Gaussian of a deviation in pixels, cut off at three of it or at the image's end, of the sum 1."""
+        _, H, W = _image(of)
+        reach = int(3 * number("std", std, above=0)) + 1
+        ends = (min(reach, (n - 1) // 2) for n in (H, W))
+        rows, columns = (torch.arange(-r, r + 1, dtype=torch.float64) for r in ends)
+        k = torch.exp(-(rows[:, None] ** 2 + columns**2) / (2 * std**2))
+        return cls(k / k.sum(), of)
+
+    @property
+    def scale(self) -> float:
+        """The largest |waves|^2."""
+        return float(self._power.max())
+
+    @property
+    def _power(self) -> Tensor:
+        return self._waves.abs().square()  # type: ignore[attr-defined]
+
+    def _by_waves(self, x: Tensor, factor: Tensor) -> Tensor:
+        """x (B, m) or (B, C, H, W) with each frequency times a factor (H, W), or (B, 1, H, W), as rows."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).view(len(x), *self.shape)
+        return torch.fft.ifft2(torch.fft.fft2(wide) * factor.to(x.device)).real.flatten(1).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution."""
+        return self._by_waves(x, self._waves)  # type: ignore[attr-defined]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The correlation."""
+        return self._by_waves(y, self._waves.conj()).view(len(y), *self.shape)  # type: ignore[attr-defined]
+
+    def solve(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Frequency by frequency."""
+        a, b = (v.double().cpu().view(-1, 1, 1, 1) for v in (a, b))
+        return self._by_waves(y, 1 / (a * self._power + b))
+
+    def log_det(self, a: Tensor, b: Tensor) -> Tensor:
+        """By its frequencies."""
+        a, b = a[:, None], b[:, None]
+        return self.shape[0] * (a * self._power.flatten().to(a.device) + b).log().sum(1)
 
 
 def _image(of: Any) -> tuple[int, int, int]:

@@ -30,6 +30,7 @@ from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.inverse import (
     DPS,
     Average,
+    Blur,
     Grey,
     Map,
     Mask,
@@ -69,6 +70,8 @@ MAPS = [
     FULL,
     Average((2, 4, 6), 2),
     Grey((3, 2, 2)),
+    Blur(torch.tensor([[0.1, 0.5, 0.0], [0.2, -0.3, 0.4]]), (2, 4, 5)),
+    Blur.gaussian(0.8, (1, 4, 6)),
     Map(lambda x: x.flatten(1)[:, :3] * 2, lambda y: torch.cat([2 * y, 0 * y[:, :1]], 1).view(-1, 2, 2), (2, 2)),
 ]
 
@@ -93,6 +96,22 @@ def test_maps(A):
     if A.gram is not None:
         torch.testing.assert_close(M @ M.T, A.gram * torch.eye(A.m, dtype=F64))
     assert A(x.float()).dtype == A.adjoint(y.float()).dtype == torch.float32
+
+
+def test_blur():
+    """It is the sum that is said, the same in every channel; a Gaussian's sums to 1, and keeps what is even."""
+    k, x = randn(3, 2, seed=4), randn(2, 3, 4, 5, seed=5)
+    want = sum(
+        k[a, b] * x.roll((a - 1, b - 1), (2, 3)) for a in range(3) for b in range(2)
+    )  # x_(i - a + 1), as index - shift
+    torch.testing.assert_close(Blur(k, (3, 4, 5))(x).view_as(x), want)
+    flat = torch.full((1, 1, 6, 7), 0.3)
+    torch.testing.assert_close(Blur.gaussian(1.5, (1, 6, 7))(flat), flat.flatten(1))
+    dot = torch.zeros(1, 1, 9, 9, dtype=F64)
+    dot[..., 4, 4] = 1
+    seen = Blur.gaussian(1.0, (1, 9, 9))(dot).view(9, 9)
+    torch.testing.assert_close(seen, seen.T), torch.testing.assert_close(seen, seen.flip(0))
+    assert abs(float(seen[4, 5] / seen[4, 4]) - math.exp(-0.5)) < 1e-12
 
 
 # exact posteriors
@@ -332,6 +351,11 @@ def test_any_solver_takes_them():
         ),
         (lambda: twisted(LAW.diffuse(VP()), SEEN, randn(3, 5), TS), r"x must be \(B, \*\(4,\)\)"),
         (lambda: Average((1, 5, 4), 2), "k must divide 5 and 4, got 2"),
+        (lambda: Blur(torch.zeros(2, 2), (1, 5, 4)), "kernel must be finite, not all 0"),
+        (lambda: Blur(torch.ones(2, 5), (1, 5, 4)), r"kernel must be finite, not all 0 and at most \(5, 4\)"),
+        (lambda: Blur(torch.ones(3), (1, 5, 4)), "kernel must"),
+        (lambda: Blur(torch.ones(2, 2), (5, 4)), "of must be the shape of an image"),
+        (lambda: Blur.gaussian(0.0, (1, 5, 4)), "std must be a finite number > 0"),
         (lambda: Grey((5, 4)), r"of must be the shape of an image, \(C, H, W\)"),
         (lambda: Map(lambda x: x, lambda y: 2 * y, (3,)), "transposed must be the adjoint of f"),
         (lambda: Map(lambda x: x + 1, lambda y: y, (3,)), "transposed must be the adjoint|f must be linear"),
