@@ -25,7 +25,7 @@ from typing_extensions import TypeVar
 from . import __name__ as package
 from .data import Source, class_names
 from .files import digest, write
-from .model import NoisyModel, ScoreModel
+from .model import ClassModel, NoisyModel, ScoreModel
 from .nn import Network
 from .quantize import Quantized
 from .reference import Reference
@@ -161,6 +161,12 @@ def unwrapped(net: nn.Module) -> nn.Module:
     return net
 
 
+def classes_of(model: NoisyModel) -> int:
+    """How many classes its network tells apart or is told, 0 if none."""
+    classes: int = getattr(model if isinstance(model, ClassModel) else unwrapped(model.net), "classes", 0)
+    return classes
+
+
 def _manifest_of(checkpoint: Checkpoint[M]) -> dict[str, Any]:
     model, net = checkpoint.model, unwrapped(checkpoint.model.net)
     described = {name: describe(getattr(model, name)) for name in model.parts}
@@ -269,7 +275,8 @@ def load_as(
     try:
         found: type[M] = subclass(NoisyModel, manifest["model"])
         if not issubclass(found, kind):
-            raise ValueError(f"it is {found.kind}, where {kind.kind} is asked for")
+            it, asked = (k.__name__ if found.kind == kind.kind else k.kind for k in (found, kind))
+            raise ValueError(f"it is {it}, where {asked} is asked for")
         made = net if net is not None else _network(manifest["net"], sum(v.numel() for v in tensors.values()))
         model = found(made, **{name: build(base, manifest[name]) for name, base in found.parts.items()})
         fill(model, tensors)

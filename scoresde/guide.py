@@ -329,9 +329,9 @@ def classified(
 ) -> Guided:
     """s(x, t) + w grad log p(label | x, t), with a classifier (x, t) -> logits (B, K) of noisy samples (Dhariwal and
     Nichol 2021, section 4), such as a `ClassModel`: with w = 1 and the exact one that is the score of p_t(x | label).
-    Only at noise levels sigma/alpha from low to high, and s elsewhere. It is told label=, () or (B,); the classifier's
-    calls are not counted. Raises ValueError for the classifier of another process than the score's, and, when called,
-    without labels or for unknown ones.
+    Only at noise levels sigma/alpha from low to high, and s elsewhere. It is told label=, () or (B,), which the score
+    is not, while it is told any other condition; the classifier's calls are not counted. Raises ValueError for the
+    classifier of another process than the score's, and, when called, without labels or for unknown ones.
     """
     number("w", w), function("classifier", classifier, "a callable (x, t) -> (B, K)")
 
@@ -341,11 +341,13 @@ def classified(
     def plain(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         if cond.get("label") is None:
             raise ValueError("label must be given to a score that a classifier guides: see `conditioned`")
-        return ask(0, x, t)
+        return ask(0, x, t, **{k: v for k, v in cond.items() if k != "label"})
 
     def towards(ask: Ask, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        label = _for_each("label", torch.as_tensor(cond["label"]), x)
-        graph = torch.is_grad_enabled() and x.requires_grad
+        label = torch.as_tensor(cond["label"])
+        if label.ndim > 1 or label.dtype in (torch.bool, torch.complex64) or label.is_floating_point():
+            raise ValueError(f"label must be whole numbers, () or (B,), got {label.dtype} of {tuple(label.shape)}")
+        of, graph = _for_each("label", label, x), torch.is_grad_enabled() and x.requires_grad
         with recording():
             y, u = recordable(x), recordable(t)
             y = y if y.requires_grad else y.detach().requires_grad_()
@@ -353,7 +355,8 @@ def classified(
             K = log_p.shape[1]
             if label.is_cpu and ((label < 0) | (label >= K)).any():
                 raise ValueError(f"label must be in 0..{K - 1}, the classifier's, got {label.tolist()}")
-            (g,) = torch.autograd.grad(log_p.gather(1, label[:, None].long()).sum(), y, create_graph=graph)
+            log_p = log_p.gather(1, recordable(of).long()[:, None])
+            (g,) = torch.autograd.grad(log_p.sum(), y, create_graph=graph)
         return g
 
     return _differing([score], plain, towards, lambda x, t, s, g: s + w * g, _between(low, high))

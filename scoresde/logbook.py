@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 
 from . import grid
+from .checkpoint import classes_of
 from .data import Dataset
 from .files import write
 from .loss import Simple, cross_entropy, dsm
@@ -71,7 +72,7 @@ def held_out_loss(model: NoisyModel, data: Dataset, batch: int = SAMPLES) -> dic
     x, y, found = data.values(data.held_out[:SAMPLES]), data.held_out_labels, {}
     if data.quantized:
         x = data.quantized.dequantize(x, iid(g))
-    classes: int = getattr(model.net, "classes", 0)
+    classes = classes_of(model)
     label = y[: len(x)] if y is not None and classes else None
     for t in grid.log_snr(model.sde, LEVELS - 1):
         z, errors = torch.randn(x.shape, generator=g, dtype=x.dtype, device="cpu"), []

@@ -155,6 +155,18 @@ def test_the_labels_are_what_it_learns():
     assert min(after.values()) < 0.6
 
 
+def test_wrapped_networks():
+    """A network inside of DataParallel learns the same labels, and too few classes for them are named."""
+    d, plain = drawn(100), model(drawn(100))
+    wrapped = model(d)
+    wrapped.net = nn.DataParallel(wrapped.net)
+    found = [train(m, d, SHORT, progress=False) for m in (plain, wrapped)]
+    for a, b in zip(*(list(m.parameters()) for m in found), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="net must have a class for each of the 3 labels, got 2"):
+        train(wrapped, Dataset(d.train, d.held_out, d.train_labels + 1, d.held_out_labels), SHORT, progress=False)
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 7, 4), (1, 4, 3, 5)])
 def test_networks(tmp_path, shape):
     """Logits of every shape of sample, rows independent of each other, gradients for the input at every level, and the

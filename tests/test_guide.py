@@ -222,6 +222,24 @@ def test_an_exact_classifier_gives_the_conditional_score():
         same(classified(known, classifier, 2.0)(X, T, label=label), s + 2 * (c - s), 1e-9)
 
 
+def test_a_classifier_takes_labels_and_nothing_else():
+    """Other conditions are the score's, labels of inference mode are labels, and what is no whole number is refused."""
+    asked, law = {}, GaussianMixture(SHARES, MEANS, VARS)
+
+    def score(x, t, **cond):
+        asked.update(cond)
+        return Known()(x, t)
+
+    classifier = lambda x, t: law.marginal(SDE, t).responsibilities(x).log()  # noqa: E731
+    want = classified(score, classifier)(X, T, label=LABEL, text="a")
+    assert asked == {"text": "a"}
+    with torch.inference_mode():
+        same(classified(score, classifier)(X, T, label=LABEL.clone()), want)
+    for bad in (1.7, torch.tensor([True] * 4), LABEL[:, None]):
+        with pytest.raises(ValueError, match="label must be whole numbers"):
+            classified(score, classifier)(X, T, label=bad)
+
+
 def test_a_classifier_between_noise_levels():
     """It guides inside, for each sample by its own time, and elsewhere the score is as it was; nowhere without a label,
     and not for the score of another process than it says.

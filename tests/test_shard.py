@@ -14,9 +14,10 @@ import torch.distributed as dist
 from test_training import SHORT, Running, breaking, data, model, same, weights
 from torch import nn
 
-from scoresde import Quantized
+from scoresde import VP, Quantized
 from scoresde.checkpoint import load, load_state
 from scoresde.data import Dataset
+from scoresde.model import EnergyModel
 from scoresde.nn import MLP, UNet
 from scoresde.noise import seeded
 from scoresde.training import averaged, train
@@ -199,6 +200,16 @@ def refusals(rank, folder):
     ):
         with pytest.raises(ValueError, match=f"^{said}"):
             train(model(net=net), data(), settings, sharded=True, progress=False, folder=folder / "refused")
+    energy = EnergyModel(MLP((2,), 8, 1), VP())
+    with pytest.raises(ValueError, match="^model must not be an EnergyModel"):
+        train(energy, data(), SHORT, sharded=True, progress=False)
+    for name, differing in (
+        ("folder", {"folder": None if rank else folder / "refused"}),
+        ("views", {"views": 3 + rank}),
+        ("settings", {"settings": dataclasses.replace(SHORT, steps=5 + rank)}),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must be alike in all processes"):
+            train(model(), data(), **{"settings": SHORT, "sharded": True, "progress": False, **differing})
     assert rank or not list((folder / "refused").glob("*.json"))
 
 

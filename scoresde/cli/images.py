@@ -1,5 +1,6 @@
 """Images that a command is told of: held out, or in files."""
 
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
@@ -30,6 +31,14 @@ def visibly(x: Tensor, found: Checkpoint) -> Tensor:
     """Samples on [-1, 1]."""
     low, high = span(found)
     return 2 * (x - low) / (high - low) - 1
+
+
+def warn_of_range(x: Tensor, found: Checkpoint, what: str) -> None:
+    """Warn of samples whose numbers are far beyond black and white, and say what may help."""
+    (low, high), least, most = span(found), float(x.min()), float(x.max())
+    if least < 2 * low - high or most > 2 * high - low:
+        said = f"samples reach from {least:.3g} to {most:.3g}, and grey levels from {low:g} to {high:g}"
+        warnings.warn(f"{said}: {what}", stacklevel=2)
 
 
 def pixels(name: str, file: Path) -> Tensor:

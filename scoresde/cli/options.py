@@ -308,7 +308,7 @@ def sampled(parser: ArgumentParser, out: str) -> None:
     )
     add("--n", metavar="N", type=int, default=8, help="samples for each image (8)")
     add("--method", metavar="M", default="pigdm", help="mmps, ddnm, diffpir(weight=2), DPS(zeta=0.5), module:f (pigdm)")
-    add("--steps", metavar="N", type=int, default=200, help="of DDPM, the reverse SDE: network calls (200)")
+    add("--steps", metavar="N", type=int, default=200, help="of DDPM, the reverse SDE (200)")
     add("--label", metavar="K", help=LABEL)
     add("--batch", metavar="N", type=int, help="images drawn together; samples do not depend on it (256 samples)")
     add("--net", metavar="NET", help=OWN_NET)

@@ -199,7 +199,9 @@ def _own_step(f: Any) -> bool:
     return inspect.isclass(f) and issubclass(f, steps.Step) and needed == ["seen"]
 
 
-def _with_options(f: Callable[..., Any], **options: Any) -> Restoration:
+def _with_options(f: Callable[..., Any], *unnamed: Any, **options: Any) -> Restoration:
+    if unnamed:
+        raise ValueError(f"options must be named, as in diffpir(weight=2), got {unnamed[0]!r} for {f.__name__}")
     inspect.signature(f).bind(*[None] * (1 if _own_step(f) else 2), **options)
     return Restoration(f.__name__, f, options)
 

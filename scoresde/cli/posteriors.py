@@ -8,7 +8,7 @@ from ..lab.posteriors import METHODS, TASKS, InverseMethod, inverse_rows, of_sco
 from ..process import VP, LinearSDE
 from ..progress import bar
 from ..shapes import count
-from .common import code_of
+from .common import code_of, join_processes
 from .folder import opened
 from .parts import evaluated, own_module, read
 
@@ -20,6 +20,8 @@ def measure(o: Namespace) -> None:
     """Measure methods for inverse problems, and write a report."""
     from ..lab.pages import inverse_page
 
+    if join_processes():
+        return  # to the first of several
     began = monotonic()
     for name in UNUSED:
         if getattr(o, name):
@@ -62,5 +64,5 @@ def _methods(o: Namespace) -> dict[str, InverseMethod]:
         own[text] = of_score(found)
     methods = {**METHODS, **own}
     if unknown := sorted(set(o.only or ()) - set(methods)):
-        raise ValueError(f"only must name methods, got {unknown}; there are {', '.join(methods)}")
-    return {name: method for name, method in methods.items() if not o.only or name in o.only}
+        raise ValueError(f"only must name methods, got {unknown}; there are {', '.join(map(repr, methods))}")
+    return {name: method for name, method in methods.items() if not o.only or name in o.only or name in own}

@@ -22,9 +22,10 @@ from ..steps import Ancestral, Step, draw, started
 from .batches import complete, enter, in_batches
 from .common import as_bytes, code_of, fitting, join_processes, label_of, labelled, model_of, place
 from .folder import Folder, opened
-from .images import alone, first, of_file, require_images, span, visibly
+from .images import alone, first, of_file, require_images, visibly, warn_of_range
 from .parts import read_method
 
+SUMMARY = "summary.txt"
 NOISE = 2**31
 """The first seed of what is measured, beyond those of samples."""
 SHOWN, ROWS = 6, 16
@@ -74,6 +75,8 @@ def restore(o: Namespace, command: str, measurement: Callable[[tuple[int, ...]],
     kept = _recipe(o, seen) | {"label": label, "model": found.digest, "process": repr(p.sde), "method": repr(method)}
     with opened(o.out, code_of(o), rank, command=command, **kept) as folder:
         if complete(folder, rank):
+            if rank == 0:
+                print((folder.read(SUMMARY) or b"").decode())
             return
         like = torch.empty(0, device=device)
 
@@ -103,16 +106,20 @@ def _measured(o: Namespace, found: Checkpoint, how: ImageMap) -> SeenImages:
 
 def _recipe(o: Namespace, seen: SeenImages) -> dict[str, Any]:
     """What was asked for, and the digests of what it is of."""
-    asked = {k: getattr(o, k) for k in ("n", "seed", "std", "steps", "keep", "factor") if hasattr(o, k)}
+    asked = {k: getattr(o, k) for k in ("n", "seed", "std", "steps", "factor") if hasattr(o, k)}
     of = {"map": seen.A.adjoint(torch.ones(1, seen.A.m)), "y": seen.y, "images": seen.truth}
     return asked | {k: None if v is None else digest(as_bytes(v.numpy())) for k, v in of.items()}
 
 
 def _put_in(A: Linear, x: Tensor, y: Tensor) -> Tensor:
     """x + A^+ (y - A x), of which A is y: numbers of a mask are y exactly."""
-    one = x.new_ones(len(x))
-    back = lambda v: A.adjoint(A.solve(v, one, 0 * one))  # noqa: E731
-    return x - back(A(x)) + back(y)
+    return x - _back(A, A(x)) + _back(A, y)
+
+
+def _back(A: Linear, y: Tensor) -> Tensor:
+    """A^+ y."""
+    one = y.new_ones(len(y))
+    return A.adjoint(A.solve(y, one, 0 * one))
 
 
 def _written(folder: Folder, x: Tensor, seen: SeenImages, found: Checkpoint) -> str:
@@ -123,7 +130,9 @@ def _written(folder: Folder, x: Tensor, seen: SeenImages, found: Checkpoint) -> 
     said = f"{A.m} of {rows[0].numel()} numbers measured, std {std:g}; A x - y is {off:.3g}"
     if std == 0:
         x, said = _put_in(A, rows, every).view(x.shape), f"{said}, before y is put in at the end"
-    _warn_of_range(x, *span(found))
+    elif off < std / 2:
+        warnings.warn(f"A x - y is {off:.2g}, where y has noise of {std:g}: the method takes y as exact", stacklevel=2)
+    warn_of_range(x, found, "take more --steps or another --method")
     mean, deviation = x.mean(1), x.std(1) if n > 1 else None
     numbers = {"measured": y, "mean": mean, "deviation": deviation, "known": A.keep if isinstance(A, Mask) else None}
     for name, value in numbers.items():
@@ -133,20 +142,11 @@ def _written(folder: Folder, x: Tensor, seen: SeenImages, found: Checkpoint) -> 
         said += f"; mean less truth {float((mean - truth).square().mean().sqrt()):.3g}"
     if deviation is not None:
         said += f"; deviation {float(deviation.square().mean().sqrt()):.3g}"
+    said = f"{said} (root mean squares)"
+    folder.keep(SUMMARY, said.encode())
     _picture(folder.path / "picture.png", x, seen, found)
     enter(folder, x)
-    return f"{said} (root mean squares)"
-
-
-def _warn_of_range(x: Tensor, low: float, high: float) -> None:
-    """Warn of samples whose numbers are far beyond black and white: the method has not held on these steps."""
-    least, most = float(x.min()), float(x.max())
-    if least < 2 * low - high or most > 2 * high - low:
-        warnings.warn(
-            f"samples reach from {least:.3g} to {most:.3g}, and grey levels from {low:g} to {high:g}: take more "
-            "--steps or another --method",
-            stacklevel=2,
-        )
+    return said
 
 
 def _picture(file: Path, x: Tensor, measured: SeenImages, found: Checkpoint) -> None:
@@ -154,8 +154,7 @@ def _picture(file: Path, x: Tensor, measured: SeenImages, found: Checkpoint) -> 
     from ..lab.report import gallery
 
     A, x, y, truth = measured.A, x[:ROWS], measured.y[:ROWS], measured.truth
-    one = x.new_ones(len(x))
-    seen = visibly(A.adjoint(A.solve(y, one, 0 * one)), found).expand(-1, 3, -1, -1)
+    seen = visibly(_back(A, y), found).expand(-1, 3, -1, -1)
     seen = torch.where(A.keep[:1], seen, UNKNOWN) if isinstance(A, Mask) else seen
     groups = [] if truth is None else [("truth", visibly(truth[:ROWS], found)[:, None])]
     groups += [("measured", seen[:, None]), ("samples", visibly(x[:, :SHOWN], found))]

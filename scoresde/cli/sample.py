@@ -30,6 +30,7 @@ from .common import (
     place,
 )
 from .folder import opened
+from .images import warn_of_range
 from .parts import read, read_grid
 
 
@@ -46,7 +47,8 @@ def run(o: Namespace) -> None:
     p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, guided(o, net, label, by), condition(o, label, by))
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
     kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "no_denoise")}
-    kept |= {"guidance": o.guidance, "interval": o.interval} if o.guidance is not None or by else {}
+    strength = 1.0 if by and o.guidance is None else o.guidance
+    kept |= {"guidance": strength, "interval": o.interval} if strength is not None else {}
     kept |= {"classifier": by.digest} if by else {}
     kept |= {"temperature": o.temperature} if o.temperature is not None else {}
     kept |= {"label": label, "model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
@@ -62,6 +64,8 @@ def run(o: Namespace) -> None:
         x, calls = in_batches(folder, rank, n, batch, net, make, "sample")
         if x is None:
             return
+        if found.quantized:
+            warn_of_range(x, found, "take more --steps" + (" or a higher --temperature" if o.temperature else ""))
         own = x if found.units is None else found.units.restore(x)
         picture(own, found.units, o.out / "samples.png")
         enter(folder, own)

@@ -18,7 +18,7 @@ from ..shapes import number
 from ..steps import GaussianReference, draw
 from ..training import RECIPES, Recipe, Settings, train, usual_settings
 from .common import join_processes, picture, place, visible
-from .parts import read, read_data, read_net
+from .parts import own_module, read, read_data, read_net
 
 SEEN, CALLS, VIEWS = 64, 12, 8
 """Samples of a picture on the way, network calls of each, and how many pictures there are."""
@@ -97,6 +97,8 @@ def _classifier(o: Namespace, sde: LinearSDE | None, data: Dataset) -> NoisyMode
             raise ValueError(f"{name} must not be given beside classifier, for which it means nothing, got {said}")
     if data.classes < 2:
         raise ValueError(f"a classifier needs data with labels, of at least two classes, got {data.classes}")
+    if o.net is not None and own_module(o.net):
+        raise ValueError(f"net must be one that `sample` can make again, UNetEncoder or MLPEncoder, got {o.net!r}")
     with seeded(o.seed):
         net = read_net(o.net, data.shape, data.classes, classifier=True)
         return ClassModel(net, sde or read("sde", "vp", LinearSDE), data.around)

@@ -33,20 +33,22 @@ class Measurement(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Function(Measurement):
-    """Any function f of samples of the shape D that autograd can differentiate: f: (B, *D) -> (B, m). Raises ValueError
-    unless its rows for random x are finite, each of its own sample alone, and have gradients.
+    """Any function f of samples of the shape D that autograd can differentiate: f: (B, *D) -> (B, m). It is tried with
+    random x of the type and on the device of `like`. Raises ValueError unless rows are finite, each of its own sample
+    alone, and have gradients.
     """
 
     f: Callable[[Tensor], Tensor]
     of: tuple[int, ...]
+    like: Tensor = torch.empty(0)
 
     def __post_init__(self) -> None:
         function("f", self.f, "a callable (B, *D) -> (B, m)")
         shape = tuple(dims("of", self.of))
         with recording():
-            x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
-            rows = _rows(self.f(x))
-            one = _rows(self.f(x[:1]), 1)
+            x = _randn(self.like, 3, *shape).requires_grad_()
+            rows = _rows("f", self.f, x)
+            one = _rows("f", self.f, x[:1])
         if not rows.isfinite().all():
             raise ValueError(f"f must return finite rows, got {rows.tolist()} for samples of N(0, I)")
         if rows.shape[1:] != one.shape[1:] or (one[0] - rows[0]).norm() > 1e-4 * (rows[0].norm() + 1e-30):
@@ -61,11 +63,24 @@ class Function(Measurement):
         return self.f(x)
 
 
-def _rows(found: Any, n: int = 3) -> Tensor:
-    """What f returned for n samples. Raises ValueError unless it is (n, m)."""
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != n or not found.shape[1]:
+def _randn(like: Tensor, *shape: int, seed: int = 0) -> Tensor:
+    """Numbers of N(0, 1), the same ones each time, of the type and on the device of another tensor."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(floating("like", like))
+
+
+def _called(name: str, f: Callable[[Tensor], Tensor], x: Tensor) -> Any:
+    try:
+        return f(x)
+    except Exception as error:  # whatever a function of one's own may raise
+        raise ValueError(f"{name} must take {x.dtype} on {x.device}, such as `like` is: {error}") from error
+
+
+def _rows(name: str, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """f(x). Raises ValueError unless it is (B, m)."""
+    found = _called(name, f, x)
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(x) or not found.shape[1]:
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"f must return rows (B, m), got {what} for {n} samples")
+        raise ValueError(f"{name} must return rows (B, m), got {what} for {len(x)} samples")
     return found
 
 
@@ -348,21 +363,22 @@ def _image(of: Any) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Map(Linear):
-    """Any linear function f of samples of the shape D and its adjoint, such as a blur: f: (B, *D) -> (B, m). Raises
-    ValueError unless <f(x), y> = <x, adjoint(y)> and f(x) + f(y) = f(x + y), for random x and y.
+    """Any linear function f of samples of the shape D and its adjoint: f: (B, *D) -> (B, m). Raises ValueError unless
+    <f(x), y> = <x, adjoint(y)> and f(x) + f(y) = f(x + y), for random x and y of the type and on the device of `like`.
     """
 
     f: Callable[[Tensor], Tensor]
     transposed: Callable[[Tensor], Tensor]
     of: tuple[int, ...]
+    like: Tensor = torch.empty(0)
 
     def __post_init__(self) -> None:
         function("f", self.f, "a callable (B, *D) -> (B, m)"), function("transposed", self.transposed, "its adjoint")
-        g, shape = torch.Generator().manual_seed(0), tuple(dims("of", self.of))
-        x, other = torch.randn(2, 3, *shape, generator=g)
-        Ax = _rows(self.f(x))
-        y = torch.randn(Ax.shape, generator=g)
-        back = self.transposed(y)
+        shape = tuple(dims("of", self.of))
+        x, other = _randn(self.like, 2, 3, *shape)
+        Ax = _rows("f", self.f, x)
+        y = _randn(Ax, *Ax.shape, seed=1)
+        back = _called("transposed", self.transposed, y)
         if tuple(back.shape) != tuple(x.shape):
             raise ValueError(f"transposed must return samples (B, *{shape}), got {tuple(back.shape)} for 3")
         left, right = (Ax * y).sum(1), (x * back).flatten(1).sum(1)

@@ -26,7 +26,8 @@ def mmps(score: Score, seen: Observation, iterations: int = 10, around: Referenc
     that is a gradient. They start at the solution of `pigdm`, with `around` as there, and a sample stays where J is no
     covariance's, as that of a network at much noise may be: where along a direction A V A^T + std^2 I has less than
     std^2, or less than V would have if it were `LEAST` of what it is there. Exact for any Gaussian that has more, once
-    there are as many steps as numbers were measured. Raises ValueError unless A is linear.
+    there are as many steps as numbers were measured. Where a sample stays is a matter of rounding at times, so that a
+    network's in float32 may depend on the batch. Raises ValueError unless A is linear.
     """
     A = linear(seen)
     count("iterations", iterations)

@@ -108,7 +108,8 @@ def inverse_page(rows: Sequence[Row], made: Row, out: Path) -> None:
         "deviations of the posterior. std: that of the logarithm of the deviations. covered: the share of the "
         "posterior in the interval that 90 % of the samples are in. w2: sliced Wasserstein distance to exact samples, "
         "over that between two sets of them. score: how far E[x_0 | x_t, y] by the score is from the true one, as a "
-        "share of what y adds to E[x_0 | x_t]. log p(y): an estimate, and in brackets the truth."
+        "share of what y adds to E[x_0 | x_t]. log p(y): an estimate, whose error is that of the particles alone and "
+        "not of the steps, and in brackets the truth."
     )
     r.text(_counted(rows))
     for task in dict.fromkeys(row["task"] for row in rows):

@@ -261,8 +261,8 @@ def inverse_rows(
     methods: Mapping[str, InverseMethod] = METHODS,
 ) -> Iterator[Row]:
     """A row a method, by so many equal steps of log SNR: `posterior_distances` of n samples, the estimate of log p(y)
-    beside the truth, network calls and CPU seconds. A method that says by a ValueError that it is not for this task has
-    the message under "skipped".
+    beside the truth, network calls and CPU seconds. A method that is not for this task, or fails, by a ValueError or
+    a RuntimeError, has its message under "skipped".
     """
     count("n", n, least=2), count("steps", steps)
     truth, ts = truth_of(task, n, seed + 1000), log_snr(sde, steps)
@@ -274,18 +274,17 @@ def inverse_rows(
         began = process_time()
         try:
             answer = method(asked)
+            seconds = round(process_time() - began, 2)
             if not answer.x.isfinite().all():
                 raise RuntimeError("samples are not finite")
+            off = score_error(method.make(asked), asked, truth) if isinstance(method, Scored) and truth.law else None
         except (ValueError, RuntimeError) as error:
             yield row | {"skipped": str(error)}
             continue
-        row |= {"calls": answer.calls, "seconds": round(process_time() - began, 2)}
+        row |= {"calls": answer.calls, "seconds": seconds}
         if answer.log_evidence is not None:
             row |= {"log_evidence": answer.log_evidence, "error": answer.error, "true": truth.log_evidence}
-        row |= posterior_distances(answer.x, truth)
-        if isinstance(method, Scored) and truth.law is not None:
-            row |= {"score": score_error(method.make(asked), asked, truth)}
-        yield row
+        yield row | posterior_distances(answer.x, truth) | ({} if off is None else {"score": off})
 
 
 def score_error(score: Score, asked: Asked, truth: Truth) -> float:

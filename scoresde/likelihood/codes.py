@@ -11,7 +11,7 @@ from ..reference import Reference
 from ..shapes import as_time
 from .conditions import conditions, given
 from .coordinates import Coordinates
-from .quadrature import Adams, Integrator, Node, integrate
+from .quadrature import Adams, AsNeeded, Integrator, Node, integrate
 from .samples import entry, finite
 
 
@@ -46,6 +46,10 @@ def _carry(
 ) -> Tensor:
     if not isinstance(method, Integrator | Embedded):
         raise ValueError(f"method must be a value such as Adams(), got {method!r}")
+    if isinstance(method, AsNeeded):
+        raise ValueError(
+            f"method must not be told by the error of a likelihood, which a latent has not, got {method!r}"
+        )
     x, (t, s) = entry(x), map(as_time, span)
     of, told = Coordinates.of(p, around, x), conditions(cond, x, p.score)
     u, u_s = of.u(t), of.u(s)

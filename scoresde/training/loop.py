@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..checkpoint import Checkpoint, M, exists, require_savable, unwrapped
+from ..checkpoint import Checkpoint, M, classes_of, exists, require_savable, unwrapped
 from ..data import Dataset, Source
 from ..files import alone
 from ..logbook import logbook
@@ -66,8 +66,7 @@ def train(
     first = not dist.is_initialized() or dist.get_rank() == 0
     with alone(Path(folder)) if folder is not None and first else nullcontext(), stoppable():
         run = _started(model, data, settings, folder, source, resume, sharded)
-        if run.agreed(on_view is None, []) and run.agreed(on_view is not None, []):
-            raise ValueError("on_view must be given in all processes of a sharded training or in none")
+        run.alike(settings=settings, folder=folder is not None, on_view=on_view is not None, views=views, resume=resume)
         saved = monotonic()
         if progress and first:
             print(_said(run.form if run.shards else model, data, settings), file=sys.stderr)
@@ -95,6 +94,7 @@ def train(
                         saved = monotonic()
                 run.save(folder, source)
                 log.held_out(run.step, run.average, data, settings.batch)
+                run.agreed(False, stops)
             except KeyboardInterrupt:
                 run.keep(folder)  # which the interrupt may have come before
                 run.save(folder, source)
@@ -190,7 +190,7 @@ def _share(model: NoisyModel, data: Dataset, settings: Settings, sharded: bool |
         )
     if torch.is_inference_mode_enabled():
         raise ValueError("training needs gradients, and torch.inference_mode has none: train outside of it")
-    device, classes = parameters[0].device, getattr(model.net, "classes", 0)
+    device, classes = parameters[0].device, classes_of(model)
     if isinstance(model, ClassModel):
         _require_classifiable(data, settings)
     if 0 < classes < data.classes:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..checkpoint import (
     Checkpoint,
     M,
+    classes_of,
     exists,
     fill,
     load_as,
@@ -161,6 +162,11 @@ class Training(Generic[M]):
         """
         return due if self.shards is None else self.shards.agree(due, asked)
 
+    def alike(self, **said: Any) -> None:
+        """Raise ValueError, in all processes that the weights are spread over, unless each was told the same."""
+        if self.shards is not None:
+            self.shards.alike(said)
+
     def averaged(self, here: bool = True) -> M:
         """The model with the averaged weights, whole; all processes take part, and it is filled where it is `here`."""
         if self.shards is None:
@@ -169,7 +175,7 @@ class Training(Generic[M]):
         found = gathered(dict(self.average.named_parameters()), here)
         whole.load_state_dict(found, strict=False, assign=True)
         for kept, now in zip(whole.buffers(), self.average.buffers(), strict=True):
-            kept.copy_(now)
+            kept.data = now.detach().to("cpu", copy=True)
         return whole
 
     def advance(self) -> Tensor:
@@ -219,7 +225,7 @@ class Training(Generic[M]):
             x_0 = data.quantized.dequantize(x_0, iid(g))
         t = s.times.draw(self.model.sde, s.batch, g, stratified=s.stratified)
         z = torch.randn(x_0.shape, generator=g, device="cpu")
-        cond, classes = {}, getattr(self.model.net, "classes", 0)
+        cond, classes = {}, classes_of(self.model)
         if classes and data.train_labels is not None:
             hidden = s.label_dropout if isinstance(self.model, ScoreModel) else 0.0
             cond["label"] = self.share(drop_labels(data.train_labels[rows], hidden, classes, g))

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..checkpoint import M, unwrapped
-from ..model import NoisyModel
+from ..model import EnergyModel, NoisyModel
 from ..progress import Stopped
 
 LISTS = (nn.ModuleList, nn.ModuleDict)
@@ -33,6 +33,8 @@ def require_shardable(model: NoisyModel, precision: str) -> None:
         raise ValueError("sharded needs two processes or more, as torchrun --nproc-per-node 2 starts them, got one")
     if precision == "float16":
         raise ValueError("precision must be float32 or bfloat16, which needs no scaled loss, if sharded, got 'float16'")
+    if isinstance(model, EnergyModel):
+        raise ValueError("model must not be an EnergyModel, whose score is a gradient by itself, to be sharded")
     if any(unwrapped(m) is not m for m in model.modules()):
         raise ValueError("net must not be compiled or wrapped, as by DataParallel, to be sharded")
     parameters, inside = list(model.named_parameters(remove_duplicate=False)), set(model.net.parameters())
@@ -98,6 +100,14 @@ class Shards:
         if number := int(said[1]):
             raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
         return bool(said[0])
+
+    def alike(self, said: dict[str, Any]) -> None:
+        """Raise ValueError, naming what differs, unless all processes say the same."""
+        every: list[dict[str, Any]] = [said] * self.mesh.size()
+        dist.all_gather_object(every, {k: repr(v) for k, v in said.items()}, self.speaking)
+        for name in said:
+            if len(found := sorted({one[name] for one in every})) > 1:
+                raise ValueError(f"{name} must be alike in all processes of a sharded training, got {', '.join(found)}")
 
 
 def local(v: Tensor) -> Tensor:

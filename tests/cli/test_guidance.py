@@ -114,6 +114,7 @@ def test_another_classifier_is_another_run(trained, points, tmp_path, capsys):
         (("--label-dropout", 0.0), "label_dropout must not be given beside classifier"),
         (("--views", 0), "views must not be given beside classifier"),
         (("--net", "MLP(width=8)"), "net must be like"),
+        (("--net", f"{__name__}:own"), "net must be one that `sample` can make again"),
     ],
 )
 def test_what_means_nothing_is_refused(tmp_path, capsys, points, args, said):

@@ -345,11 +345,23 @@ def test_samples_far_beyond_black_and_white_are_told(capsys, tmp_path):
         assert not said or "grey levels from -1 to 1: take more --steps or another --method" in said[0]
 
 
+def test_a_method_that_takes_noise_for_truth_is_told(capsys, tmp_path):
+    """One line warns of samples that reproduce the noise of y; and a run that is called again says what it said."""
+    for method in ("ddnm", "diffpir"):
+        done(tmp_path / method, "inpaint", "digits-vp", *FAST, "--method", method, "--std", 0.3)
+        out, err = capsys.readouterr()
+        assert ("where y has noise of 0.3: the method takes y as exact" in err) == (method == "ddnm")
+        done(tmp_path / method, "inpaint", "digits-vp", *FAST, "--method", method, "--std", 0.3, "--keep", "upper")
+        assert capsys.readouterr().out.splitlines()[-1] == out.splitlines()[-1]
+
+
 def nothing(score, seen):
     """A method that makes nothing."""
 
 
 BAD = {
+    "unnamed": ("inpaint digits-vp --method diffpir(2)", "options must be named, as in diffpir(weight=2), got 2"),
+    "as needed": ("interpolate digits-vp --method AsNeeded(0.1)", "method must be a value such as Adams"),
     "no samples": ("inpaint digits-vp --n 0", "n must be a whole number >= 1, got 0"),
     "negative": ("superres digits-vp --n -2", "n must"),
     "no steps": ("inpaint digits-vp --steps 0", "steps must"),

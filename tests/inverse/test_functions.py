@@ -153,6 +153,7 @@ def test_what_needs_a_linear_map_says_so(make):
         (lambda: Function(None, (4,)), "f must be a callable"),
         (lambda: Function(lambda x: x.sum(1), (4,)), r"f must return rows \(B, m\), got \(3,\) for 3 samples"),
         (lambda: Function(lambda x: x[:2], (4,)), r"f must return rows \(B, m\), got \(2, 4\)"),
+        (lambda: Function(lambda x: x @ torch.ones(4, 1).double(), (4,)), "f must take torch.float32 on cpu"),
         (lambda: Function(lambda x: None, (4,)), "f must return rows.*got NoneType"),
         (lambda: Function(lambda x: x.log(), (4,)), "f must return finite rows"),
         (lambda: Function(lambda x: x - x.mean(0), (4,)), "f must make each row of its own sample alone"),

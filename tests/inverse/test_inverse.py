@@ -65,6 +65,7 @@ def randn(*shape, seed=0):
 B = randn(2, 2, seed=5)
 FULL = Matrix(randn(3, 4, seed=1), (4,))
 MASK = Mask(torch.tensor([True, False, True, False]))
+SKEW = torch.tensor([[0.0, 1.0, -2.0], [-1.0, 0.0, 0.5], [2.0, -0.5, 0.0]])
 MAPS = [
     MASK,
     FULL,
@@ -96,6 +97,12 @@ def test_maps(A):
     if A.gram is not None:
         torch.testing.assert_close(M @ M.T, A.gram * torch.eye(A.m, dtype=F64))
     assert A(x.float()).dtype == A.adjoint(y.float()).dtype == torch.float32
+
+
+def test_maps_of_other_types():
+    """`like` says what a function takes."""
+    A = Map(lambda x: x @ SKEW.double(), lambda y: y @ SKEW.double().T, (3,), like=randn(1))
+    torch.testing.assert_close(A(randn(2, 3)), randn(2, 3) @ SKEW.double())
 
 
 def test_blur():
@@ -358,6 +365,11 @@ def test_any_solver_takes_them():
         (lambda: Blur.gaussian(0.0, (1, 5, 4)), "std must be a finite number > 0"),
         (lambda: Grey((5, 4)), r"of must be the shape of an image, \(C, H, W\)"),
         (lambda: Map(lambda x: x, lambda y: 2 * y, (3,)), "transposed must be the adjoint of f"),
+        (lambda: Map(lambda x: x @ SKEW, lambda y: y @ SKEW, (3,)), "transposed must be the adjoint of f"),
+        (
+            lambda: Map(lambda x: x @ SKEW.double(), lambda y: y, (3,)),
+            "f must take torch.float32 on cpu",
+        ),
         (lambda: Map(lambda x: x + 1, lambda y: y, (3,)), "transposed must be the adjoint|f must be linear"),
         (lambda: Map(lambda x: x[:, None], lambda y: y[:, 0], (3,)), r"f must return rows \(B, m\)"),
         (lambda: Observation(MASK, torch.zeros(3), 0.1), "y must hold 2 finite numbers"),

@@ -29,6 +29,7 @@ from scoresde import (
 from scoresde.data import Moons
 from scoresde.likelihood import (
     Adams,
+    AsNeeded,
     Decoded,
     Exact,
     Hutchinson,
@@ -376,6 +377,7 @@ def test_finite():
         (lambda p, x: elbo(CHAIN, p.score, x, kernel=Ancestral), "kernel"),
         (lambda p, x: encode(p, x, 0), "method"),
         (lambda p, x: encode(p, x, Adams), "method"),
+        (lambda p, x: encode(p, x, AsNeeded()), "method"),
         (lambda p, x: decode(p, x, "dopri5"), "method"),
         (lambda p, x: decode(p, x, around=[]), "around"),
         (lambda p, x: encode(p, None), "x"),
