@@ -114,7 +114,7 @@ def views(rank):
     wanted = out(torch.ones(3, 2).double(), 0.5, label=torch.zeros(3, dtype=torch.long))
     assert len(found) == 2 and (found[0] - wanted).abs().max() > 1e-3
     torch.testing.assert_close(found[1].clone(), wanted, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="^on_view must be given in all processes"):
+    with pytest.raises(ValueError, match="^on_view must be alike in all processes"):
         trained("double", sharded=True, on_view=on_view if rank else None)
 
 

@@ -86,7 +86,10 @@ def _run(args: list[str]) -> int:
     if name not in COMMANDS:
         raise ValueError(f"COMMAND must be one of {', '.join(COMMANDS)}, got {name!r}")
     options: Any = Parser(name).parse_args(args[1:])
-    return int(importlib.import_module(f".{name}", __package__).run(options) or 0)
+    status = int(importlib.import_module(f".{name}", __package__).run(options) or 0)
+    if "WORLD_SIZE" in os.environ:
+        importlib.import_module(".common", __package__).leave_processes()
+    return status
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

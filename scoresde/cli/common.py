@@ -235,6 +235,13 @@ def join_processes() -> int:
     return dist.get_rank()
 
 
+def leave_processes() -> None:
+    """Wait for the others, and leave the group in good order: a process that ends inside of it may be aborted."""
+    if dist.is_initialized():
+        wait()
+        dist.destroy_process_group()
+
+
 def processes() -> int:
     """How many share the work."""
     return dist.get_world_size() if dist.is_initialized() else 1

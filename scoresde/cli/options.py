@@ -21,9 +21,7 @@ def demo(parser: ArgumentParser) -> None:
 
 
 def train(parser: ArgumentParser) -> None:
-    """Train a score network or a --classifier, and write a checkpoint; called again, with as many steps or more, it
-    goes on.
-    """
+    """Train a score network or a --classifier; called again, with as many steps or more, a training goes on."""
     add = parser.add_argument
     add("data", help="digits, Ring(modes=8), moons, ..., FILE.npy, FILE.csv, a folder of images")
     add("--recipe", metavar="NAME", help="mnist-vp, cifar10-ve-likelihood, ...: what is not said below")
