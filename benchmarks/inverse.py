@@ -3,7 +3,7 @@
     python benchmarks/inverse.py [--samples 2000] [--steps 50 200]
 
 The tasks, the methods and what is measured are those of `scoresde bench --inverse` (`scoresde.lab.posteriors`), and
-azula's methods where it is installed (`posteriors.py`), by the same score at the same times. A row is of the most
+azula's methods where it is installed (`inverse_peers.py`), by the same score at the same times. A row is of the most
 steps, and says beside the distance W2 what it is with fewer: what more steps mend is theirs, the rest is the method's.
 azula's DPS depends on how many samples are drawn together, and is called for one at a time, of `ALONE` only.
 """
@@ -28,7 +28,7 @@ def peers(task: Task) -> dict[str, InverseMethod]:
     if not task.linear:
         return {}
     try:
-        from posteriors import NAMES, azula_method
+        from inverse_peers import NAMES, azula_method
     except ImportError as error:
         print(f"without azula: {error}")
         return {}

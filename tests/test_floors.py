@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "scoresde"
 
 FLOORS = (
-    {"shapes", "progress", "files", "values", "noise", "ode", "brownian"},  # anything but diffusion
+    {"shapes", "progress", "files", "values", "noise", "ode", "brownian", "weighted"},  # anything but diffusion
     {"process"},
     {"reference", "exact", "quantize", "units", "grid", "model", "loss", "data", "nn"},
     {"steps"},

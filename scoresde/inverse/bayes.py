@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..exact import GaussianMixture, Law, require_law
-from ..guide import Weighted
 from ..noise import iid
 from ..shapes import count, number
+from ..weighted import Weighted
 from .measure import Observation, linear, observation, single
 from .particles import Particles
 

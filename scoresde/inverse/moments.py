@@ -7,7 +7,7 @@ from ..guide import Guided
 from ..process import Score
 from ..reference import Reference
 from ..shapes import count, like
-from .maps import conjugate
+from .krylov import conjugate
 from .measure import Back, Observation, linear, pulled
 from .pseudo import spread
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..guide import Weighted, redrawn
 from ..noise import Noise, iid, require_noise
 from ..shapes import number
 from ..steps.step import memoryless
+from ..weighted import Weighted, redrawn
 
 
 class Particles(NamedTuple):

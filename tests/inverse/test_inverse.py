@@ -45,7 +45,7 @@ from scoresde.inverse import (
     posterior,
     twisted,
 )
-from scoresde.inverse.maps import conjugate
+from scoresde.inverse.krylov import conjugate
 from scoresde.likelihood import Adams, Exact, Quadrature
 from scoresde.steps import GottaGoFast
 
