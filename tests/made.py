@@ -19,13 +19,16 @@ F64 = torch.float64
 
 @contextmanager
 def benchmark(name):
-    """A file of `benchmarks`, which is no part of the package, as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+    """A file or a folder of `benchmarks`, which is no part of the package, as a module."""
+    at = Path(__file__).parents[1] / "benchmarks" / name
+    at = at / "__init__.py" if at.is_dir() else at.with_suffix(".py")
+    spec = importlib.util.spec_from_file_location(name, at)
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[name] = loaded  # dataclasses look their module up
     spec.loader.exec_module(loaded)
     yield loaded
-    del sys.modules[name]
+    for part in [key for key in sys.modules if key.partition(".")[0] == name]:
+        del sys.modules[part]
 
 
 def one_line(capsys):

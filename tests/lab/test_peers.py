@@ -1,4 +1,4 @@
-"""The adapters of `benchmarks/peers.py` pose the same problem to other libraries as to ours.
+"""The adapters of `benchmarks/peers` pose the same problem to other libraries as to ours.
 
 Each law runs over all peers of one package, and is skipped, with the reason, where that package is not installed.
 """
