@@ -145,6 +145,7 @@ def main() -> None:
         image, batch = "x".join(map(str, shape)), few * (16 if gpu else 1)
         if image not in options.only:
             continue
+        torch.compiler.reset()  # so that each is compiled for its own shape
         made = {
             "ours": UNet(shape, *shapes[0], BLOCKS),
             "diffusers": Peer(shape, *shapes[1]),

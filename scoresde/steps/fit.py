@@ -8,12 +8,14 @@ Pilots are trajectories of the flow, solved with hundreds of calls in batches of
   plus a part of its mean;
 - weights: going along the grid, what the pilots' next state differs by from the prediction is regressed on the last
   four q that the solver itself has seen, so that later weights know of earlier errors. Samples that are far off count
-  less, and a ridge keeps weights small, since in a few dimensions the q are nearly dependent.
+  less, and a ridge keeps weights small, since in a few dimensions the q are nearly dependent;
+- how all weights and the inner times should change together for a smaller error at the end (`newton`).
 
 All of it is forward calls and linear algebra. A second set of pilots decides between the fits and the best method that
 needs none, by the mean of the square roots of the errors, among those whose mean square is not larger than the least
-one beyond chance. Mean squares hang on the few samples that end in another mode, and medians do not see them. A third
-set says how far the one chosen is from the flow.
+one beyond chance. Mean squares hang on the few samples that end in another mode, and medians do not see them. Where the
+weights are worse than that method beyond chance, no more is spent on them. A third set says how far the one chosen is
+from the flow.
 """
 
 import math
@@ -22,78 +24,30 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import grid
-from ..noise import iid
 from ..process import Reverse
-from ..reference import DATA, Reference, known
+from ..reference import Reference, known
 from ..shapes import count
 from .catalogue import METHODS, Known
-from .exponential import Exponential, Seen, advance, asking, stages_of
-from .multistep import DPMSolverPP, GaussianReference, Multistep
-from .singlestep import THIRD, SingleStep
-from .step import Step, end, sample, trajectory
+from .exponential import Exponential, Seen, advance, asking
+from .multistep import DPMSolverPP, Multistep
+from .newton import Ends, improve, trust, typical
+from .pilots import Metered, Pilots, Trajectories, centred, ends, mean_like, residual
+from .step import Step, end, sample
 from .tuned import BAND, Error, Tuned, Tuning, distance, with_weights
 
 RIDGE = 1e-3
 HUGE = 1e100  # in place of an error that is not finite
-FAR = 30.0
-"""The deviations of the data in sigma/alpha where the mean is taken: nearer it varies, further a network is loud."""
-TRIED = ((2, 0.05, True), (3, 0.05, True), (2, 0.2, True), (2, 0.2, False))
+SCREENED = 16
+"""Pilots that tell which of the methods that need no fit are worth trying on all."""
+WORTH = 8
+"""How many these are."""
+TRIED = ((2, 0.05, True), (2, 0.2, True), (2, 0.2, False))
 """Nodes of the predictor, what is added to the density of the grid in units of its mean, and whether the first node is
 taken without a call: what suits depends on the dimension and the budget.
 """
-
-
-@dataclass(frozen=True)
-class Pilots:
-    """How a fit is made. Raises ValueError for fewer than 8 trajectories."""
-
-    n: int = 64
-    """Trajectories of each of three sets: to fit, to decide, to report."""
-    seed: int = 0
-    """Of their starts."""
-    fine: int | None = None
-    """Intervals of three calls that they are solved in, at least: 120, or twice the solver's calls if that is more,
-    unless given."""
-
-    def __post_init__(self) -> None:
-        count("pilots", self.n, least=8, most=grid.MOST)
-        if self.fine is not None:
-            count("fine", self.fine, most=grid.MOST)
-
-    def sets(self, q: Reverse, like: Tensor) -> list[Tensor]:
-        """Three sets of starts, as states like `like` (any, *D)."""
-        g = torch.Generator().manual_seed(self.seed)
-        return [q.sde.prior((self.n, *like.shape[1:]), iid(g), like.dtype, like.device) for _ in range(3)]
-
-
-@dataclass(frozen=True)
-class Trajectories:
-    """Trajectories of q from x_T, with order 3 around a reference in no fewer than `fine` intervals."""
-
-    q: Reverse
-    x_T: Tensor
-    around: Reference
-    fine: int
-
-    def at(self, ts: Tensor) -> list[Tensor]:
-        """The states at ts, each interval divided equally in lambda."""
-        lam, m = self.q.sde.log_snr(ts), -(-self.fine // (len(ts) - 1))
-        inner = torch.arange(m, dtype=torch.float64, device="cpu") / m
-        dense = self.q.sde.time(torch.cat([(lam[:-1, None] + inner * lam.diff()[:, None]).flatten(), lam[-1:]]))
-        dense[::m] = ts
-        return [x for i, x in enumerate(trajectory(self.q, self.x_T, dense, self.step)) if i % m == 0]
-
-    def end(self) -> Tensor:
-        """The last states of all trajectories."""
-        return self.at(grid.reference(self.q.sde, self.fine, around=self.around))[-1]
-
-    @property
-    def step(self) -> Step:
-        return SingleStep(THIRD, self.around)
 
 
 @torch.no_grad()
@@ -114,29 +68,79 @@ def tune(
     Raises ValueError unless eta is 0, for fewer than 2 calls, and for a reference of another shape.
     """
     count("calls", calls, least=2)
-    fine = max(120, 2 * calls) if pilots.fine is None else count("fine", pilots.fine, least=2 * calls)
+    fine = pilots.calls(calls)
     if q.eta:
         raise ValueError(f"q must be a probability flow, eta=0, got eta={q.eta:g}")
     around, starts = known(around, q.score, like.shape[1:]), pilots.sets(q, like)
+    meter = Metered(q.score)
+    q = replace(q, score=meter)
     if around is None:
         progress("the data's deviation")
         around = estimated(q, starts[0], max(fine // 2, 2))
-    first, second, third = (Trajectories(q, x, centred(q, starts[0], around), fine) for x in starts)
+    centre = centred(q, starts[0], around)
 
     progress("pilots, and what they tell of size and grid")
-    fitted = list(_fitted(first, calls, progress))
+    flights = Trajectories(q, starts[0], centre, fine)
+    fitted = list(_fitted(flights, calls, progress))
     progress("a second set of pilots, and methods that need no fit")
-    usual = [Candidate(*row) for row in untuned(q, calls, around)]
-    truth = second.end()
-    off = {one: distance(end(q, second.x_T, one.ts, one.step), truth) for one in (*fitted, *usual)}
-    other = best(usual, off)
+    first, second = (Ends(x, y) for x, y in ((starts[0], flights.end), (starts[1], ends(q, starts[1], centre, fine))))
+    off = {one: _off(q, one, second) for one in fitted}
+    other, off_other = _usual(q, calls, around, second)
+    off[other] = off_other
+    chosen = best(fitted, off)
+    said = f"the weights leave {_share(off[chosen], off_other)} of the error of {other.name}"
+    if isinstance(chosen.step, Tuned) and not _worse(off[chosen], off_other):
+        progress(f"{said}; weights and times together")
+        step = improve(q, chosen.step, first, second, lambda: pilots.evaluations - meter.evaluations)
+        whole = Candidate(
+            "tuned weights and times", step, step.ts, Error.over(_off(q, Candidate("", step, step.ts), first))
+        )
+        fitted.append(whole)
+        off[whole] = _off(q, whole, second)
+    else:
+        progress(f"{said}, so no more is spent on them")
     found = best([*fitted, other], off)
 
     progress("a third set of pilots")
-    fresh = Error.of(sample(q, third.x_T, found.ts, found.step), third.end())
+    fresh = Error.of(sample(q, starts[2], found.ts, found.step), ends(q, starts[2], centre, fine))
     loud = noise_amplification(found.step, q, found.ts) if isinstance(found.step, Exponential) else 1.0
     validation = (Error.over(off[found]), fresh, other.name, Error.over(off[other]))
-    return Tuning(found.step, found.ts, q.sde, found.name, found is not other, calls, found.left, *validation, loud)
+    of = (found.step, found.ts, q.sde, found.name, found is not other, calls, found.left)
+    return Tuning(*of, *validation, loud, evaluations=meter.evaluations)
+
+
+def _off(q: Reverse, one: "Candidate", pilots: Ends) -> Tensor:
+    """Its errors, (B,)."""
+    return distance(end(q, pilots.x_T, one.ts, one.step), pilots.end)
+
+
+def _usual(q: Reverse, calls: int, around: Reference, pilots: Ends) -> tuple["Candidate", Tensor]:
+    """The best of the methods that need no fit, and its errors: of all on a few pilots, the best on the rest."""
+    every, few = [Candidate(*row) for row in untuned(q, calls, around)], pilots.first(SCREENED)
+    good = sorted(every, key=lambda one: typical(_off(q, one, few)))[:WORTH]
+    off = {one: _off(q, one, pilots) for one in good}
+    found = best(good, off)
+    return found, off[found]
+
+
+def _ratio(off: Tensor, other: Tensor) -> tuple[float, float]:
+    """The mean of the square roots of errors (B,) over that of others of the same pilots, and its standard error."""
+    a, b = (e.double().nan_to_num(HUGE, HUGE).sqrt() for e in (off, other))
+    if not b.any():
+        return (math.inf if a.any() else 1.0), 0.0
+    r = float(a.mean() / b.mean())
+    return r, float((a - r * b).std() / b.mean() / math.sqrt(len(a)))
+
+
+def _worse(off: Tensor, other: Tensor) -> bool:
+    """Whether errors are larger than others beyond chance."""
+    r, error = _ratio(off, other)
+    return r - 2 * error > 1
+
+
+def _share(off: Tensor, other: Tensor) -> str:
+    """How much of others errors are."""
+    return "{:.0%} +- {:.0%}".format(*_ratio(off, other))
 
 
 def _fitted(flights: Trajectories, calls: int, progress: Callable[[str], None]) -> Iterator["Candidate"]:
@@ -191,46 +195,9 @@ def untuned(q: Reverse, calls: int, around: Reference) -> Iterator[tuple[str, St
         yield f"{method.name} on grid.{name}", step, ts
 
 
-def centred(q: Reverse, x_T: Tensor, around: Reference) -> Reference:
-    """Around the mean m that D = E[x_0|x_t] tells where Gaussian data lead to from x_T: D = m + shrink (x~ - m)."""
-    sde, x, ts = q.sde, x_T, torch.tensor([q.sde.T, q.sde.T], dtype=torch.float64, device="cpu")
-    lam = torch.tensor(-math.log(FAR * around.std), dtype=torch.float64, device="cpu")
-    if lam > sde.log_snr(ts[0]):
-        ts[1] = sde.time(lam)
-        x = sample(q, x_T, ts, GaussianReference(around))
-    A, B, _ = (float(v) for v in DATA.q(sde, ts[1]))
-    shrink = 1 / (1 + math.exp(-2 * float(sde.log_snr(ts[1]))) / around.std**2)
-    off = (A - shrink / float(sde.alpha(ts[1]))) * x + B * q.ask(x, ts[1])
-    return replace(around, mean=off.mean(0) / (1 - shrink))
-
-
-def residual(pilots: Trajectories) -> tuple[Reference, Tensor, Tensor]:
-    """The reference with the size of the residual; lambda and the density of a grid."""
-    q, around = pilots.q, pilots.around
-    sde, ts = q.sde, grid.reference(q.sde, pilots.fine, around=around)
-    lam, ask = sde.log_snr(ts), asking(q, _like(around, pilots.x_T))
-    nodes = stages_of(ts, around.q(sde, ts), 0 * ts, 0 * ts, ts[:, None])
-    states = zip(nodes, trajectory(q, pilots.x_T, ts, pilots.step), strict=True)
-    values = torch.stack([ask(node, x).flatten().to("cpu", torch.float64) for node, x in states])
-    size = values.square().mean(1).sqrt()
-    size = size.clamp_min(1e-6 * size.max())
-    around = replace(around, size=tuple(zip(lam.tolist(), size.tolist(), strict=True)))
-    bend = values / size[:, None]
-    for _ in range(2):
-        (bend,) = torch.gradient(bend, spacing=(lam,), dim=0)
-    density = (bend.square().mean(1).sqrt() * (around.log_g(lam) - around.log_S(lam)).exp()) ** (1 / 3)
-    density = F.avg_pool1d(F.pad(density[None], (3, 3), mode="replicate"), 7, 1)[0]
-    return around, lam, density
-
-
-def _like(around: Reference, x: Tensor) -> Tensor:
-    """The mean, as states like x."""
-    return torch.as_tensor(around.mean).to(x)
-
-
 def fit(pilots: Trajectories, base: Multistep, ts: Tensor) -> tuple[Tuned, Error, Error]:
     """The weights that `base` should be given besides on ts, the error that it is then left with, and that without."""
-    q, x, mean = pilots.q, pilots.x_T, _like(base.around, pilots.x_T)
+    q, x, mean = pilots.q, pilots.x_T, mean_like(base.around, pilots.x_T)
     truth, lam, ask = pilots.at(ts), q.sde.log_snr(ts), asking(q, mean)
     masses = q.sde.alpha(ts[1:]) * base.around.masses(lam[:-1], lam[1:], 0.0)[1].sum(1)
     extra = torch.zeros(len(ts) - 1, BAND + 1, dtype=torch.float64, device="cpu")
@@ -251,14 +218,13 @@ def fit(pilots: Trajectories, base: Multistep, ts: Tensor) -> tuple[Tuned, Error
 
 def ridge(seen: Tensor, off: Tensor) -> Tensor:
     """The w (k,) with seen (B, d, k) w nearest to off (B, d); a sample off by e counts 1/(1 + (e/(3 median))^2)."""
-    e = off.square().mean(1).sqrt()
-    trust = 1 / (1 + (e / (3 * e.median()).clamp_min(1e-300)).square())
-    gram = torch.einsum("bdi,bdj,b->ij", seen, seen, trust)
+    weight = trust(off)
+    gram = torch.einsum("bdi,bdj,b->ij", seen, seen, weight)
     ridge = RIDGE * gram.trace() / len(gram)
     if not ridge > 0:  # the first q of an analytic start
         return torch.zeros(len(gram), dtype=torch.float64, device="cpu")
     eye = torch.eye(len(gram), dtype=torch.float64, device="cpu")
-    return torch.linalg.solve(gram + ridge * eye, torch.einsum("bdi,bd,b->i", seen, off, trust))
+    return torch.linalg.solve(gram + ridge * eye, torch.einsum("bdi,bd,b->i", seen, off, weight))
 
 
 def noise_amplification(step: Exponential, q: Reverse, ts: Tensor) -> float:

@@ -117,6 +117,7 @@ class Tuning:
     fit the best on those that decided, and its error. noise_amplification: the sum of |w| over |the sum of w|, w being
     what each q weighs in the last state: how much louder errors of the network come out than they would with positive
     weights. condition: in words what the score was told, such as a label and a guidance; nothing unless said.
+    evaluations: of the network for one sample, that the fit cost.
     """
 
     step: Step
@@ -132,6 +133,7 @@ class Tuning:
     untuned_validation: Error
     noise_amplification: float
     condition: str = later("")
+    evaluations: int = later(0)
 
     def save(self, file: str | Path) -> None:
         """Write it as JSON with a seal, so that no changed entry is taken for what was fitted."""
