@@ -362,7 +362,7 @@ def unipc(p, x, ts, z, order):
     return x
 
 
-def deis(p, x, ts, z, order):
+def deis(p, x, ts, z, order, rising=False):
     """tAB-DEIS, Zhang & Chen 2023, eq. 14 and 15: x_s = Psi(s, t) x + sum_j C_j eps_j, C_j = int g^2/2 Psi(s, u)/sigma
     l_j(u) du with Lagrange's polynomials in t and Psi(s, u) = alpha_s/alpha_u. The start: see `warmed`.
     """
@@ -375,7 +375,7 @@ def deis(p, x, ts, z, order):
 
         return p.alpha(s) / p.alpha(t) * x + p.alpha(s) * combine(integral(inside, t, s), known)
 
-    return warmed(p, x, ts, order, [float(t) for t in ts], step)
+    return warmed(p, x, ts, order, [float(t) for t in ts], step, rising)
 
 
 def ipndm(p, x, ts, z, order):
@@ -395,13 +395,13 @@ def ipndm(p, x, ts, z, order):
     return warmed(p, x, ts, order, levels, step)
 
 
-def warmed(p, x, ts, order, us, step):
+def warmed(p, x, ts, order, us, step, rising=False):
     """An Adams method on eps with the start-up of `multistep`: for order 3 the first interval is redone with two nodes
     once the second is known; for order 4 it is a step of DPM-Solver-3, and the second is redone with three; not on
-    grids of no more intervals than nodes.
+    grids of no more intervals than nodes, nor where the orders are just rising.
     """
     known, before = [], x
-    start = len(ts) - 1 > order > 2
+    start = len(ts) - 1 > order > 2 and not rising
     for i in range(len(ts) - 1):
         known = [p.eps(x, ts[i]), *known]
         if start and i == order - 2:

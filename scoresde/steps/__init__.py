@@ -11,16 +11,17 @@ from .langevin import NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .metropolis import MALA, Calibrated
 from .multistep import DDIM, DEIS, IPNDM, DPMSolverPP, GaussianReference, Multistep, SASolver, UniPC
 from .singlestep import RES, DPMSolver, DPMSolverPP2S, EDMHeun, Line, Refined, SingleStep, Tableau, Thirds
+from .startup import FullOrder, Rising, StartUp
 from .step import Affine, Prepared, Run, Step, draw, run, sample, started, trajectory
 from .tuned import Error, Tuned, Tuning, distance
 
 __all__ = [
-    "DDIM", "DEIS", "IPNDM", "MALA", "METHODS", "NCSN", "RES", "SNR", "Adaptive", "Affine", "AffineDPM",
-    "AnalyticDPM", "Ancestral", "Calibrated", "Centred", "Churn", "ConsistentAnnealed", "Constant", "DPMSolver",
-    "DPMSolverAdaptive", "DPMSolverPP", "DPMSolverPP2S", "EDMHeun", "EqualSteps", "Error", "EulerMaruyama",
-    "Exponential", "Flow", "GaussianReference", "GottaGoFast", "HalfBent", "InLogSNR", "InSigma", "InTime",
-    "Interpolation", "Known", "Langevin", "LearnedVariance", "Line", "Method", "Multistep", "Pilots", "Posterior",
-    "Prepared", "Refined", "ReverseDiffusion", "Run", "SASolver", "SingleStep", "Step", "StepSize", "Tableau",
-    "Tallied", "Thirds", "Tuned", "Tuning", "UniPC", "captured", "distance", "draw", "ncsnv2_step", "run", "sample",
-    "started", "trajectory", "tune",
+    "DDIM", "DEIS", "IPNDM", "MALA", "METHODS", "NCSN", "RES", "SNR", "Adaptive", "Affine", "AffineDPM", "AnalyticDPM",
+    "Ancestral", "Calibrated", "Centred", "Churn", "ConsistentAnnealed", "Constant", "DPMSolver", "DPMSolverAdaptive",
+    "DPMSolverPP", "DPMSolverPP2S", "EDMHeun", "EqualSteps", "Error", "EulerMaruyama", "Exponential", "Flow",
+    "FullOrder", "GaussianReference", "GottaGoFast", "HalfBent", "InLogSNR", "InSigma", "InTime", "Interpolation",
+    "Known", "Langevin", "LearnedVariance", "Line", "Method", "Multistep", "Pilots", "Posterior", "Prepared", "Refined",
+    "ReverseDiffusion", "Rising", "Run", "SASolver", "SingleStep", "StartUp", "Step", "StepSize", "Tableau", "Tallied",
+    "Thirds", "Tuned", "Tuning", "UniPC", "captured", "distance", "draw", "ncsnv2_step", "run", "sample", "started",
+    "trajectory", "tune",
 ]  # fmt: skip

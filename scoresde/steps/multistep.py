@@ -11,9 +11,9 @@ and every member of the family is the same loop: one call of the network, one we
 
 Start-up: without a corrector, interval n < order - 1 has only n + 1 nodes. For order 3 the first interval is corrected
 with two nodes, for order 4 it is taken in three stages (two further calls), and the second is corrected with three, so
-that every error at the start is O(h^order). The orders just rise on the reverse SDE, whose strong order is 1 anyway,
-with published formulas, and on a grid of no more intervals than nodes, where nothing after a correction of so large a
-step would make up for it.
+that every error at the start is O(h^order). The orders just rise where `startup` says so, on the reverse SDE, whose
+strong order is 1 anyway, with published formulas, and on a grid of no more intervals than nodes, where nothing after a
+correction of so large a step would make up for it.
 """
 
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from ..shapes import count
 from .ancestral import Ancestral
 from .exponential import Centred, EqualSteps, Exponential, InLogSNR, InSigma, Interpolation, Interval, InTime, stages_of
 from .singlestep import THIRD, substeps
+from .startup import FullOrder, Rising, StartUp
 
 LONGER = 1000
 """The factor in lambda by which steps may grow: what is not smooth in q, such as what a corrector changes in the state,
@@ -42,7 +43,8 @@ class Multistep(Exponential):
     predictor: nodes of the predictor, 1 to 4. corrector: nodes of the corrector with the new one, 2 to 5; 0 for none.
     around: what is solved exactly. interpolation: of q between nodes. analytic: take q = 0 at the first node without
     asking the network, which is right where the noise hides everything but the data's mean and variance, and saves a
-    call. taper: lower the orders over the last intervals to 1, as the code of DPM-Solver does in few steps.
+    call. taper: lower the orders over the last intervals to 1, as the code of DPM-Solver does in few steps. startup: of
+    a method without corrector on the flow; with a published interpolation the orders just rise.
 
     n intervals make n calls, n - 1 if `analytic`, n + 2 with predictor 4 on the flow if n > 4. Raises ValueError for
     orders that do not exist, and for a corrector with weights that are a predictor's.
@@ -55,9 +57,11 @@ class Multistep(Exponential):
     interpolation: Interpolation = InLogSNR()
     analytic: bool = False
     taper: bool = False
+    startup: StartUp = FullOrder()
 
     def __post_init__(self) -> None:
-        kinds = {"around": Reference, "interpolation": Interpolation, "analytic": bool, "taper": bool}
+        kinds = {"around": Reference, "interpolation": Interpolation, "startup": StartUp}
+        kinds |= {"analytic": bool, "taper": bool}
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
@@ -81,7 +85,8 @@ class Multistep(Exponential):
         interval, corrected with two nodes, lets no corrected method be of order 4; `taper` and published formulas let
         none be of order 3. (`analytic` supposes that q is 0 at the first node.)
         """
-        order = min(max(2, self.corrector), self.predictor + 1, 3) if self.corrector else self.predictor
+        k, m = self.predictor, self.corrector
+        order = min(max(2, m), k + 1, 3) if m else self.startup.order(k)
         return min(order, 2) if self.taper or self.interpolation.published else order
 
     @property
@@ -119,7 +124,7 @@ class Multistep(Exponential):
         if self.taper:
             nodes = torch.minimum(nodes, n - steps)
         predicted = weights(steps, nodes)
-        start = n > self.predictor and not (p.eta or self.corrector or self.interpolation.published)
+        start = n > self.predictor and not self._rising(p)
         again, redone = self._corrected(nodes, start)
         correction = torch.zeros(n + 1, width, dtype=torch.float64, device="cpu")
         correction[redone + 1] = weights(redone, again, new=1)
@@ -137,6 +142,10 @@ class Multistep(Exponential):
         if self.predictor == 4 and start:
             plan[0] = plan[0]._replace(stages=substeps(self.around, sde, t[:1], s[:1], THIRD)[0])
         return plan
+
+    def _rising(self, p: Reverse) -> bool:
+        """Whether the orders just rise, on however many intervals."""
+        return bool(p.eta or self.corrector or self.interpolation.published or self.startup == Rising())
 
     def _corrected(self, nodes: Tensor, start: bool) -> tuple[Tensor, Tensor]:
         """The nodes of each correction, and the intervals that are corrected: those that have a next one, at whose
@@ -196,9 +205,12 @@ def UniPC(order: int = 2, taper: bool = False) -> Multistep:
     return Multistep(order, order + 1, interpolation=Centred(), taper=taper)
 
 
-def DEIS(order: int = 3) -> Multistep:
-    """tAB-DEIS (Zhang & Chen 2023, eq. 15) through `order` nodes, 1 to 4: eps, by polynomials in t."""
-    return Multistep(order, around=NOISE, interpolation=InTime())
+def DEIS(order: int = 3, startup: StartUp = FullOrder()) -> Multistep:
+    """tAB-DEIS (Zhang & Chen 2023, eq. 15) through `order` nodes, 1 to 4: eps, by polynomials in t.
+
+    startup: `Rising()` gives the published start, after which it is of second order.
+    """
+    return Multistep(order, around=NOISE, interpolation=InTime(), startup=startup)
 
 
 def IPNDM(order: int = 4, interpolation: Interpolation = InSigma()) -> Multistep:

@@ -52,6 +52,7 @@ from scoresde.steps import (
     InTime,
     LearnedVariance,
     Multistep,
+    Rising,
     SingleStep,
 )
 from scoresde.steps.singlestep import Line, Refined, Thirds
@@ -175,18 +176,14 @@ def test_ipndm_as_published():
         assert IPNDM(k, EqualSteps()).order == 2
 
 
-class Plainly(Centred):
-    """The right weights, after the start of published formulas."""
-
-    published = True
-
-
 def test_a_start_of_low_order_shows():
-    """With orders that just rise, as published formulas have it, three and four nodes are of order 2 on this interval;
-    so the orders above are those of the start-up as well. A first node that is not asked for is of order 1.
+    """With orders that just rise, as published methods have it, three and four nodes are of order 2 on this interval,
+    and say so; so the orders above are those of the start-up as well. A first node that is not asked for is of order 1.
     """
-    for k in (3, 4):
-        check(Multistep(k, interpolation=Plainly()), 2)
+    for step in (Multistep(3, interpolation=Centred(), startup=Rising()), DEIS(4, Rising())):
+        check(step, 2)
+        assert step.order == 2
+    assert [Multistep(k, startup=Rising()).order for k in (1, 2)] == [1, 2]
     check(GaussianReference(AROUND), 1)
 
 

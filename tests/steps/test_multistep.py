@@ -63,7 +63,19 @@ from scoresde import (
 )
 from scoresde.ode import Dopri5
 from scoresde.reference import DATA, NOISE
-from scoresde.steps import DEIS, IPNDM, Centred, Constant, EqualSteps, HalfBent, InLogSNR, InSigma, InTime, Multistep
+from scoresde.steps import (
+    DEIS,
+    IPNDM,
+    Centred,
+    Constant,
+    EqualSteps,
+    HalfBent,
+    InLogSNR,
+    InSigma,
+    InTime,
+    Multistep,
+    Rising,
+)
 from scoresde.steps.catalogue import FLOWS, METHODS, Known
 
 every_sde = pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
@@ -114,6 +126,7 @@ FORMULAS = {
     **{f"SDE-DPMSolverPP({k})": (1.0, DPMSolverPP(k), sde_dpm_solver_pp, {"order": k}) for k in (1, 2)},
     **{f"UniPC({k})": (0.0, UniPC(k), unipc, {"order": k}) for k in (1, 2, 3)},
     **{f"DEIS({k})": (0.0, DEIS(k), deis, {"order": k}) for k in ORDERS},
+    **{f"DEIS({k}, Rising())": (0.0, DEIS(k, Rising()), deis, {"order": k, "rising": True}) for k in (3, 4)},
     **{f"IPNDM({k})": (0.0, IPNDM(k), ipndm, {"order": k}) for k in ORDERS},
     **{f"IPNDM({k}, EqualSteps())": (0.0, IPNDM(k, EqualSteps()), ipndm_published, {"order": k}) for k in ORDERS},
     **{
@@ -603,6 +616,7 @@ def test_a_few_steps_do_not_overshoot(sde, n):
         (lambda: Multistep(2, 6), "corrector must be 0, for none, or 2 to 5 nodes, got 6"),
         (lambda: Multistep(2, -1), "corrector must be a whole number >= 0, got -1"),
         (lambda: Multistep(4, analytic=True), "analytic must be False with predictor 4, whose first interval needs"),
+        (lambda: Multistep(3, startup=True), "startup must be a StartUp, got True"),
         (lambda: DPMSolverPP(4), "order must be 1, 2 or 3, got 4"),
         (lambda: DPMSolverPP(0), "order must be a whole number >= 1, got 0"),
         (lambda: UniPC(4), "order must be 1, 2 or 3, got 4"),
