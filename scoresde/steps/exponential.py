@@ -197,13 +197,15 @@ class Exponential(Prepared):
     around: Reference
 
     @abstractmethod
-    def plan(self, p: Reverse, t: Tensor, s: Tensor) -> list[Interval]:
-        """All that there is to compute for intervals (n,) with sigma > 0, but for what the network says."""
+    def plan(self, p: Reverse, t: Tensor, s: Tensor, hops: int = 0) -> list[Interval]:
+        """All that there is to compute for intervals (n,) with sigma > 0, but for what the network says. hops: how many
+        others end at sigma = 0.
+        """
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> "Plan":
         """With its coefficients, and no memory."""
         clean = p.sde.var(s) == 0
-        made = iter(self.plan(p, t[~clean], s[~clean]) if not clean.all() else [])
+        made = iter(self.plan(p, t[~clean], s[~clean], int(clean.sum())) if not clean.all() else [])
         every = zip(t, s, clean.tolist(), strict=True)
         return Plan(self, [last_hop(p.sde, a, b) if last else next(made) for a, b, last in every])
 

@@ -43,8 +43,9 @@ class Multistep(Exponential):
     predictor: nodes of the predictor, 1 to 4. corrector: nodes of the corrector with the new one, 2 to 5; 0 for none.
     around: what is solved exactly. interpolation: of q between nodes. analytic: take q = 0 at the first node without
     asking the network, which is right where the noise hides everything but the data's mean and variance, and saves a
-    call. taper: lower the orders over the last intervals to 1, as the code of DPM-Solver does in few steps. startup: of
-    a method without corrector on the flow; with a published interpolation the orders just rise.
+    call. taper: lower the orders over the last intervals to 1, as the code of DPM-Solver does in few steps; an interval
+    to sigma = 0 is the last, and of order 1 anyway. startup: of a method without corrector on the flow; with a
+    published interpolation the orders just rise.
 
     n intervals make n calls, n - 1 if `analytic`, n + 2 with predictor 4 on the flow if n > 4. Raises ValueError for
     orders that do not exist, and for a corrector with weights that are a predictor's.
@@ -112,7 +113,7 @@ class Multistep(Exponential):
                     "over it what it saw on so short a one. Leave one of the two out"
                 )
 
-    def plan(self, p: Reverse, t: Tensor, s: Tensor) -> list[Interval]:
+    def plan(self, p: Reverse, t: Tensor, s: Tensor, hops: int = 0) -> list[Interval]:
         """The coefficients of each interval from t to s, (n,)."""
         sde, n, low, high = p.sde, len(t), p.sde.log_snr(t), p.sde.log_snr(s)
         lam = torch.cat([low, high[-1:]])
@@ -122,7 +123,7 @@ class Multistep(Exponential):
         steps = torch.arange(n, device="cpu")
         nodes = (steps + 1).clamp_max(self.predictor)
         if self.taper:
-            nodes = torch.minimum(nodes, n - steps)
+            nodes = torch.minimum(nodes, n + hops - steps)
         predicted = weights(steps, nodes)
         start = n > self.predictor and not self._rising(p)
         again, redone = self._corrected(nodes, start)

@@ -155,7 +155,7 @@ class SingleStep(Exponential):
         """Raises ValueError unless eta is 0: it is a step of the flow."""
         needs_flow(p)
 
-    def plan(self, p: Reverse, t: Tensor, s: Tensor) -> list[Interval]:
+    def plan(self, p: Reverse, t: Tensor, s: Tensor, hops: int = 0) -> list[Interval]:
         """The stages of each interval."""
         rows = substeps(self.around, p.sde, t, s, self.tableau)
         return [Interval(a, b, row, 0.0, 0) for a, b, row in zip(t.tolist(), s.tolist(), rows, strict=True)]

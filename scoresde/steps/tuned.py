@@ -95,9 +95,10 @@ class Tuned(Exponential):
                 f"{self.ts[-1]:g}, got {len(t) + 1} from {t[0]:g} to {s[-1]:g}"
             )
 
-    def plan(self, p: Reverse, t: Tensor, s: Tensor) -> list[Interval]:
+    def plan(self, p: Reverse, t: Tensor, s: Tensor, hops: int = 0) -> list[Interval]:
         """That of `base`, with the weights added."""
-        return [with_weights(now, row) for now, row in zip(self.base.plan(p, t, s), self.extra.tolist(), strict=True)]
+        plan = self.base.plan(p, t, s, hops)
+        return [with_weights(now, row) for now, row in zip(plan, self.extra.tolist(), strict=True)]
 
 
 def with_weights(now: Interval, extra: list[float]) -> Interval:
