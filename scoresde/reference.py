@@ -115,7 +115,7 @@ class Reference:
     def log_S(self, lam: Tensor) -> Tensor:
         """log S, S in units of c where c is infinite."""
         if self.std in (0.0, math.inf):
-            return -lam if self.std == 0 else 0 * lam
+            return -lam if self.std == 0 else torch.zeros_like(lam)
         return torch.logaddexp(torch.full_like(lam, 2 * math.log(self.std)), -2 * lam) / 2
 
     def log_g(self, lam: Tensor) -> Tensor:
@@ -153,12 +153,17 @@ class Reference:
 
     def masses(self, low: Tensor, high: Tensor, eta: float) -> tuple[Tensor, Tensor]:
         """Points lambda (..., 24) inside [low, high] (...,), and what a polynomial there weighs: its integral against
-        e g (S_1/S)^e is the sum of its values times these.
+        e g (S_1/S)^e is the sum of its values times these. With std infinite and eta = 0 high may be infinite.
         """
         half = ((high - low) / 2)[..., None]
         lam = low[..., None] + half * (1 + POINTS)
         e = 1 + eta**2
-        return lam, e * half * MASSES * (self.log_g(lam) + e * (self.log_S(high)[..., None] - self.log_S(lam))).exp()
+        mass = e * half * MASSES * (self.log_g(lam) + e * (self.log_S(high)[..., None] - self.log_S(lam))).exp()
+        if high.isfinite().all():
+            return lam, mass
+        sigma, far = (-low).exp()[..., None] / 2, high.isinf()[..., None]  # in sigma~ from there to 0
+        ends = -(sigma * (1 - POINTS)).log()
+        return torch.where(far, ends, lam), torch.where(far, sigma * MASSES * self._log_size(ends).exp(), mass)
 
 
 def known(around: Reference | None, score: Any, shape: torch.Size | tuple[int, ...]) -> Reference | None:

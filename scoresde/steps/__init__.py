@@ -9,19 +9,30 @@ from .exponential import Centred, EqualSteps, Exponential, HalfBent, InLogSNR, I
 from .fit import Pilots, tune
 from .langevin import NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .metropolis import MALA, Calibrated
-from .multistep import DDIM, DEIS, IPNDM, DPMSolverPP, GaussianReference, Multistep, SASolver, UniPC
-from .singlestep import RES, DPMSolver, DPMSolverPP2S, EDMHeun, Line, Refined, SingleStep, Tableau, Thirds
-from .startup import FullOrder, Rising, StartUp
+from .multistep import DDIM, DEIS, IPNDM, LMS, PNDM, DPMSolverPP, GaussianReference, Multistep, SASolver, UniPC
+from .singlestep import (
+    RES,
+    DPMSolver,
+    DPMSolverPP2S,
+    EDMHeun,
+    Line,
+    PseudoRungeKutta,
+    Refined,
+    SingleStep,
+    Tableau,
+    Thirds,
+)
+from .startup import FullOrder, Rising, Staged, StartUp
 from .step import Affine, Prepared, Run, Step, draw, run, sample, started, trajectory
 from .tuned import Error, Tuned, Tuning, distance
 
 __all__ = [
-    "DDIM", "DEIS", "IPNDM", "MALA", "METHODS", "NCSN", "RES", "SNR", "Adaptive", "Affine", "AffineDPM", "AnalyticDPM",
-    "Ancestral", "Calibrated", "Centred", "Churn", "ConsistentAnnealed", "Constant", "DPMSolver", "DPMSolverAdaptive",
-    "DPMSolverPP", "DPMSolverPP2S", "EDMHeun", "EqualSteps", "Error", "EulerMaruyama", "Exponential", "Flow",
-    "FullOrder", "GaussianReference", "GottaGoFast", "HalfBent", "InLogSNR", "InSigma", "InTime", "Interpolation",
-    "Known", "Langevin", "LearnedVariance", "Line", "Method", "Multistep", "Pilots", "Posterior", "Prepared", "Refined",
-    "ReverseDiffusion", "Rising", "Run", "SASolver", "SingleStep", "StartUp", "Step", "StepSize", "Tableau", "Tallied",
-    "Thirds", "Tuned", "Tuning", "UniPC", "captured", "distance", "draw", "ncsnv2_step", "run", "sample", "started",
-    "trajectory", "tune",
+    "DDIM", "DEIS", "IPNDM", "LMS", "MALA", "METHODS", "NCSN", "PNDM", "RES", "SNR", "Adaptive", "Affine", "AffineDPM",
+    "AnalyticDPM", "Ancestral", "Calibrated", "Centred", "Churn", "ConsistentAnnealed", "Constant", "DPMSolver",
+    "DPMSolverAdaptive", "DPMSolverPP", "DPMSolverPP2S", "EDMHeun", "EqualSteps", "Error", "EulerMaruyama",
+    "Exponential", "Flow", "FullOrder", "GaussianReference", "GottaGoFast", "HalfBent", "InLogSNR", "InSigma", "InTime",
+    "Interpolation", "Known", "Langevin", "LearnedVariance", "Line", "Method", "Multistep", "Pilots", "Posterior",
+    "Prepared", "PseudoRungeKutta", "Refined", "ReverseDiffusion", "Rising", "Run", "SASolver", "SingleStep", "Staged",
+    "StartUp", "Step", "StepSize", "Tableau", "Tallied", "Thirds", "Tuned", "Tuning", "UniPC", "captured", "distance",
+    "draw", "ncsnv2_step", "run", "sample", "started", "trajectory", "tune",
 ]  # fmt: skip

@@ -195,16 +195,18 @@ class Exponential(Prepared):
     """
 
     around: Reference
+    through: bool = False
+    """Whether it plans intervals to sigma = 0 itself."""
 
     @abstractmethod
     def plan(self, p: Reverse, t: Tensor, s: Tensor, hops: int = 0) -> list[Interval]:
-        """All that there is to compute for intervals (n,) with sigma > 0, but for what the network says. hops: how many
-        others end at sigma = 0.
+        """All that there is to compute for intervals (n,), but for what the network says; hops: how many others there
+        are, to sigma = 0.
         """
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> "Plan":
         """With its coefficients, and no memory."""
-        clean = p.sde.var(s) == 0
+        clean = (p.sde.var(s) == 0) & (not self.through)
         made = iter(self.plan(p, t[~clean], s[~clean], int(clean.sum())) if not clean.all() else [])
         every = zip(t, s, clean.tolist(), strict=True)
         return Plan(self, [last_hop(p.sde, a, b) if last else next(made) for a, b, last in every])

@@ -16,6 +16,7 @@ strong order is 1 anyway, with published formulas, and on a grid of no more inte
 correction of so large a step would make up for it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -26,9 +27,10 @@ from ..process import LinearSDE, Reverse
 from ..reference import DATA, NOISE, Reference
 from ..shapes import count
 from .ancestral import Ancestral
+from .euler import needs_flow
 from .exponential import Centred, EqualSteps, Exponential, InLogSNR, InSigma, Interpolation, Interval, InTime, stages_of
-from .singlestep import THIRD, substeps
-from .startup import FullOrder, Rising, StartUp
+from .singlestep import THIRD, Line, PseudoRungeKutta, substeps
+from .startup import FullOrder, Rising, Staged, StartUp
 
 LONGER = 1000
 """The factor in lambda by which steps may grow: what is not smooth in q, such as what a corrector changes in the state,
@@ -45,10 +47,13 @@ class Multistep(Exponential):
     asking the network, which is right where the noise hides everything but the data's mean and variance, and saves a
     call. taper: lower the orders over the last intervals to 1, as the code of DPM-Solver does in few steps; an interval
     to sigma = 0 is the last, and of order 1 anyway. startup: of a method without corrector on the flow; with a
-    published interpolation the orders just rise.
+    published interpolation `FullOrder()` is `Rising()`. through: take an interval to sigma = 0 as any other, with all
+    nodes, instead of alpha_s E[x_0 | x_t]; of noise prediction on the flow alone, whose polynomials in sigma/alpha or t
+    go on to there.
 
-    n intervals make n calls, n - 1 if `analytic`, n + 2 with predictor 4 on the flow if n > 4. Raises ValueError for
-    orders that do not exist, and for a corrector with weights that are a predictor's.
+    n intervals make n calls, n - 1 if `analytic`, n + 2 with predictor 4 on the flow if n > 4, one more for every
+    further stage of `Staged`. Raises ValueError for orders that do not exist, for a corrector with weights that are
+    a predictor's, and for a startup or `through` where they are not as stated.
     """
 
     strong: ClassVar[float] = 1.0
@@ -59,10 +64,11 @@ class Multistep(Exponential):
     analytic: bool = False
     taper: bool = False
     startup: StartUp = FullOrder()
+    through: bool = False
 
     def __post_init__(self) -> None:
         kinds = {"around": Reference, "interpolation": Interpolation, "startup": StartUp}
-        kinds |= {"analytic": bool, "taper": bool}
+        kinds |= {"analytic": bool, "taper": bool, "through": bool}
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
@@ -70,8 +76,15 @@ class Multistep(Exponential):
             raise ValueError(f"predictor must be 1, 2, 3 or 4, got {self.predictor}")
         if count("corrector", self.corrector, least=0) > 5 or self.corrector == 1:
             raise ValueError(f"corrector must be 0, for none, or 2 to 5 nodes, got {self.corrector}")
-        if self.analytic and self.predictor == 4 and not self.corrector:
-            raise ValueError("analytic must be False with predictor 4, whose first interval needs the network")
+        stages = isinstance(self.startup, Staged)
+        if self.analytic and (stages or (self.predictor == 4 and not self.corrector)):
+            what = f"startup {self.startup!r}" if stages else "predictor 4"
+            raise ValueError(f"analytic must be False with {what}, whose first interval needs the network")
+        if self.corrector and stages:
+            raise ValueError(f"startup must not be Staged with a corrector, got {self.startup!r}")
+        if self.through and not (self.around.std == math.inf and isinstance(self.interpolation, InSigma | InTime)):
+            what = "through must be False but for noise prediction in sigma/alpha or t"
+            raise ValueError(f"{what}, got {self.around!r} and {self.interpolation!r}")
         if self.corrector and isinstance(self.interpolation, EqualSteps):
             raise ValueError("interpolation must not be EqualSteps() with a corrector: its weights are a predictor's")
 
@@ -99,8 +112,10 @@ class Multistep(Exponential):
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
         """Unless the method is of one step, each interval begins where the last one ends, and none is `LONGER` times as
-        long in lambda as that.
+        long in lambda as that. eta is 0 for a start by stages, and to go through to sigma = 0.
         """
+        if isinstance(self.startup, Staged) or (self.through and (p.sde.var(s) == 0).any()):
+            needs_flow(p)
         if self.fixed and not torch.equal(t[1:], s[:-1]):
             raise ValueError(f"{self} needs intervals that follow one another, and these do not")
         if self.predictor > 1:
@@ -125,7 +140,7 @@ class Multistep(Exponential):
         if self.taper:
             nodes = torch.minimum(nodes, n + hops - steps)
         predicted = weights(steps, nodes)
-        start = n > self.predictor and not self._rising(p)
+        start = n > self.predictor and self._full(p)
         again, redone = self._corrected(nodes, start)
         correction = torch.zeros(n + 1, width, dtype=torch.float64, device="cpu")
         correction[redone + 1] = weights(redone, again, new=1)
@@ -140,13 +155,16 @@ class Multistep(Exponential):
         rows = stages_of(t, (A, B, C), a, k, alpha[:, None] * w)
         ends = zip(t.tolist(), s.tolist(), rows, std.tolist(), strict=True)
         plan = [Interval(t_n, s_n, [row], e, width - 1) for t_n, s_n, row, e in ends]
-        if self.predictor == 4 and start:
-            plan[0] = plan[0]._replace(stages=substeps(self.around, sde, t[:1], s[:1], THIRD)[0])
+        begin = Staged(THIRD) if self.predictor == 4 and start else self.startup
+        if isinstance(begin, Staged):
+            m = min(begin.intervals, int(high.isfinite().sum()))
+            every = substeps(self.around, sde, t[:m], s[:m], begin.tableau)
+            plan[:m] = [now._replace(stages=stages) for now, stages in zip(plan, every, strict=False)]
         return plan
 
-    def _rising(self, p: Reverse) -> bool:
-        """Whether the orders just rise, on however many intervals."""
-        return bool(p.eta or self.corrector or self.interpolation.published or self.startup == Rising())
+    def _full(self, p: Reverse) -> bool:
+        """Whether the start is to be of full order, if there are intervals enough."""
+        return self.startup == FullOrder() and not (p.eta or self.corrector or self.interpolation.published)
 
     def _corrected(self, nodes: Tensor, start: bool) -> tuple[Tensor, Tensor]:
         """The nodes of each correction, and the intervals that are corrected: those that have a next one, at whose
@@ -221,6 +239,24 @@ def IPNDM(order: int = 4, interpolation: Interpolation = InSigma()) -> Multistep
     interpolation: `EqualSteps()` gives the published formula, with the weights of equal steps on any grid.
     """
     return Multistep(order, around=NOISE, interpolation=interpolation)
+
+
+def LMS(order: int = 4) -> Multistep:
+    """The linear multistep method of k-diffusion and diffusers through `order` nodes, 1 to 4: `IPNDM` whose orders just
+    rise, and which goes on with all nodes to sigma = 0. Of second order by its start, beyond one node.
+    """
+    return Multistep(order, around=NOISE, interpolation=InSigma(), startup=Rising(), through=True)
+
+
+def PNDM(runge_kutta: bool = True) -> Multistep:
+    """PNDM (Liu et al. 2022, Algorithm 2): three intervals by pseudo Runge-Kutta, of four calls each, then Adams and
+    Bashforth's weights for equal steps through four nodes, with all of them to sigma = 0; eps, on any grid.
+
+    runge_kutta: False starts with one interval by Heun's method instead, and nodes that rise from two, as the variant
+    of latent diffusion models (`skip_prk_steps` of diffusers).
+    """
+    startup = Staged(PseudoRungeKutta(), 3) if runge_kutta else Staged(Line(1.0, centred=True))
+    return Multistep(4, 0, NOISE, EqualSteps(), startup=startup, through=True)
 
 
 def SASolver(predictor: int = 3, corrector: int = 4) -> Multistep:

@@ -32,6 +32,11 @@ class Tableau(ABC):
     def c(self) -> tuple[float, ...]:
         """Of the stages but the first, which is at 0."""
 
+    def places(self, sde: LinearSDE, t: Tensor, s: Tensor) -> list[Tensor]:
+        """lambda at the stages but the first, of the intervals from t to s, (n,): parts `c` of the way."""
+        low, high = sde.log_snr(t), sde.log_snr(s)
+        return [low + c * (high - low) if c < 1 else high for c in self.c]
+
     @abstractmethod
     def rows(self, mu: list[Moments], S: list[Tensor]) -> list[list[Tensor]]:
         """For each stage but the first, then for the result, the weights in y of the q so far, first stage first.
@@ -111,13 +116,39 @@ class Refined(Tableau):
         return [[first], [second - a32, a32], [whole - (1 + gamma) * b, gamma * b, b]]
 
 
+@dataclass(frozen=True)
+class PseudoRungeKutta(Tableau):
+    """The classical four stages, at 0, the middle of the interval in t twice, and 1, each carried from the interval's
+    start by one q, and weighed 1/6, 1/3, 1/3, 1/6 (Liu et al. 2022, eq. 13). With noise prediction it is of order 4
+    where sigma/alpha is linear in t, as in `EDM`, otherwise of order 2.
+    """
+
+    order: ClassVar[int] = 2
+
+    @property
+    def c(self) -> tuple[float, ...]:
+        """The places of the stages in t, (1/2, 1/2, 1)."""
+        return (0.5, 0.5, 1.0)
+
+    def places(self, sde: LinearSDE, t: Tensor, s: Tensor) -> list[Tensor]:
+        """lambda in the middle in t, twice, and at the end."""
+        middle = sde.log_snr((t + s) / 2)
+        return [middle, middle, sde.log_snr(s)]
+
+    def rows(self, mu: list[Moments], S: list[Tensor]) -> list[list[Tensor]]:
+        """[mu_0]; [0, mu_0]; [0, 0, mu_0]; mu_0 times the weights."""
+        (first, _), (second, _), (third, _), (whole, _) = mu
+        none = 0 * whole
+        return [[first], [none, second], [none, none, third], [whole / 6, whole / 3, whole / 3, whole / 6]]
+
+
 THIRD = Thirds()
 
 
 def substeps(around: Reference, sde: LinearSDE, ts: Tensor, to: Tensor, tableau: Tableau) -> list[list[Stage]]:
     """The stages from each time of ts (n,) to that of `to` (n,)."""
     low, high = sde.log_snr(ts), sde.log_snr(to)
-    h, mu, decays, tops = high - low, [], [], [low + c * (high - low) if c < 1 else high for c in (*tableau.c, 1.0)]
+    h, mu, decays, tops = high - low, [], [], [*tableau.places(sde, ts, to), high]
     for top in tops:
         at, mass = around.masses(low, top, 0.0)
         r = around.decay(low, top, 0.0)

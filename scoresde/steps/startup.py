@@ -3,6 +3,9 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from ..shapes import count
+from .singlestep import Tableau
+
 
 class StartUp(ABC):
     """The first intervals of a method of k nodes without a corrector, on the flow."""
@@ -32,3 +35,22 @@ class Rising(StartUp):
     def order(self, k: int) -> int:
         """min(k, 2)."""
         return min(k, 2)
+
+
+@dataclass(frozen=True)
+class Staged(StartUp):
+    """The first intervals by a method of one step, whose q at their beginnings are the nodes of those after; then the
+    orders rise from there, if need be. Intervals to sigma = 0 are none of them.
+    """
+
+    tableau: Tableau
+    intervals: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tableau, Tableau):
+            raise ValueError(f"tableau must be a value such as Thirds(), got {self.tableau!r}")
+        count("intervals", self.intervals)
+
+    def order(self, k: int) -> int:
+        """min(k, order of the tableau + 1, intervals + 2): errors of few intervals count as one power of h less."""
+        return min(k, self.tableau.order + 1, self.intervals + 2)
