@@ -329,21 +329,21 @@ def sde_dpm_solver_pp(p, x, ts, z, order):
     return x
 
 
-def unipc_coefficients(h, r):
-    """The a of Zhao et al. 2023, theorem 3.1 and appendix A (data prediction): R_p(h) a B(h) = phi(h) with B(h) =
-    e^h - 1, h -> -h, R_p = [r_m^(k - 1) h^(k - 1)] and phi_k = h^k k! phi_(k + 1)(h); a_1 = 1/2 if there is one.
+def unipc_coefficients(h, r, B):
+    """The a of Zhao et al. 2023, theorem 3.1 and appendix A (data prediction): R_p(h) a B(h) = phi(h) with B(h) and
+    phi(h) of -h, R_p = [r_m^(k - 1) h^(k - 1)] and phi_k = h^k k! phi_(k + 1)(h); a_1 = 1/2 if there is one.
     """
     if len(r) == 1:
         return [0.5]
     k = range(1, len(r) + 1)
     R = np.array([[(r_m * h) ** (n - 1) for r_m in r] for n in k])
-    right = np.array([h**n * math.factorial(n) * phi(n + 1, -h) for n in k]) / -math.expm1(-h)
+    right = np.array([h**n * math.factorial(n) * phi(n + 1, -h) for n in k]) / B
     return np.linalg.solve(R, right)
 
 
-def unipc(p, x, ts, z, order):
+def unipc(p, x, ts, z, order, bh1=False):
     """Zhao et al. 2023, Algorithms 1 and 2 with data prediction: UniP, then UniC on the network's answer at what UniP
-    predicted; the last step is not corrected. The order of the step rises from 1.
+    predicted; the last step is not corrected. The order of the step rises from 1. B(h) = e^h - 1, or h if bh1.
     """
     known, lams = [], [p.lam(t) for t in ts]
     known.append(p.x_0(x, ts[0]))
@@ -352,12 +352,13 @@ def unipc(p, x, ts, z, order):
         base = p.sigma(ts[i]) / p.sigma(ts[i - 1]) * x - p.alpha(ts[i]) * math.expm1(-h) * known[0]
         r = [(lams[i - 1 - m] - lams[i - 1]) / h for m in range(1, now)]
         D = [(known[m] - known[0]) / r[m - 1] for m in range(1, now)]
-        B = -p.alpha(ts[i]) * math.expm1(-h)
-        x_next = base + B * combine(unipc_coefficients(h, r), D) if r else base
+        b = h if bh1 else -math.expm1(-h)
+        B = p.alpha(ts[i]) * b
+        x_next = base + B * combine(unipc_coefficients(h, r, b), D) if r else base
         if i == len(ts) - 1:
             return x_next
         new = p.x_0(x_next, ts[i])
-        a = unipc_coefficients(h, [*r, 1.0])
+        a = unipc_coefficients(h, [*r, 1.0], b)
         x, known = base + B * combine(a, [*D, new - known[0]]), [new, *known]
     return x
 

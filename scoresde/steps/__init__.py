@@ -5,7 +5,7 @@ from .ancestral import AffineDPM, AnalyticDPM, Ancestral, ConsistentAnnealed, Le
 from .capture import captured
 from .catalogue import METHODS, Known, Method
 from .euler import Churn, EulerMaruyama, Flow, ReverseDiffusion
-from .exponential import Centred, EqualSteps, Exponential, HalfBent, InLogSNR, InSigma, Interpolation, InTime
+from .exponential import BH1, Centred, EqualSteps, Exponential, HalfBent, InLogSNR, InSigma, Interpolation, InTime
 from .fit import Pilots, tune
 from .langevin import NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .metropolis import MALA, Calibrated
@@ -27,9 +27,9 @@ from .step import Affine, Prepared, Run, Step, draw, run, sample, started, traje
 from .tuned import Error, Tuned, Tuning, distance
 
 __all__ = [
-    "DDIM", "DEIS", "IPNDM", "LMS", "MALA", "METHODS", "NCSN", "PNDM", "RES", "SNR", "Adaptive", "Affine", "AffineDPM",
-    "AnalyticDPM", "Ancestral", "Calibrated", "Centred", "Churn", "ConsistentAnnealed", "Constant", "DPMSolver",
-    "DPMSolverAdaptive", "DPMSolverPP", "DPMSolverPP2S", "EDMHeun", "EqualSteps", "Error", "EulerMaruyama",
+    "BH1", "DDIM", "DEIS", "IPNDM", "LMS", "MALA", "METHODS", "NCSN", "PNDM", "RES", "SNR", "Adaptive", "Affine",
+    "AffineDPM", "AnalyticDPM", "Ancestral", "Calibrated", "Centred", "Churn", "ConsistentAnnealed", "Constant",
+    "DPMSolver", "DPMSolverAdaptive", "DPMSolverPP", "DPMSolverPP2S", "EDMHeun", "EqualSteps", "Error", "EulerMaruyama",
     "Exponential", "Flow", "FullOrder", "GaussianReference", "GottaGoFast", "HalfBent", "InLogSNR", "InSigma", "InTime",
     "Interpolation", "Known", "Langevin", "LearnedVariance", "Line", "Method", "Multistep", "Pilots", "Posterior",
     "Prepared", "PseudoRungeKutta", "Refined", "ReverseDiffusion", "Rising", "Run", "SASolver", "SingleStep", "Staged",

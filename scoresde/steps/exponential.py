@@ -26,7 +26,7 @@ from torch import Tensor
 from ..noise import Noise
 from ..ode import BASHFORTH
 from ..process import LinearSDE, Reverse
-from ..reference import DATA, Reference
+from ..reference import DATA, MASSES, POINTS, Reference
 from .step import Prepared, Step, off_grid
 
 
@@ -104,6 +104,22 @@ class Centred(InLogSNR):
         if nodes.shape[1] == 2:
             return lagrange(nodes, lam.mean(1, keepdim=True))[..., 0] * mass.sum(1, keepdim=True)
         return super().__call__(sde, nodes, lam, mass)
+
+
+@dataclass(frozen=True)
+class BH1(Centred):
+    """`Centred` with the slope of a line integrated as if all lambda weighed what the interval's end does: UniPC with
+    B(h) = h (Zhao et al. 2023, theorem 3.1). In data prediction it adds alpha h/2 (D_1 - D_0) to the step with D_0.
+    """
+
+    def __call__(self, sde: LinearSDE, nodes: Tensor, lam: Tensor, mass: Tensor) -> Tensor:
+        if nodes.shape[1] != 2:
+            return super().__call__(sde, nodes, lam, mass)
+        half = (lam[:, -1] - lam[:, 0]) / (POINTS[-1] - POINTS[0])
+        end = (mass / MASSES * lagrange(POINTS[None], torch.ones_like(POINTS[None, :1]))[..., 0]).sum(1)  # h/2 of it
+        tilt = 2 * half * end / (nodes[:, 0] - nodes[:, 1])
+        start = lagrange(nodes, lam.mean(1, keepdim=True) - half[:, None])[..., 0]
+        return start * mass.sum(1, keepdim=True) + torch.stack([tilt, -tilt], 1)
 
 
 @dataclass(frozen=True)

@@ -215,13 +215,15 @@ def DPMSolverPP(order: int = 2, taper: bool = False, interpolation: Interpolatio
     return Multistep(order, interpolation=interpolation, taper=taper)
 
 
-def UniPC(order: int = 2, taper: bool = False) -> Multistep:
+def UniPC(order: int = 2, taper: bool = False, interpolation: Interpolation = Centred()) -> Multistep:
     """UniPC of order 1, 2 or 3, in data prediction with B(h) = e^h - 1 (Zhao et al. 2023, Algorithms 1 and 2); its
     corrector raises the order by one, to 3 at most.
+
+    interpolation: `BH1()` gives B(h) = h, which is another method where two nodes are used, at the start too.
     """
     if count("order", order) > 3:
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
-    return Multistep(order, order + 1, interpolation=Centred(), taper=taper)
+    return Multistep(order, order + 1, interpolation=interpolation, taper=taper)
 
 
 def DEIS(order: int = 3, startup: StartUp = FullOrder()) -> Multistep:

@@ -36,6 +36,7 @@ from scoresde.brownian import GridPath
 from scoresde.lab.orders import Limit, path_errors, slope
 from scoresde.reference import NOISE
 from scoresde.steps import (
+    BH1,
     DEIS,
     IPNDM,
     MALA,
@@ -91,6 +92,8 @@ OTHERS = {
     "Multistep(3) in time": Multistep(3, 0, AROUND, InTime()),
     **{f"Multistep{o}": Multistep(*o) for o in ((1, 3), (1, 5), (2, 4), (3, 2), (3, 3), (4, 2), (4, 5))},
     "UniPC of noise": Multistep(2, 3, NOISE, Centred()),
+    **{f"UniPC({k}), bh1": UniPC(k, interpolation=BH1()) for k in (1, 2)},
+    "BH1 alone": Multistep(2, interpolation=BH1()),
     "Line(1) around": SingleStep(Line(1.0), AROUND),
     "Line(0.3), centred": SingleStep(Line(0.3, centred=True), NOISE),
     "Thirds around": SingleStep(Thirds(), AROUND),

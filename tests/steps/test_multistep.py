@@ -64,6 +64,7 @@ from scoresde import (
 from scoresde.ode import Dopri5
 from scoresde.reference import DATA, NOISE
 from scoresde.steps import (
+    BH1,
     DEIS,
     IPNDM,
     Centred,
@@ -89,6 +90,7 @@ DATA_MEMBERS = {
     "DPMSolverPP(3, taper)": DPMSolverPP(3, taper=True),
     "Multistep(4)": Multistep(4),
     **{f"UniPC({k})": UniPC(k) for k in (1, 2, 3)},
+    "UniPC(2, BH1())": UniPC(2, interpolation=BH1()),
     "UniPC(3, taper)": UniPC(3, True),
     **{f"SASolver({a}, {b})": SASolver(a, b) for a, b in ((1, 0), (2, 2), (3, 4), (4, 5))},
 }
@@ -125,6 +127,7 @@ FORMULAS = {
     "DPMSolverPP(3, HalfBent())": (0.0, DPMSolverPP(3, interpolation=HalfBent()), dpm_solver_pp_3m, {"halved": True}),
     **{f"SDE-DPMSolverPP({k})": (1.0, DPMSolverPP(k), sde_dpm_solver_pp, {"order": k}) for k in (1, 2)},
     **{f"UniPC({k})": (0.0, UniPC(k), unipc, {"order": k}) for k in (1, 2, 3)},
+    **{f"UniPC({k}, BH1())": (0.0, UniPC(k, False, BH1()), unipc, {"order": k, "bh1": True}) for k in (1, 2, 3)},
     **{f"DEIS({k})": (0.0, DEIS(k), deis, {"order": k}) for k in ORDERS},
     **{f"DEIS({k}, Rising())": (0.0, DEIS(k, Rising()), deis, {"order": k, "rising": True}) for k in (3, 4)},
     **{f"IPNDM({k})": (0.0, IPNDM(k), ipndm, {"order": k}) for k in ORDERS},
@@ -235,19 +238,30 @@ ENDS = {
         {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
         DPMSolverPP(2, taper=True),
     ),
-    **{f"UniPC {k}": ("UniPCMultistepScheduler", {"solver_order": k}, UniPC(k, taper=True)) for k in (1, 2, 3)},
+    **{
+        f"UniPC {k} {kind}{of}": (
+            "UniPCMultistepScheduler",
+            {"solver_order": k, "solver_type": kind, "predict_x0": not of},
+            Multistep(k, k + 1, NOISE if of else DATA, interpolation, taper=True),
+        )
+        for k in (1, 2, 3)
+        for kind, interpolation in (("bh1", BH1()), ("bh2", Centred()))
+        for of in ("", " of noise")
+    },
 }
 
 
-@pytest.mark.parametrize("n", [3, 8])
+@pytest.mark.parametrize("n", [3, 7])
 @pytest.mark.parametrize("name", ENDS)
 def test_the_end_of_widely_used_code(name, n):
     """The loop of diffusers to sigma = 0, with lower_order_final: the orders fall to 2 before the hop, which is of
-    order 1. Its noise levels are ours, in float64, but the state is float32 in DPMSolverMultistep.
+    order 1. Its noise levels are ours, in float64, but the state is float32 in DPMSolverMultistep. (Its B(h) = h and
+    its noise prediction are not finite there, and end one level before.)
     """
     diffusers = pytest.importorskip("diffusers")
     (scheduler, options, step), sde = ENDS[name], VP()
-    ts = torch.cat([times(sde)[-n:], torch.zeros(1, dtype=F64)])
+    finite = "bh1" in name or "noise" in name
+    ts = times(sde)[-n - 1 :] if finite else torch.cat([times(sde)[-n:], torch.zeros(1, dtype=F64)])
     p, x, z = Problem(sde, mixture(sde)), normal(5, 2), normal(n, 5, 2, seed=1)
     its = getattr(diffusers, scheduler)(**options, final_sigmas_type="zero", lower_order_final=True)
     its.set_timesteps(n)
@@ -338,6 +352,20 @@ def test_centred_weights(steps, member):
     torch.testing.assert_close((w * u**2).sum(1), part * (mass * v**2).sum(1), **close)
     w = interpolation(sde, nodes[:, :4], at, mass)
     torch.testing.assert_close((w * (nodes[:, :4] - lam[-2]) ** 3).sum(1), (mass * v**3).sum(1), **close)
+
+
+@given(st.floats(0.05, 1.5), st.floats(0.05, 3), st.floats(0, 1.5), st.sampled_from([DATA, NOISE, REFERENCE]))
+def test_bh1_weights(before, h, eta, around):
+    """A constant weighs the whole mass, and lambda beyond the interval's start h^2/2 times the weight at its end, for
+    data e, for noise e sigma~, otherwise e g.
+    """
+    lam, e = torch.tensor([-1.0 - before, -1.0, -1.0 + h], dtype=F64), 1 + eta**2
+    at, mass = around.masses(lam[1:2], lam[2:], eta)
+    for nodes in (lam[[1, 0]][None], lam[[2, 1]][None]):
+        w = BH1()(VP(), nodes, at, mass)
+        torch.testing.assert_close(w.sum(1), mass.sum(1), rtol=1e-11, atol=0)
+        tilted = h**2 / 2 * e * around.log_g(lam[2:]).exp()
+        torch.testing.assert_close((w * (nodes + 1)).sum(1), tilted, rtol=1e-9, atol=1e-11)
 
 
 @given(st.floats(-3, 2), st.floats(0.01, 3), st.sampled_from([DATA, REFERENCE, NOISE]), st.floats(0, 1.5))
