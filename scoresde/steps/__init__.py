@@ -24,15 +24,17 @@ from .singlestep import (
 )
 from .startup import FullOrder, Rising, Staged, StartUp
 from .step import Affine, Prepared, Run, Step, draw, run, sample, started, trajectory
+from .stochastic import DPMSolverPPSDE, Renoised, TwoStage
 from .tuned import Error, Tuned, Tuning, distance
 
 __all__ = [
     "BH1", "DDIM", "DEIS", "IPNDM", "LMS", "MALA", "METHODS", "NCSN", "PNDM", "RES", "SNR", "Adaptive", "Affine",
     "AffineDPM", "AnalyticDPM", "Ancestral", "Calibrated", "Centred", "Churn", "ConsistentAnnealed", "Constant",
-    "DPMSolver", "DPMSolverAdaptive", "DPMSolverPP", "DPMSolverPP2S", "EDMHeun", "EqualSteps", "Error", "EulerMaruyama",
-    "Exponential", "Flow", "FullOrder", "GaussianReference", "GottaGoFast", "HalfBent", "InLogSNR", "InSigma", "InTime",
-    "Interpolation", "Known", "Langevin", "LearnedVariance", "Line", "Method", "Multistep", "Pilots", "Posterior",
-    "Prepared", "PseudoRungeKutta", "Refined", "ReverseDiffusion", "Rising", "Run", "SASolver", "SingleStep", "Staged",
-    "StartUp", "Step", "StepSize", "Tableau", "Tallied", "Thirds", "Tuned", "Tuning", "UniPC", "captured", "distance",
-    "draw", "ncsnv2_step", "run", "sample", "started", "trajectory", "tune",
+    "DPMSolver", "DPMSolverAdaptive", "DPMSolverPP", "DPMSolverPP2S", "DPMSolverPPSDE", "EDMHeun", "EqualSteps",
+    "Error", "EulerMaruyama", "Exponential", "Flow", "FullOrder", "GaussianReference", "GottaGoFast", "HalfBent",
+    "InLogSNR", "InSigma", "InTime", "Interpolation", "Known", "Langevin", "LearnedVariance", "Line", "Method",
+    "Multistep", "Pilots", "Posterior", "Prepared", "PseudoRungeKutta", "Refined", "Renoised", "ReverseDiffusion",
+    "Rising", "Run", "SASolver", "SingleStep", "Staged", "StartUp", "Step", "StepSize", "Tableau", "Tallied", "Thirds",
+    "Tuned", "Tuning", "TwoStage", "UniPC", "captured", "distance", "draw", "ncsnv2_step", "run", "sample", "started",
+    "trajectory", "tune",
 ]  # fmt: skip

@@ -158,9 +158,19 @@ def stages_of(t: Tensor, ask: tuple[Tensor, Tensor, Tensor], a: Tensor, k: Tenso
     return [Stage._make((*row[:-1], tuple(row[-1]))) for row in columns]
 
 
+class Kick(NamedTuple):
+    """Noise of [t_0, t] and standard deviation std in the state of the stages after the first, t_0 the interval's
+    start; times `on` it is in the result.
+    """
+
+    t: Tensor
+    std: float
+    on: float
+
+
 class Interval(NamedTuple):
-    """From time t to s by stages, and then noise of standard deviation std. kept: the q of the first stage is kept for
-    the intervals to come, so that each interval finds this many.
+    """From time t to s by stages, and then noise of standard deviation std, which is that from `kick` on if there is
+    one. kept: the q of the first stage is kept for the intervals to come, so that each interval finds this many.
     """
 
     t: float
@@ -168,6 +178,7 @@ class Interval(NamedTuple):
     stages: Sequence[Stage]
     std: float
     kept: int
+    kick: Kick | None = None
 
 
 Seen = tuple[Tensor, ...]
@@ -246,8 +257,14 @@ class Plan(Step):
         now = next(self.todo, None)
         if now is None or now.t != float(t) or now.s != float(s):
             raise off_grid(self.step, t, s)
-        mean = self._mean(x)
-        y, self.known = advance(now, x, self.known, mean, asking(p, mean))
+        mean, kick = self._mean(x), now.kick
+        q = asking(p, mean)
+        z = None if kick is None else noise(x, t, kick.t)
+        if kick is not None and z is not None:
+            ask, q = q, lambda stage, y: ask(stage, y if stage is now.stages[0] else y.add(z, alpha=kick.std))
+        y, self.known = advance(now, x, self.known, mean, q)
+        if kick is not None and z is not None:
+            t, y = kick.t, y.add_(z, alpha=kick.on * kick.std)
         return y.add_(noise(x, t, s), alpha=now.std) if now.std else y
 
     def _mean(self, x: Tensor) -> Tensor | None:

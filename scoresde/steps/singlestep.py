@@ -145,13 +145,15 @@ class PseudoRungeKutta(Tableau):
 THIRD = Thirds()
 
 
-def substeps(around: Reference, sde: LinearSDE, ts: Tensor, to: Tensor, tableau: Tableau) -> list[list[Stage]]:
-    """The stages from each time of ts (n,) to that of `to` (n,)."""
+def substeps(
+    around: Reference, sde: LinearSDE, ts: Tensor, to: Tensor, tableau: Tableau, eta: float = 0.0
+) -> list[list[Stage]]:
+    """The stages from each time of ts (n,) to that of `to` (n,), without noise."""
     low, high = sde.log_snr(ts), sde.log_snr(to)
     h, mu, decays, tops = high - low, [], [], [*tableau.places(sde, ts, to), high]
     for top in tops:
-        at, mass = around.masses(low, top, 0.0)
-        r = around.decay(low, top, 0.0)
+        at, mass = around.masses(low, top, eta)
+        r = around.decay(low, top, eta)
         mu.append((mass.sum(1) / r, (mass * (at - low[:, None])).sum(1) / h / r))
         decays.append(r)
     times = [ts, *(sde.time(top) if c < 1 else to for top, c in zip(tops, tableau.c, strict=False)), to]
