@@ -136,7 +136,7 @@ class Reference:
         A = 0 * B if self.std == math.inf else (-lam - self.log_S(lam) - self._log_size(lam)).exp() / alpha
         return A, B, -A * alpha
 
-    def noise(self, low: Tensor, high: Tensor, eta: float) -> Tensor:
+    def noise(self, low: Tensor, high: Tensor, eta: float | Tensor) -> Tensor:
         """The standard deviation of the noise in x~ from lambda = low to high."""
         if self.std == math.inf:
             return eta * ((-2 * low).exp() - (-2 * high).exp()).sqrt()
@@ -147,17 +147,17 @@ class Reference:
             fall = near - far
         return self.log_S(high).exp() * (-torch.expm1(2 * eta**2 * fall)).sqrt()
 
-    def decay(self, low: Tensor, high: Tensor, eta: float) -> Tensor:
+    def decay(self, low: Tensor, high: Tensor, eta: float | Tensor) -> Tensor:
         """(S_1/S_0)^e with e = 1 + eta^2."""
         return ((1 + eta**2) * (self.log_S(high) - self.log_S(low))).exp()
 
-    def masses(self, low: Tensor, high: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    def masses(self, low: Tensor, high: Tensor, eta: float | Tensor) -> tuple[Tensor, Tensor]:
         """Points lambda (..., 24) inside [low, high] (...,), and what a polynomial there weighs: its integral against
         e g (S_1/S)^e is the sum of its values times these. With std infinite and eta = 0 high may be infinite.
         """
         half = ((high - low) / 2)[..., None]
         lam = low[..., None] + half * (1 + POINTS)
-        e = 1 + eta**2
+        e = 1 + (eta[..., None] if isinstance(eta, Tensor) else eta) ** 2
         mass = e * half * MASSES * (self.log_g(lam) + e * (self.log_S(high)[..., None] - self.log_S(lam))).exp()
         if high.isfinite().all():
             return lam, mass

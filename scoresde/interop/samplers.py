@@ -10,7 +10,7 @@ from torch import Tensor
 from ..grid import log_snr
 from ..model import Data, NoiseLevel, ScoreModel
 from ..noise import Noise, iid
-from ..process import EDM, LinearSDE, Reverse
+from ..process import EDM, Between, LinearSDE, Reverse
 from ..shapes import answer, count, function, like
 from ..steps import Step, sample, started
 from .networks import Adapted
@@ -33,7 +33,9 @@ class Scheduler:
 
     order = 1
 
-    def __init__(self, source: Any, step: Step, grid: Grid = log_snr, eta: float = 0.0, scheduler: Any = None) -> None:
+    def __init__(
+        self, source: Any, step: Step, grid: Grid = log_snr, eta: float | Between = 0.0, scheduler: Any = None
+    ) -> None:
         net, plan = parts_of(source, scheduler)
         self.reading, self.config = reading_of(plan, net.config), plan.config
         self.grid = function("grid", grid, "a callable (sde, n) -> times")
@@ -112,7 +114,7 @@ def _noise(generator: Any) -> Noise:
     return lambda x, t, s: torch.cat([iid(g)(x[k : k + 1], t, s) for k, g in enumerate(generator)])
 
 
-def k_sampler(*steps: Step, eta: float = 0.0, noise: Noise = iid()) -> Callable[..., Tensor]:
+def k_sampler(*steps: Step, eta: float | Between = 0.0, noise: Noise = iid()) -> Callable[..., Tensor]:
     """A sampler of ours as a function of k-diffusion: sampler(model, x, sigmas, extra_args=None, callback=None, ...),
     with a denoiser model(x, sigma, **extra_args) and decreasing noise levels, at whose end 0 stands for E[x_0 | x].
 

@@ -42,6 +42,7 @@ from ..shapes import (
     shown,
     wide,
 )
+from .between import Between
 from .simulate import simulate
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -77,8 +78,10 @@ class SDE(ABC):
         """
         return simulate(self, x, ts, steps, seed, options)
 
-    def reverse(self, score: Score, eta: float = 1.0) -> "Reverse":
-        """The processes with the same marginals run backwards: eta=1 reverse SDE, eta=0 probability-flow ODE."""
+    def reverse(self, score: Score, eta: float | Between = 1.0) -> "Reverse":
+        """The processes with the same marginals run backwards: eta=1 reverse SDE, eta=0 probability-flow ODE, and
+        Between(1.0, low, high) the reverse SDE at these noise levels and the flow at others.
+        """
         return Reverse(self, score, eta)
 
     if not TYPE_CHECKING:
@@ -215,16 +218,20 @@ class Reverse(SDE):
     """dx = [drift(x, t) - (1 + eta^2)/2 g^2 score(x, t)] dt + eta g dw, to be run from T down to 0.
 
     eta=1 is the reverse-time SDE (Anderson 1982), eta=0 the probability-flow ODE (Song et al. 2021, eq. 13); all eta
-    share the marginals of `sde`. `score` is any callable (x, t) -> (B, *D). Raises ValueError unless 0 <= eta <= 1000,
-    and for a score that says it is of another `sde`.
+    share the marginals of `sde`, one that depends on the noise level too. `score` is any callable (x, t) -> (B, *D).
+    Raises ValueError unless 0 <= eta <= 1000 or eta is `Between` on a linear SDE, and for a score that says it is of
+    another `sde`.
     """
 
     sde: Any
     score: Score
-    eta: float = 1.0
+    eta: float | Between = 1.0
 
     def __post_init__(self) -> None:
-        number("eta", self.eta, least=0, most=1e3)
+        if not isinstance(self.eta, Between):
+            number("eta", self.eta, least=0, most=1e3)
+        elif isinstance(self.sde, SDE) and not isinstance(self.sde, LinearSDE):
+            raise ValueError(f"eta must be a number on {self.sde!r}, which has no noise level, got {self.eta!r}")
         if not isinstance(self.sde, SDE):
             raise ValueError(f"sde must be an SDE, got {type(self.sde).__name__}")
         function("score", self.score, "a callable (x, t) -> (B, *D)")
@@ -234,6 +241,10 @@ class Reverse(SDE):
     def T(self) -> float:  # type: ignore[override]
         """The time of the prior."""
         return self.sde.T
+
+    def eta_at(self, t: Tensor) -> float | Tensor:
+        """eta, of a step that begins at t: a number, or in the shape of t."""
+        return self.eta(self.sde.log_snr(t)) if isinstance(self.eta, Between) else self.eta
 
     def ask(self, x: Tensor, t: Tensor) -> Tensor:
         """score(x, t) in the dtype of x; a state of half precision is shown to it in float32. It is given copies, so
@@ -256,11 +267,11 @@ class Reverse(SDE):
         """drift(x, t) - (1 + eta^2)/2 g(t)^2 score(x, t)."""
         w, t = wide("x", x), inside(t, self.T)
         g2 = self.sde.diffusion(t).square()
-        return rounded(self.sde.drift(w, t) - like((1 + self.eta**2) / 2 * g2, w) * self.ask(w, t), x)
+        return rounded(self.sde.drift(w, t) - like((1 + self.eta_at(t) ** 2) / 2 * g2, w) * self.ask(w, t), x)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The diffusion coefficient eta g(t), in the shape of t."""
-        return self.eta * self.sde.diffusion(t)
+        return self.eta_at(t) * self.sde.diffusion(t)
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """The noise in x_t that the score tells of, E[z | x_t] = -sigma_t score(x, t), and 0 where sigma = 0."""

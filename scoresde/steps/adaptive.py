@@ -153,9 +153,11 @@ class GottaGoFast(Adaptive):
         number("r", self.r, above=0)
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
-        """eta > 0, and sigma > 0 at the end."""
+        """eta > 0 throughout, and sigma > 0 at the end."""
         if not p.eta:
             raise ValueError("GottaGoFast needs an SDE, eta > 0, got eta=0: an ODE has solvers in Flow(ode.Dopri5())")
+        if not isinstance(p.eta, float | int):
+            raise ValueError(f"GottaGoFast chooses its own steps: it needs one eta for all times, got {p.eta:g}")
         needs_noise(p, s)
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:

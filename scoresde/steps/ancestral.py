@@ -33,7 +33,7 @@ class Posterior(Step):
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
         """eta is at most 1: the variance cannot be larger than that of x_s | x_0."""
-        number("eta", p.eta, most=1)
+        number("eta", float(torch.as_tensor(p.eta_at(t)).max()), most=1)
 
     @abstractmethod
     def kernel(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,11 +43,11 @@ class Posterior(Step):
 
     def small(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:
         """u, Ho et al.'s fixed-small variance."""
-        return -(p.eta**2) * p.sde.var(s) * torch.expm1(2 * (p.sde.log_snr(t) - p.sde.log_snr(s)))
+        return -(p.eta_at(t) ** 2) * p.sde.var(s) * torch.expm1(2 * (p.sde.log_snr(t) - p.sde.log_snr(s)))
 
     def large(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:
         """eta^2 times the variance of x_t | x_s, Ho et al.'s fixed-large one."""
-        return p.eta**2 * p.sde.transition(t, s)[1]
+        return p.eta_at(t) ** 2 * p.sde.transition(t, s)[1]
 
     def between(self, p: Reverse, t: Tensor, s: Tensor, v: Any) -> Tensor:
         """small^(1 - v) large^v for a number v or v of shape (B, *D)."""
@@ -75,7 +75,8 @@ class FixedVariance(Posterior, Affine):
 
     def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """alpha_s/alpha_t, -sigma_t times the slope, sqrt(w), 0 where var_s is."""
-        w = torch.where(p.sde.var(s) > 0, self.variance(p, t, s), 0.0) if p.eta else 0 * t
+        noisy = (p.sde.var(s) > 0) & (torch.as_tensor(p.eta_at(t)) > 0)
+        w = torch.where(noisy, self.variance(p, t, s), 0.0) if p.eta else 0 * t
         return p.sde.alpha(s) / p.sde.alpha(t), -p.sde.sigma(t) * self.slope(p, t, s), w.sqrt()
 
     def kernel(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,7 +245,7 @@ class LearnedVariance(Posterior):
         self.check(p, t, s)
         y = wide("x", x)
         mean, w = self.kernel(p, y, t, s)
-        return rounded(mean + w.sqrt() * noise(y, t, s) if p.eta and p.sde.var(s) > 0 else mean, x)
+        return rounded(mean + w.sqrt() * noise(y, t, s) if p.eta_at(t) and p.sde.var(s) > 0 else mean, x)
 
 
 @dataclass(frozen=True)

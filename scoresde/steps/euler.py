@@ -38,7 +38,7 @@ class EulerMaruyama(Affine):
     def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """1 + (s - t) f, (t - s) (1 + eta^2)/2 g^2, eta g sqrt(t - s), of a linear SDE."""
         h, g2 = t - s, p.sde.g2(t)
-        return 1 - h * p.sde.f(t), h * (1 + p.eta**2) / 2 * g2, p.eta * (g2 * h).sqrt()
+        return 1 - h * p.sde.f(t), h * (1 + p.eta_at(t) ** 2) / 2 * g2, p.eta_at(t) * (g2 * h).sqrt()
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
         """With the numbers of each interval, of a linear SDE."""
@@ -46,7 +46,7 @@ class EulerMaruyama(Affine):
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         mean = x + (s - t) * p.drift(x, t)
-        return mean + p.diffusion(t) * (t - s).sqrt() * noise(x, t, s) if p.eta else mean
+        return mean + p.diffusion(t) * (t - s).sqrt() * noise(x, t, s) if p.eta_at(t) else mean
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ReverseDiffusion(Affine):
     def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """2 - a, (1 + eta^2)/2 v, eta sqrt(v)."""
         a, v = p.sde.transition(t, s)
-        return 2 - a, (1 + p.eta**2) / 2 * v, p.eta * v.sqrt()
+        return 2 - a, (1 + p.eta_at(t) ** 2) / 2 * v, p.eta_at(t) * v.sqrt()
 
 
 @dataclass(frozen=True)

@@ -130,11 +130,11 @@ class Multistep(Exponential):
 
     def plan(self, p: Reverse, t: Tensor, s: Tensor, hops: int = 0) -> list[Interval]:
         """The coefficients of each interval from t to s, (n,)."""
-        sde, n, low, high = p.sde, len(t), p.sde.log_snr(t), p.sde.log_snr(s)
+        sde, n, low, high, eta = p.sde, len(t), p.sde.log_snr(t), p.sde.log_snr(s), p.eta_at(t)
         lam = torch.cat([low, high[-1:]])
         width = max(self.predictor + bool(self.corrector), self.corrector)
-        weights = _Weights(sde, lam, self.interpolation, self.around.masses(low, high, p.eta), width)
-        decay = self.around.decay(low, high, p.eta)
+        weights = _Weights(sde, lam, self.interpolation, self.around.masses(low, high, eta), width)
+        decay = self.around.decay(low, high, eta)
         steps = torch.arange(n, device="cpu")
         nodes = (steps + 1).clamp_max(self.predictor)
         if self.taper:
@@ -151,7 +151,7 @@ class Multistep(Exponential):
         if self.analytic:
             A[0] = B[0] = C[0] = 0.0
         a, k = alpha / sde.alpha(t) * decay, alpha * (1 - decay)
-        std = alpha * self.around.noise(low, high, p.eta)
+        std = alpha * self.around.noise(low, high, eta)
         rows = stages_of(t, (A, B, C), a, k, alpha[:, None] * w)
         ends = zip(t.tolist(), s.tolist(), rows, std.tolist(), strict=True)
         plan = [Interval(t_n, s_n, [row], e, width - 1) for t_n, s_n, row, e in ends]
@@ -261,11 +261,13 @@ def PNDM(runge_kutta: bool = True) -> Multistep:
     return Multistep(4, 0, NOISE, EqualSteps(), startup=startup, through=True)
 
 
-def SASolver(predictor: int = 3, corrector: int = 4) -> Multistep:
+def SASolver(predictor: int = 3, corrector: int = 4, interpolation: Interpolation = InLogSNR()) -> Multistep:
     """SA-Solver (Xue et al. 2023, Algorithm 1): predictor and corrector through that many nodes, for any eta, their
-    tau. predictor: 1 to 4; corrector: 2 to 5, 0 for none.
+    tau; on an interval of noise levels with `Between`. predictor: 1 to 4; corrector: 2 to 5, 0 for none.
+
+    interpolation: `BH1()` integrates lines as widely used code does.
     """
-    return Multistep(predictor, corrector)
+    return Multistep(predictor, corrector, interpolation=interpolation)
 
 
 def GaussianReference(around: Reference) -> Multistep:

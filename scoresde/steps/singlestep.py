@@ -146,7 +146,7 @@ THIRD = Thirds()
 
 
 def substeps(
-    around: Reference, sde: LinearSDE, ts: Tensor, to: Tensor, tableau: Tableau, eta: float = 0.0
+    around: Reference, sde: LinearSDE, ts: Tensor, to: Tensor, tableau: Tableau, eta: float | Tensor = 0.0
 ) -> list[list[Stage]]:
     """The stages from each time of ts (n,) to that of `to` (n,), without noise."""
     low, high = sde.log_snr(ts), sde.log_snr(to)

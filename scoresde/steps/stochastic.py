@@ -46,14 +46,14 @@ class Renoised(Prepared):
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
         """eta is at most 1, and u inside [0, T]."""
-        number("eta", p.eta, most=1)
+        number("eta", float(torch.as_tensor(p.eta_at(t)).max()), most=1)
         beyond = (self._farther(p, t, s) > p.sde.log_snr(0.0)) & (p.sde.var(s) > 0)
         if beyond.any():
             raise ValueError(f"s must leave less noise than its own to come back from, got s = {float(s[beyond][0]):g}")
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
         """With `step` started on the intervals to u."""
-        farther = (p.sde.var(s) > 0) & (p.eta > 0)
+        farther = (p.sde.var(s) > 0) & (torch.as_tensor(p.eta_at(t)) > 0)
         u = torch.where(farther, torch.minimum(p.sde.time(self._farther(p, t, s)), s), s)
         a, v = p.sde.transition(s, u)
         flow = Reverse(p.sde, p.score, 0.0)
@@ -63,7 +63,7 @@ class Renoised(Prepared):
     def _farther(p: Reverse, t: Tensor, s: Tensor) -> Tensor:
         """lambda at u."""
         low, high = p.sde.log_snr(t), p.sde.log_snr(s)
-        return high - torch.log1p(p.eta**2 * torch.expm1(2 * (low - high))) / 2
+        return high - torch.log1p(p.eta_at(t) ** 2 * torch.expm1(2 * (low - high))) / 2
 
 
 class _Renoised(ByInterval):
@@ -103,14 +103,14 @@ class TwoStage(Exponential):
 
     def plan(self, p: Reverse, t: Tensor, s: Tensor, hops: int = 0) -> list[Interval]:
         """The stages of each interval, and the noises."""
-        sde, around = p.sde, self.around
-        rows = substeps(around, sde, t, s, Line(self.c2, centred=True), p.eta)
+        sde, around, eta = p.sde, self.around, p.eta_at(t)
+        rows = substeps(around, sde, t, s, Line(self.c2, centred=True), eta)
         m = torch.stack([stages[1].t for stages in rows])
         low, middle, high = sde.log_snr(t), sde.log_snr(m), sde.log_snr(s)
-        first = sde.alpha(m) * around.noise(low, middle, p.eta)
-        on = sde.alpha(s) / sde.alpha(m) * around.decay(middle, high, p.eta)
-        last = sde.alpha(s) * around.noise(middle, high, p.eta)
-        kicks = [Kick(*row) if p.eta else None for row in zip(m, first.tolist(), on.tolist(), strict=True)]
+        first = sde.alpha(m) * around.noise(low, middle, eta)
+        on = sde.alpha(s) / sde.alpha(m) * around.decay(middle, high, eta)
+        last = sde.alpha(s) * around.noise(middle, high, eta)
+        kicks = [Kick(*row) if row[1] else None for row in zip(m, first.tolist(), on.tolist(), strict=True)]
         every = zip(t.tolist(), s.tolist(), rows, last.tolist(), kicks, strict=True)
         return [Interval(a, b, stages, std, 0, kick) for a, b, stages, std, kick in every]
 
