@@ -104,6 +104,7 @@ def test_orders():
         (LMS(4), 2),
         (Multistep(3, 0, NOISE, InSigma(), startup=heun), 3),
         (Multistep(4, 0, NOISE, InSigma(), startup=heun), 3),
+        (Multistep(4, 0, NOISE, InSigma(), startup=Staged(Thirds())), 3),
         (Multistep(4, 0, NOISE, InSigma(), startup=Staged(Thirds(), 2)), 4),
         (Multistep(4, 0, NOISE, InSigma(), startup=Staged(PseudoRungeKutta(), 3)), 3),
     ):
