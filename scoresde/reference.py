@@ -137,7 +137,9 @@ class Reference:
         return A, B, -A * alpha
 
     def noise(self, low: Tensor, high: Tensor, eta: float | Tensor) -> Tensor:
-        """The standard deviation of the noise in x~ from lambda = low to high."""
+        """The standard deviation of the noise in x~ from lambda = low to high; 0 on the flow, either way."""
+        if not torch.as_tensor(eta).any():
+            return torch.zeros_like(low)
         if self.std == math.inf:
             return eta * ((-2 * low).exp() - (-2 * high).exp()).sqrt()
         if self.std == 0:

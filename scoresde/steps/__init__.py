@@ -7,6 +7,7 @@ from .catalogue import METHODS, Known, Method
 from .euler import Churn, EulerMaruyama, Flow, ReverseDiffusion
 from .exponential import BH1, Centred, EqualSteps, Exponential, HalfBent, InLogSNR, InSigma, Interpolation, InTime
 from .fit import Pilots, tune
+from .inversion import exact_inverse, invert
 from .langevin import NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .metropolis import MALA, Calibrated
 from .multistep import DDIM, DEIS, IPNDM, LMS, PNDM, DPMSolverPP, GaussianReference, Multistep, SASolver, UniPC
@@ -35,6 +36,6 @@ __all__ = [
     "InLogSNR", "InSigma", "InTime", "Interpolation", "Known", "Langevin", "LearnedVariance", "Line", "Method",
     "Multistep", "Pilots", "Posterior", "Prepared", "PseudoRungeKutta", "Refined", "Renoised", "ReverseDiffusion",
     "Rising", "Run", "SASolver", "SingleStep", "Staged", "StartUp", "Step", "StepSize", "Tableau", "Tallied", "Thirds",
-    "Tuned", "Tuning", "TwoStage", "UniPC", "captured", "distance", "draw", "ncsnv2_step", "run", "sample", "started",
-    "trajectory", "tune",
+    "Tuned", "Tuning", "TwoStage", "UniPC", "captured", "distance", "draw", "exact_inverse", "invert", "ncsnv2_step",
+    "run", "sample", "started", "trajectory", "tune",
 ]  # fmt: skip

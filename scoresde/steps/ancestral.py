@@ -69,6 +69,8 @@ class Posterior(Step):
 class FixedVariance(Posterior, Affine):
     """A posterior whose variance depends on the times alone."""
 
+    upwards: ClassVar[bool] = True
+
     @abstractmethod
     def variance(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:
         """w, of the shape of t, where eta > 0 and var_s > 0."""

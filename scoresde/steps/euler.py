@@ -31,6 +31,7 @@ def needs_flow(p: Reverse) -> None:
 class EulerMaruyama(Affine):
     """x_s = x + (s - t) drift(x, t) + g_p(t) sqrt(t - s) z, on any process, linear or not. Strong and weak order 1."""
 
+    upwards: ClassVar[bool] = True
     order: ClassVar[int] = 1
     strong: ClassVar[float] = 1.0
     weak: ClassVar[float] = 1.0
@@ -38,7 +39,7 @@ class EulerMaruyama(Affine):
     def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """1 + (s - t) f, (t - s) (1 + eta^2)/2 g^2, eta g sqrt(t - s), of a linear SDE."""
         h, g2 = t - s, p.sde.g2(t)
-        return 1 - h * p.sde.f(t), h * (1 + p.eta_at(t) ** 2) / 2 * g2, p.eta_at(t) * (g2 * h).sqrt()
+        return 1 - h * p.sde.f(t), h * (1 + p.eta_at(t) ** 2) / 2 * g2, (p.eta_at(t) ** 2 * g2 * h).sqrt()
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
         """With the numbers of each interval, of a linear SDE."""
@@ -79,6 +80,11 @@ class Flow(Step):
     def __post_init__(self) -> None:
         if isinstance(self.method, (type, Step)) or not callable(self.method):
             raise ValueError(f"method must be a solver such as Heun(), got {self.method!r}")
+
+    @property
+    def upwards(self) -> bool:  # type: ignore[override]
+        """It is, with a method of fixed steps; `encode` is for those that choose their own."""
+        return not isinstance(self.method, Embedded)
 
     @property
     def order(self) -> int | None:  # type: ignore[override]
@@ -159,6 +165,11 @@ class Churn(Prepared):
         return self.step.fixed
 
     @property
+    def upwards(self) -> bool:  # type: ignore[override]
+        """Without churn, as the step is."""
+        return not self.churn and self.step.upwards
+
+    @property
     def order(self) -> int | None:  # type: ignore[override]
         """Without churn, that of the step."""
         return None if self.churn else self.step.order
@@ -166,7 +177,8 @@ class Churn(Prepared):
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
         """With `step` started where the noise leads to."""
         if not self.churn:
-            return self.step.start(p, t, s)
+            self.step.check(p, t, s)
+            return self.step.prepare(p, t, s)
         lam = p.sde.log_snr(t)
         sigma, gamma = (-lam).exp(), min(self.churn / len(t), math.sqrt(2) - 1)
         back = p.sde.time(lam - math.log1p(gamma)).clamp(max=p.T)

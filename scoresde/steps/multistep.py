@@ -94,6 +94,11 @@ class Multistep(Exponential):
         return self.predictor > 1 or self.corrector > 0 or self.analytic
 
     @property
+    def upwards(self) -> bool:  # type: ignore[override]
+        """It is, unless the first node is taken to be that of noise."""
+        return not self.analytic
+
+    @property
     def order(self) -> int:  # type: ignore[override]
         """Of convergence on the flow: that of the predictor, one more with a corrector of more nodes. The first
         interval, corrected with two nodes, lets no corrected method be of order 4; `taper` and published formulas let
@@ -119,7 +124,7 @@ class Multistep(Exponential):
         if self.fixed and not torch.equal(t[1:], s[:-1]):
             raise ValueError(f"{self} needs intervals that follow one another, and these do not")
         if self.predictor > 1:
-            h = (p.sde.log_snr(s) - p.sde.log_snr(t))[p.sde.var(s) > 0]
+            h = (p.sde.log_snr(s) - p.sde.log_snr(t))[p.sde.var(s) > 0].abs()
             if (wrong := h[1:] > LONGER * h[:-1]).any():
                 k = int(wrong.nonzero()[0])
                 raise ValueError(

@@ -170,6 +170,7 @@ def substeps(
 class SingleStep(Exponential):
     """An exponential Runge-Kutta method on the flow: one call of the network a stage. Raises ValueError if eta != 0."""
 
+    upwards: ClassVar[bool] = True
     tableau: Tableau = Line()
     around: Reference = DATA
 

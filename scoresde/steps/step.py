@@ -30,6 +30,8 @@ class Step(ABC):
     moves: ClassVar[bool] = True
     fixed: ClassVar[bool] = False
     """Whether, once started on a grid, it can take no other intervals: what it remembers belongs to those."""
+    upwards: ClassVar[bool] = False
+    """Whether its formula on the flow, eta = 0, carries x from t up to s > t as well: see `invert`."""
     order: ClassVar[int | None] = None
     """The order of convergence on the flow, eta = 0."""
     strong: ClassVar[float | None] = None
@@ -148,7 +150,7 @@ def trajectory(p: Reverse, x: Tensor, ts: Tensor, *steps: Step, noise: Noise = i
     require_reverse(p), require_noise(noise)
     x, ts = state("x", x), times("ts", ts, p.T)
     warn_of_misfit(p.sde, p.score, ts)
-    return _watched(run(p, x, ts, started(p, ts, steps), noise), _visited(ts, steps))
+    return watched(run(p, x, ts, started(p, ts, steps), noise), _visited(ts, steps))
 
 
 def _visited(ts: Tensor, steps: tuple[Step, ...]) -> Tensor:
@@ -157,7 +159,7 @@ def _visited(ts: Tensor, steps: tuple[Step, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def _watched(states: Iterator[Tensor], ts: Tensor) -> Iterator[Tensor]:
+def watched(states: Iterator[Tensor], ts: Tensor) -> Iterator[Tensor]:
     """The states at ts, and then the error if they are not finite: until then nothing waits for the device."""
     good = None
     for x in states:
