@@ -18,9 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .process import LinearSDE, Score, needs_noise, require_linear, require_score_of
+from .closures import Counted as Counted
+from .closures import Through as Through
+from .closures import clamped as clamped
+from .closures import transport as transport
+from .process import LinearSDE, needs_noise
 from .reference import Reference
-from .shapes import answer, count, function, inside, like, number, recordable, recording, wide
+from .shapes import answer, count, inside, like, number, recordable, recording, wide
 
 Scalings = tuple[Tensor | float, Tensor | float, Tensor | float]
 
@@ -382,107 +386,3 @@ class ClassModel(NoisyModel):
             what = f"{out.dtype} of {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"net must return logits of shape {(len(x), self.classes)}, got {what}")
         return out.to(x.dtype)
-
-
-def clamped(score: Score, sde: LinearSDE, low: float = -1.0, high: float = 1.0) -> Score:
-    """The score whose E[x_0 | x_t] is cut to [low, high] elementwise, as DDPM code does for images when it samples.
-
-    It is a bias wherever it acts. Raises ValueError unless low < high and, on the CPU, at sigma = 0, where it is
-    singular.
-    """
-    number("high", high, above=number("low", low))
-    p = require_linear("sde", sde).reverse(score)
-
-    def cut(x: Tensor, t: Tensor) -> Tensor:
-        w, t = wide("x", x), inside(t, sde.T)
-        if t.is_cpu:
-            needs_noise(p, t)
-        return ((like(sde.alpha(t), w) * p.denoise(w, t).clamp(low, high) - w) / like(sde.var(t), w)).to(x.dtype)
-
-    return Through(score, cut)
-
-
-def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:
-    """The score of `source`'s marginals as that of `target`'s: p_t of both are one density at equal log-SNR, scaled.
-
-    With lambda_u(source) = lambda_t(target) and c = alpha_u / alpha_t: score_target(x, t) = c score_source(c x, u). For
-    equal processes it is the score itself.
-
-    Raises ValueError for the score of another process than the source, and where the target is noisier than the source
-    ever is, or (times on the CPU) less noisy than it is at t=0: the network was never asked there.
-    """
-    function("score", score, "a callable (x, t) -> (B, *D)")
-    require_linear("source", source), require_linear("target", target)
-    require_score_of(score, source)
-    if source == target:
-        return score
-    most, least = (float(source.log_snr(t)) for t in (0.0, source.T))
-    wanted = float(target.log_snr(target.T))
-    if wanted < least - 1e-6:
-        raise ValueError(
-            f"target reaches log-SNR {wanted:.4g} at T, beyond the source's {least:.4g}: lower the noise of {target} "
-            f"to sigma/alpha <= {torch.tensor(-least).exp():.6g}"
-        )
-
-    def moved(x: Tensor, t: Tensor) -> Tensor:
-        w, t = wide("x", x), inside(t, target.T)
-        lam = target.log_snr(t)
-        if lam.is_cpu and (lam > most + 1e-6).any():
-            raise ValueError(
-                f"t must be a time with log-SNR at most {most:.4g}, that of {source} at t=0, got {lam.max():.4g}"
-            )
-        u = source.time(lam)
-        c = like(source.alpha(u) / target.alpha(t), w)
-        return (c * answer("score", score(c * w, u), w)).to(x.dtype)
-
-    return Through(score, moved)
-
-
-class Through:
-    """A score by what another says, once a call. calls: those that the other says it has made of networks, if it is one
-    that does.
-    """
-
-    def __init__(self, score: Score, f: Score) -> None:
-        self.score, self.f = score, f
-
-    @property
-    def calls(self) -> int:
-        """Network calls. Raises AttributeError where the score does not count them."""
-        made: int = self.score.calls  # type: ignore[attr-defined]
-        return made
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.f(x, t)
-
-
-class Counted:
-    """A callable that counts its calls: `Counted(score).nfe` is the number of network calls made so far.
-
-    Rejected steps, correctors and the stages of a Runge-Kutta method all call the score, so all are counted; of a score
-    that is made of others, and says in `calls` how many it has made of them, those.
-    """
-
-    def __init__(self, f: Any) -> None:
-        self.f, self.nfe = f, 0  # before any look-up can reach __getattr__
-
-    def __getattr__(self, name: str) -> Any:
-        """The same attribute of f; a method of it, such as `log_prob` of an energy, counts as a call too."""
-        value = getattr(self.f, name)
-        if not callable(value):
-            return value
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.nfe += 1
-            return value(*args, **kwargs)
-
-        return counted
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        before = getattr(self.f, "calls", None)
-        out: Tensor = self.f(*args, **kwargs)
-        self.nfe += 1 if before is None else self.f.calls - before
-        return out
-
-    def __repr__(self) -> str:
-        return f"Counted({self.f!r}, nfe={self.nfe})"

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "scoresde"
 FLOORS = (
     {"shapes", "progress", "files", "values", "noise", "ode", "brownian", "weighted"},  # anything but diffusion
     {"process"},
-    {"reference", "exact", "quantize", "units", "grid", "model", "loss", "data", "nn"},
+    {"reference", "exact", "quantize", "units", "grid", "closures", "model", "loss", "data", "nn"},
     {"steps"},
     {"likelihood", "guide", "edit", "inverse"},
     {"checkpoint", "logbook", "training", "interop"},
