@@ -1,5 +1,6 @@
 """Scores by what another says: cut to a range, carried to another process, counted. They go wherever a score goes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,15 +17,41 @@ def clamped(score: Score, sde: LinearSDE, low: float = -1.0, high: float = 1.0) 
     singular.
     """
     number("high", high, above=number("low", low))
+    return _by_data(score, sde, lambda x_0: x_0.clamp(low, high))
+
+
+def thresholded(score: Score, sde: LinearSDE, ratio: float = 0.995, most: float = 1e15) -> Score:
+    """The score whose E[x_0 | x_t], of data in [-1, 1], is cut to [-s, s] and divided by s, with each sample's own
+
+        s = max(1, the quantile `ratio` of |x_0| over its dimensions)
+
+    (dynamic thresholding: Saharia et al. 2022, section 2.3; Lu et al. 2022b): where strong guidance leads
+    out of the range a sample keeps its contrast, which `clamped` takes. most: the largest s; with 1 it is `clamped`.
+
+    It is a bias wherever it acts. Raises ValueError unless 0 < ratio <= 1 and most >= 1 and, on the CPU, at sigma = 0,
+    where it is singular.
+    """
+    number("ratio", ratio, above=0, most=1), number("most", most, least=1)
+
+    def cut(x_0: Tensor) -> Tensor:
+        s = torch.stack([row.quantile(ratio) for row in wide("x", x_0, dims=2).abs().flatten(1)]).clamp(1.0, most)
+        scale = torch.as_tensor(like(s, x_0))
+        return x_0.clamp(-scale, scale) / scale
+
+    return _by_data(score, sde, cut)
+
+
+def _by_data(score: Score, sde: LinearSDE, cut: Callable[[Tensor], Tensor]) -> Score:
+    """The score whose E[x_0 | x_t] is cut(E[x_0 | x_t])."""
     p = require_linear("sde", sde).reverse(score)
 
-    def cut(x: Tensor, t: Tensor) -> Tensor:
+    def through(x: Tensor, t: Tensor) -> Tensor:
         w, t = wide("x", x), inside(t, sde.T)
         if t.is_cpu:
             needs_noise(p, t)
-        return ((like(sde.alpha(t), w) * p.denoise(w, t).clamp(low, high) - w) / like(sde.var(t), w)).to(x.dtype)
+        return ((like(sde.alpha(t), w) * cut(p.denoise(w, t)) - w) / like(sde.var(t), w)).to(x.dtype)
 
-    return Through(score, cut)
+    return Through(score, through)
 
 
 def transport(score: Score, source: LinearSDE, target: LinearSDE) -> Score:

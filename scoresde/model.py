@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .closures import Counted as Counted
 from .closures import Through as Through
 from .closures import clamped as clamped
+from .closures import thresholded as thresholded
 from .closures import transport as transport
 from .process import LinearSDE, needs_noise
 from .reference import Reference

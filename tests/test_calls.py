@@ -37,7 +37,7 @@ from scoresde.likelihood import (
     encode,
     prior_mismatch,
 )
-from scoresde.model import ClassModel, Epsilon, Karras, LogSNR, Steps, clamped, transport
+from scoresde.model import ClassModel, Epsilon, Karras, LogSNR, Steps, clamped, thresholded, transport
 from scoresde.noise import iid, per_sample, seeds
 from scoresde.process import (
     EDM,
@@ -176,6 +176,8 @@ GOOD = {
     transport(lambda x, t: -x, VP(), Cosine()): {"x": X, "t": 0.9 * T},
     clamped: {"score": lambda x, t: -x, "sde": VP(), "low": -1.0, "high": 1.0},
     clamped(lambda x, t: -x, VP()): {"x": X, "t": T},
+    thresholded: {"score": lambda x, t: -x, "sde": VP(), "ratio": 0.995, "most": 2.0},
+    thresholded(lambda x, t: -9 * x, VP()): {"x": X, "t": T},
     exact.Gaussian: {"mean": torch.zeros(2), "covariance": torch.ones(2)},
     exact.Gaussian.fit: {"x": CLOUD},
     exact.GaussianMixture: {"weights": torch.ones(2), "means": torch.zeros(2, 2), "variances": torch.ones(2)},
