@@ -137,7 +137,7 @@ GOOD = {
     sample: {"p": P, "x": X, "ts": TS, "steps": EulerMaruyama()},
     draw: {"p": Q, "shape": (2,), "ts": TS, "steps": Ancestral(), "seeds": [1, 2]},
     log_prob: {"p": Q, "x": X, "discrete": None, "around": Reference(std=1.0)},
-    partial(elbo, score=LAW.diffuse(VP())): {"chain": Chain(VP(), TS), "x": X, "terms": 2},
+    partial(elbo, score=LAW.diffuse(VP())): {"chain": Chain(VP(), TS), "x": X, "terms": 2, "width": 0.5},
     Adams: {"n": 20},
     RungeKutta: {"n": 4},
     Hutchinson: {"m": 2},

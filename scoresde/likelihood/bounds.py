@@ -23,7 +23,7 @@ from ..loss import Times, UniformLogSNR
 from ..noise import Noise, drawn, iid, require_noise
 from ..process import Chain, LinearSDE, Reverse, Score, require_reverse
 from ..quantize import Quantized
-from ..shapes import as_time, count, like
+from ..shapes import SCALE, as_time, count, like, number
 from ..steps import Ancestral, Posterior
 from .conditions import conditions, given, under
 from .samples import MANY, entry, finite
@@ -92,10 +92,15 @@ def _gaussian_kl(sde: LinearSDE, x_0: Tensor, t: Tensor) -> Tensor:
     return finite("the bound", t, (signal + x_0[0].numel() * (r - 1 - r.log())) / 2)
 
 
-def _decoder(p: Reverse, x_0: Tensor, t: Tensor, quantized: Quantized | None, noise: Noise) -> Tensor:
-    """E[-log p(x_0 | x_t)] with p(x_0 | x_t) = N(E[x_0 | x_t], sigma_t^2/alpha_t^2), by one draw, (B,)."""
+def _decoder(
+    p: Reverse, x_0: Tensor, t: Tensor, quantized: Quantized | None, width: float | None, noise: Noise
+) -> Tensor:
+    """E[-log p(x_0 | x_t)] with p(x_0 | x_t) = N(E[x_0 | x_t], width^2), by one draw, (B,). width: sigma_t/alpha_t
+    unless given.
+    """
     x_t, _ = p.sde.perturb(x_0, t, noise)
-    mean, std = p.denoise(x_t, t), p.sde.sigma(t) / p.sde.alpha(t)
+    std = p.sde.sigma(t) / p.sde.alpha(t) if width is None else as_time(width)
+    mean = p.denoise(x_t, t)
     if quantized is None:
         value = ((x_0 - mean) / std).square() / 2 + std.log() + LOG_2PI / 2
     else:
@@ -113,6 +118,7 @@ def elbo(
     *,
     kernel: Posterior = Ancestral(v=1.0),
     terms: int | None = None,
+    width: float | None = None,
     noise: Noise = iid(),
     **cond: Any,
 ) -> Bound:
@@ -120,16 +126,19 @@ def elbo(
 
     quantized: the grid that x lies on; None for continuous data. kernel: says the variance of p(x_{i-1} | x_i).
     terms: None for all N - 1 terms between, or K of them for each sample at random, weighted so that the sum is
-    unbiased: in proportion to the width of the step in log-SNR, one in each K-th of the whole. cond: what the score is
-    told beside x and t, such as label=y, y () or (B,).
+    unbiased: in proportion to the width of the step in log-SNR, one in each K-th of the whole. width: the standard
+    deviation of the decoder p(x_0 | x_1) = N(E[x_0 | x_1], width^2), in the units of x; sigma_1/alpha_1 unless given.
+    Ho et al. (2020) take that of the step before, `chain.posterior_variances[1]**0.5`; best on average is the root mean
+    square error of E[x_0 | x_1]. cond: what the score is told beside x and t, such as label=y, y () or (B,).
 
-    Raises ValueError unless chain, x, kernel, terms and noise are as stated; `SampleError`, a RuntimeError naming the
-    sample and the time, if a term is not finite.
+    Raises ValueError unless chain, x, kernel, terms, width and noise are as stated; `SampleError`, a RuntimeError
+    naming the sample and the time, if a term is not finite.
     """
     for name, value, kind in (("chain", chain, Chain), ("kernel", kernel, Posterior)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
     require_noise(noise)
+    _positive(width)
     x_0, N = entry(x, quantized), len(chain)
     told = conditions(cond, x_0, score)
     p = given(chain.sde.reverse(score), told)
@@ -138,14 +147,14 @@ def elbo(
     if terms is None:
         columns = [_between(chain, p, x_0, torch.tensor(i), kernel, noise) for i in range(2, N + 1)]
     else:
-        width = -p.sde.log_snr(chain.t).diff()
-        share = width / width.sum()
+        rise = -p.sde.log_snr(chain.t).diff()
+        share = rise / rise.sum()
         below = share.cumsum(0)[:-1]
         for k in range(count("terms", terms, most=MANY)):
             j = torch.searchsorted(below, (k + _uniform(x_0, noise).cpu()) / terms, right=True)
             weight = (1 / (terms * share[j])).to(x_0)
             columns.append(weight * _between(chain, p, x_0, j + 2, kernel, noise))
-    decoder = _decoder(p, x_0, chain.t[0], quantized, noise)
+    decoder = _decoder(p, x_0, chain.t[0], quantized, width, noise)
     steps = torch.stack(columns, 1)
     prior, of = _gaussian_kl(chain.sde, x_0, chain.t[-1]), (x[0].numel(), quantized, under(score, told))
     return Bound(prior, steps, decoder, len(columns) + 1, *of, drawn=terms is not None)
@@ -160,13 +169,15 @@ def continuous_elbo(
     *,
     terms: int = 8,
     times: Times = UniformLogSNR(),
+    width: float | None = None,
     noise: Noise = iid(),
     **cond: Any,
 ) -> Bound:
     """The continuous-time bound of x (B, *D): the prior at T, the integral from t_min to T, and the decoder at t_min.
 
     The integral is estimated from `terms` times for each sample, one in each stratum of the law `times`, weighted by
-    the inverse of its density; uniform in log-SNR makes that weight constant. cond: as in `elbo`.
+    the inverse of its density; uniform in log-SNR makes that weight constant. width: of the decoder, sigma/alpha at
+    t_min unless given, and cond: as in `elbo`.
 
     Raises ValueError and `SampleError` as `elbo` does.
     """
@@ -174,6 +185,7 @@ def continuous_elbo(
         raise ValueError(f"times must be a law of times such as UniformLogSNR(), got {times!r}")
     sde, columns, score = require_reverse(p).sde, [], p.score
     require_noise(noise)
+    _positive(width)
     x_0 = entry(x, quantized)
     told = conditions(cond, x_0, score)
     p = given(p, told)
@@ -182,9 +194,14 @@ def continuous_elbo(
         x_t, z = sde.perturb(x_0, t, noise)
         weight = (sde.g2(t) / sde.var(t) / 2 / times.density(sde, t) / terms).to(x_0)
         columns.append(finite("the bound", t, weight * (p.eps(x_t, t) - z).square().flatten(1).sum(1)))
-    decoder = _decoder(p, x_0, as_time(sde.t_min), quantized, noise)
+    decoder = _decoder(p, x_0, as_time(sde.t_min), quantized, width, noise)
     prior, steps = _gaussian_kl(sde, x_0, as_time(sde.T)), torch.stack(columns, 1)
     return Bound(prior, steps, decoder, terms + 1, x[0].numel(), quantized, under(score, told))
+
+
+def _positive(width: float | None) -> None:
+    if width is not None:
+        number("width", width, least=1 / SCALE, most=SCALE)
 
 
 def _uniform(x: Tensor, noise: Noise) -> Tensor:

@@ -90,6 +90,59 @@ def test_discrete_terms_in_closed_form(sde, v):
     same(mean(bound.decoder), error / 2 + (2 * math.pi * var[0] / alpha[0] ** 2).log(), 1e-8)
 
 
+@pytest.mark.parametrize("sde", [VP(), VE(0.05, 5.0), EDM(T=10.0)], ids=lambda s: type(s).__name__)
+def test_width_of_the_decoder_in_closed_form(sde):
+    """L_0 = (sigma/alpha)^2 E|eps - z|^2/(2 w^2) + d/2 log(2 pi w^2) for a width w, of both bounds, whose other terms
+    stay.
+    """
+    chain, score = Chain(sde, grid.quadratic(sde, 6)), LAW.diffuse(sde)
+    noise, mean = cubature(2, len(X))
+    x = X.repeat(4, 1)
+    bounds = {
+        float(chain.t[0]): lambda x, w: elbo(chain, score, x, width=w, noise=noise),
+        sde.t_min: lambda x, w: continuous_elbo(sde.reverse(score), x, width=w, noise=noise),
+    }
+    for t, bound in bounds.items():
+        at = torch.tensor(t, dtype=F64)
+        var, alpha = sde.var(at), sde.alpha(at)
+        usual = bound(x, None)
+        same(bound(x, float(var.sqrt() / alpha)).nats, usual.nats)
+        for w in (0.03, 0.4, float(chain.posterior_variances[1].sqrt())):
+            found = bound(x, w)
+            want = var / alpha**2 * squared_error(sde, at, X) / (2 * w**2) + math.log(2 * math.pi * w**2)
+            same(mean(found.decoder), want, 1e-8)
+            same(found.prior, usual.prior), same(found.steps, usual.steps)
+
+
+@pytest.mark.parametrize("sde", [VP(), EDM(T=10.0)], ids=lambda s: type(s).__name__)
+def test_best_width_of_the_decoder(sde):
+    """Over the data the decoder costs least, d/2 (1 + log(2 pi w^2)), at w^2 = tr Var(x_0 | x_1)/d."""
+    chain = Chain(sde, grid.quadratic(sde, 6))
+    noise, _ = cubature(2, 4)
+    axes = math.sqrt(2) * torch.linalg.cholesky(LAW_C).T
+    x = (LAW_M + torch.cat([axes, -axes])).repeat(4, 1)
+    over = lambda w: float(elbo(chain, LAW.diffuse(sde), x, width=w, noise=noise).decoder.mean())  # noqa: E731
+    snr = (2 * sde.log_snr(chain.t[0])).exp()
+    best = float((torch.linalg.inv(torch.linalg.inv(LAW_C) + snr * torch.eye(2)).trace() / 2).sqrt())
+    assert over(best) == pytest.approx(1 + math.log(2 * math.pi * best**2), abs=1e-7)
+    assert over(best) < min(over(0.98 * best), over(1.02 * best))
+
+
+def test_width_of_the_decoder_of_grey_levels():
+    """L_0 of the discrete data is what the width gives to each bin: nothing is lost once it is narrow, and the mean is
+    at the level; and wide it is spread evenly over the bins that are not outermost.
+    """
+    sde, q = EDM(t_min=1e-4), Quantized(9, -1.0, 1.0)
+    law, x = exact.Gaussian(torch.zeros(2), torch.ones(2)), torch.tensor([[0.25, -0.5], [0.0, 0.75]], dtype=F64)
+    chain = Chain(sde, torch.tensor([80.0, 1.0, 1e-4], dtype=F64))
+    zero = lambda x, t, s: torch.zeros_like(x)  # noqa: E731
+    made = [elbo(chain, law.diffuse(sde), x, q, width=w, noise=zero).decoder for w in (0.01, 100.0)]
+    assert made[0].abs().max() < 1e-9
+    torch.testing.assert_close(
+        made[1], torch.full((2,), -2 * math.log(q.width / (100 * math.sqrt(2 * math.pi))), dtype=F64), rtol=1e-4, atol=0
+    )
+
+
 def in_turn(*noises):
     """A noise that asks each of them in turn."""
     asked = iter(noises * 100_000)
@@ -264,6 +317,8 @@ def test_calls_are_counted():
         (lambda c, p: elbo(c, p.score, X, Quantized(17, -1.0, 1.0)), "x must"),
         (lambda c, p: elbo(c, p.score, X * math.nan), "x must"),
         (lambda c, p: elbo(c, p.score, X, terms=0), "terms"),
+        (lambda c, p: elbo(c, p.score, X, width=0.0), "width must be"),
+        (lambda c, p: continuous_elbo(p, X, width=-1.0), "width must be"),
         (lambda c, p: continuous_elbo(p, X, terms=0), "terms"),
         (lambda c, p: elbo(c, p.score, X).bits_per_dim, "discrete"),
     ],
