@@ -56,7 +56,7 @@ def interpolate(
     left, right = (torch.where(flat, v, (v * w).sin() / w.sin()) for v in (1 - u, u))
     between = left[..., None] * first + right[..., None] * second
     latents = between.view(n * len(a), *a.shape[1:]).to(ends[0].dtype)
-    every = {k: v.repeat(n) if isinstance(v, Tensor) and v.ndim else v for k, v in cond.items()}
+    every: dict[str, Any] = {k: v.repeat(n) if isinstance(v, Tensor) and v.ndim else v for k, v in cond.items()}
     return decode(p, latents, method, around, **every).view(n, *a.shape)
 
 

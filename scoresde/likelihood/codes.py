@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..ode import Embedded
-from ..process import Reverse, require_reverse
+from ..process import Reverse, require_linear, require_reverse
 from ..reference import Reference
-from ..shapes import as_time
+from ..shapes import SCALE, as_time, number
 from .conditions import conditions, given
 from .coordinates import Coordinates
 from .quadrature import Adams, AsNeeded, Integrator, Node, integrate
@@ -18,28 +18,65 @@ from .samples import entry, finite
 @torch.inference_mode(False)
 @torch.no_grad()
 def encode(
-    p: Reverse, x: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None, **cond: Any
+    p: Reverse,
+    x: Tensor,
+    method: Integrator | Embedded = Adams(40),
+    around: Reference | None = None,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    **cond: Any,
 ) -> Tensor:
-    """The latent x_T of x (B, *D) at t_min along the probability flow of p: (B, *D), in float32 or better. cond: as in
-    `log_prob`. Raises ValueError for what is no process, no state or no solver; `SampleError`, a RuntimeError naming
-    the sample and the time, if the score is not finite on the way.
+    """The latent, at time `end`, of x (B, *D) at time `start` along the probability flow of p: (B, *D), in float32 or
+    better. start < end are t_min and T unless given. cond: as in `log_prob`.
+
+    Raises ValueError for what is no process, no state or no solver, and unless start < end lie inside [0, T] with
+    sigma > 0; `SampleError`, a RuntimeError naming the sample and the time, if the score is not finite on the way.
     """
-    return _carry(require_reverse(p), x, (p.sde.t_min, p.sde.T), method, around, cond)
+    t, s = _span(p, start, end, up=True)
+    return _carry(p, x, t, s, method, around, cond)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def decode(
-    p: Reverse, x_T: Tensor, method: Integrator | Embedded = Adams(40), around: Reference | None = None, **cond: Any
+    p: Reverse,
+    x_T: Tensor,
+    method: Integrator | Embedded = Adams(40),
+    around: Reference | None = None,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    **cond: Any,
 ) -> Tensor:
-    """The state at t_min of the latent x_T: the inverse of `encode` up to the solver's error, and with its errors."""
-    return _carry(require_reverse(p), x_T, (p.sde.T, p.sde.t_min), method, around, cond)
+    """The state at time `end` of the latent x_T at time `start`, T and t_min unless given: the inverse of `encode` up
+    to the solver's error, and with its errors, start and end changed over.
+    """
+    t, s = _span(p, start, end, up=False)
+    return _carry(p, x_T, t, s, method, around, cond)
+
+
+def _span(p: Reverse, start: float | None, end: float | None, up: bool) -> tuple[Tensor, Tensor]:
+    """The times from which and to which."""
+    sde = require_linear("p.sde", require_reverse(p).sde)
+    usual = (sde.t_min, sde.T) if up else (sde.T, sde.t_min)
+    t, s = (
+        as_time(u if v is None else number(name, v, least=0, most=sde.T))
+        for name, v, u in (("start", start, usual[0]), ("end", end, usual[1]))
+    )
+    if not (t < s if up else t > s):
+        raise ValueError(f"end must be {'later' if up else 'earlier'} than start = {t:g}, got {s:g}")
+    for name, v in (("start", t), ("end", s)):
+        if sde.sigma(v) < 1 / SCALE:
+            raise ValueError(f"{name} must be a time with sigma > 0, where there is a score, got {float(v):g}")
+    return t, s
 
 
 def _carry(
     p: Reverse,
     x: Tensor,
-    span: tuple[float, float],
+    t: Tensor,
+    s: Tensor,
     method: Integrator | Embedded,
     around: Reference | None,
     cond: dict[str, Any],
@@ -50,7 +87,7 @@ def _carry(
         raise ValueError(
             f"method must not be told by the error of a likelihood, which a latent has not, got {method!r}"
         )
-    x, (t, s) = entry(x), map(as_time, span)
+    x = entry(x)
     of, told = Coordinates.of(p, around, x), conditions(cond, x, p.score)
     u, u_s = of.u(t), of.u(s)
 
