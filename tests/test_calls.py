@@ -63,6 +63,7 @@ from scoresde.steps import (
     AnalyticDPM,
     Ancestral,
     Churn,
+    Consistency,
     Constant,
     DPMSolver,
     DPMSolverAdaptive,
@@ -77,6 +78,8 @@ from scoresde.steps import (
     Tallied,
     UniPC,
     draw,
+    exact_inverse,
+    invert,
 )
 from scoresde.training import Settings
 
@@ -135,6 +138,9 @@ GOOD = {
     GottaGoFast: {"rtol": 0.02, "atol": 0.01, "h_init": 0.01, "theta": 0.9, "r": 0.9},
     DPMSolverAdaptive: {"order": 3, "rtol": 0.05, "atol": 0.01, "h_init": 0.05, "theta": 0.9},
     sample: {"p": P, "x": X, "ts": TS, "steps": EulerMaruyama()},
+    invert: {"p": Q, "x": X, "ts": TS, "step": Ancestral()},
+    exact_inverse: {"p": Q, "x": X, "ts": TS, "step": Ancestral(), "most": 1000},
+    Consistency: {"f": lambda x, t, u: x, "gamma": 1.0, "end": 0.0},
     draw: {"p": Q, "shape": (2,), "ts": TS, "steps": Ancestral(), "seeds": [1, 2]},
     log_prob: {"p": Q, "x": X, "discrete": None, "around": Reference(std=1.0)},
     partial(elbo, score=LAW.diffuse(VP())): {"chain": Chain(VP(), TS), "x": X, "terms": 2, "width": 0.5},

@@ -4,6 +4,7 @@ from .adaptive import Adaptive, DPMSolverAdaptive, GottaGoFast, Tallied
 from .ancestral import AffineDPM, AnalyticDPM, Ancestral, ConsistentAnnealed, LearnedVariance, Posterior
 from .capture import captured
 from .catalogue import METHODS, Known, Method
+from .consistency import Consistency
 from .euler import Churn, EulerMaruyama, Flow, ReverseDiffusion
 from .exponential import BH1, Centred, EqualSteps, Exponential, HalfBent, InLogSNR, InSigma, Interpolation, InTime
 from .fit import Pilots, tune
@@ -30,12 +31,12 @@ from .tuned import Error, Tuned, Tuning, distance
 
 __all__ = [
     "BH1", "DDIM", "DEIS", "IPNDM", "LMS", "MALA", "METHODS", "NCSN", "PNDM", "RES", "SNR", "Adaptive", "Affine",
-    "AffineDPM", "AnalyticDPM", "Ancestral", "Calibrated", "Centred", "Churn", "ConsistentAnnealed", "Constant",
-    "DPMSolver", "DPMSolverAdaptive", "DPMSolverPP", "DPMSolverPP2S", "DPMSolverPPSDE", "EDMHeun", "EqualSteps",
-    "Error", "EulerMaruyama", "Exponential", "Flow", "FullOrder", "GaussianReference", "GottaGoFast", "HalfBent",
-    "InLogSNR", "InSigma", "InTime", "Interpolation", "Known", "Langevin", "LearnedVariance", "Line", "Method",
-    "Multistep", "Pilots", "Posterior", "Prepared", "PseudoRungeKutta", "Refined", "Renoised", "ReverseDiffusion",
-    "Rising", "Run", "SASolver", "SingleStep", "Staged", "StartUp", "Step", "StepSize", "Tableau", "Tallied", "Thirds",
-    "Tuned", "Tuning", "TwoStage", "UniPC", "captured", "distance", "draw", "exact_inverse", "invert", "ncsnv2_step",
-    "run", "sample", "started", "trajectory", "tune",
+    "AffineDPM", "AnalyticDPM", "Ancestral", "Calibrated", "Centred", "Churn", "Consistency", "ConsistentAnnealed",
+    "Constant", "DPMSolver", "DPMSolverAdaptive", "DPMSolverPP", "DPMSolverPP2S", "DPMSolverPPSDE", "EDMHeun",
+    "EqualSteps", "Error", "EulerMaruyama", "Exponential", "Flow", "FullOrder", "GaussianReference", "GottaGoFast",
+    "HalfBent", "InLogSNR", "InSigma", "InTime", "Interpolation", "Known", "Langevin", "LearnedVariance", "Line",
+    "Method", "Multistep", "Pilots", "Posterior", "Prepared", "PseudoRungeKutta", "Refined", "Renoised",
+    "ReverseDiffusion", "Rising", "Run", "SASolver", "SingleStep", "Staged", "StartUp", "Step", "StepSize", "Tableau",
+    "Tallied", "Thirds", "Tuned", "Tuning", "TwoStage", "UniPC", "captured", "distance", "draw", "exact_inverse",
+    "invert", "ncsnv2_step", "run", "sample", "started", "trajectory", "tune",
 ]  # fmt: skip
