@@ -127,7 +127,7 @@ class Clock(ABC):
 
 @dataclass(frozen=True)
 class LogSNR(Clock):
-    """scale * lambda_t. EDM's c_noise = log(sigma)/4 is scale=-0.25."""
+    """scale * lambda_t. EDM's c_noise = log(sigma)/4 is scale=-0.25, that of consistency models -250."""
 
     scale: float = 1.0
 
@@ -140,9 +140,10 @@ class LogSNR(Clock):
 
 @dataclass(frozen=True)
 class Steps(Clock):
-    """(n - 1) t / T: the step index of a discrete chain of n steps, as DDPM networks expect with n=1000.
+    """(n - 1) t/T, from 0 at t = 0 to n - 1 at T: 999 t, as networks of Song et al. (2021) for VP are told with n=1000.
 
-    `shift` is added: a chain whose knots are i/n and whose first step has index 0 is `Steps(n + 1, shift=-1)`.
+    `shift` is added. The index of a chain whose step i is at t = (i + 1) T/n, as in most DDPM code, is `StepIndex(n)`,
+    which `Steps(n + 1, shift=-1)` is but for the ends.
     """
 
     n: int = 1000
@@ -191,7 +192,9 @@ class Time(Clock):
 
 @dataclass(frozen=True)
 class NoiseLevel(Clock):
-    """sigma/alpha, as denoisers D(x; sigma) are told (Karras et al. 2022)."""
+    """sigma/alpha, as denoisers D(x; sigma) are told (Karras et al. 2022), and networks of Song et al. (2021) for VE,
+    where it is sigma_t.
+    """
 
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         return (-sde.log_snr(t)).exp()
