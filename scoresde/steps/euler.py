@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -194,6 +195,11 @@ class _Churned(ByInterval):
     def __init__(self, step: Step, t: Tensor, s: Tensor, kicks: Iterable[Any], inner: Step) -> None:
         super().__init__(step, t, s, kicks)
         self.inner = inner
+
+    def __copy__(self) -> "_Churned":
+        made = object.__new__(_Churned)
+        vars(made).update(vars(self), inner=copy(self.inner))
+        return made
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         u, a, std = self.at(t, s)

@@ -249,14 +249,15 @@ class Plan(Step):
     """A step at work on its intervals."""
 
     def __init__(self, step: Exponential, plan: list[Interval]) -> None:
-        self.step, self.todo = step, iter(plan)
+        self.step, self.plan, self.next = step, plan, 0
         self.known: Seen = ()
         self.mean: Tensor | None = None
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        now = next(self.todo, None)
+        now = self.plan[self.next] if self.next < len(self.plan) else None
         if now is None or now.t != float(t) or now.s != float(s):
             raise off_grid(self.step, t, s)
+        self.next += 1
         mean, kick = self._mean(x), now.kick
         q = asking(p, mean)
         z = None if kick is None else noise(x, t, kick.t)

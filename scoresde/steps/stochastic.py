@@ -46,7 +46,7 @@ class Renoised(Prepared):
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
         """eta is at most 1, and u inside [0, T]."""
-        number("eta", float(torch.as_tensor(p.eta_at(t)).max()), most=1)
+        number("eta", float(torch.as_tensor(p.eta_at(t), dtype=torch.float64).max()), most=1)
         beyond = (self._farther(p, t, s) > p.sde.log_snr(0.0)) & (p.sde.var(s) > 0)
         if beyond.any():
             raise ValueError(f"s must leave less noise than its own to come back from, got s = {float(s[beyond][0]):g}")
