@@ -12,6 +12,7 @@ from .inversion import exact_inverse, invert
 from .langevin import NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .metropolis import MALA, Calibrated
 from .multistep import DDIM, DEIS, IPNDM, LMS, PNDM, DPMSolverPP, GaussianReference, Multistep, SASolver, UniPC
+from .parallel import Parallel, picard
 from .singlestep import (
     RES,
     DPMSolver,
@@ -35,8 +36,8 @@ __all__ = [
     "Constant", "DPMSolver", "DPMSolverAdaptive", "DPMSolverPP", "DPMSolverPP2S", "DPMSolverPPSDE", "EDMHeun",
     "EqualSteps", "Error", "EulerMaruyama", "Exponential", "Flow", "FullOrder", "GaussianReference", "GottaGoFast",
     "HalfBent", "InLogSNR", "InSigma", "InTime", "Interpolation", "Known", "Langevin", "LearnedVariance", "Line",
-    "Method", "Multistep", "Pilots", "Posterior", "Prepared", "PseudoRungeKutta", "Refined", "Renoised",
+    "Method", "Multistep", "Parallel", "Pilots", "Posterior", "Prepared", "PseudoRungeKutta", "Refined", "Renoised",
     "ReverseDiffusion", "Rising", "Run", "SASolver", "SingleStep", "Staged", "StartUp", "Step", "StepSize", "Tableau",
     "Tallied", "Thirds", "Tuned", "Tuning", "TwoStage", "UniPC", "captured", "distance", "draw", "exact_inverse",
-    "invert", "ncsnv2_step", "run", "sample", "started", "trajectory", "tune",
+    "invert", "ncsnv2_step", "picard", "run", "sample", "started", "trajectory", "tune",
 ]  # fmt: skip
