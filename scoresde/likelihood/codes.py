@@ -11,8 +11,11 @@ from ..reference import Reference
 from ..shapes import SCALE, as_time, number
 from .conditions import conditions, given
 from .coordinates import Coordinates
+from .parallel import Picard
 from .quadrature import Adams, AsNeeded, Integrator, Node, integrate
 from .samples import entry, finite
+
+Method = Integrator | Embedded | Picard
 
 
 @torch.inference_mode(False)
@@ -20,7 +23,7 @@ from .samples import entry, finite
 def encode(
     p: Reverse,
     x: Tensor,
-    method: Integrator | Embedded = Adams(40),
+    method: Method = Adams(40),
     around: Reference | None = None,
     *,
     start: float | None = None,
@@ -28,7 +31,8 @@ def encode(
     **cond: Any,
 ) -> Tensor:
     """The latent, at time `end`, of x (B, *D) at time `start` along the probability flow of p: (B, *D), in float32 or
-    better. start < end are t_min and T unless given. cond: as in `log_prob`.
+    better. start < end are t_min and T unless given. method: `Picard(Adams(40))` asks the network about many times in
+    one call. cond: as in `log_prob`.
 
     Raises ValueError for what is no process, no state or no solver, and unless start < end lie inside [0, T] with
     sigma > 0; `SampleError`, a RuntimeError naming the sample and the time, if the score is not finite on the way.
@@ -42,7 +46,7 @@ def encode(
 def decode(
     p: Reverse,
     x_T: Tensor,
-    method: Integrator | Embedded = Adams(40),
+    method: Method = Adams(40),
     around: Reference | None = None,
     *,
     start: float | None = None,
@@ -77,11 +81,11 @@ def _carry(
     x: Tensor,
     t: Tensor,
     s: Tensor,
-    method: Integrator | Embedded,
+    method: Method,
     around: Reference | None,
     cond: dict[str, Any],
 ) -> Tensor:
-    if not isinstance(method, Integrator | Embedded):
+    if not isinstance(method, Method):
         raise ValueError(f"method must be a value such as Adams(), got {method!r}")
     if isinstance(method, AsNeeded):
         raise ValueError(
@@ -97,4 +101,6 @@ def _carry(
         rate = finite("the score", at.t, of.drift(y, at, denoised), rows=rows)
         return Node(rate, nothing, nothing[:, 0], torch.zeros_like(y))
 
-    return finite("the state", s, of.x(integrate(method, node, of.y(x, of.at(u), t), u, u_s).y, of.at(u_s)))
+    y = of.y(x, of.at(u), t)
+    end = method.integrate(node, y, u, u_s) if isinstance(method, Picard) else integrate(method, node, y, u, u_s).y
+    return finite("the state", s, of.x(end, of.at(u_s)))
