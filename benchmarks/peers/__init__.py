@@ -33,14 +33,21 @@ tolerance in place of a budget is in `adaptive()`: dpm_adaptive, and torchdiffeq
 from collections.abc import Callable
 from typing import Any
 
+from .alternating import Alternating
 from .azula import Denoiser, azula_peers
 from .common import GRIDS, Adaptive, Peer, Problem, whole
 from .diffusers import diffusers_peers
+from .discretized import Discretized
 from .equations import flow_matching_peers, torchdiffeq_adaptive, torchdiffeq_peers
+from .generalized import Generalized
 from .k_diffusion import k_diffusion_adaptive, k_diffusion_peers, k_sampling
+from .nonstationary import NonStationary
 from .torchsde import torchsde_peers
 
-__all__ = ["GRIDS", "Adaptive", "Denoiser", "Peer", "Problem", "adaptive", "k_sampling", "peers", "whole"]
+LEARNED = [NonStationary, Generalized, Alternating, Discretized]
+"""The solvers that are fitted to a flow, as classes of `Learned`."""
+
+__all__ = ["GRIDS", "LEARNED", "Adaptive", "Denoiser", "Peer", "Problem", "adaptive", "k_sampling", "peers", "whole"]
 
 PACKAGES: dict[str, tuple[Callable[[], list[Peer]], Callable[[], list[Adaptive]] | None]] = {
     "diffusers": (diffusers_peers, None),
