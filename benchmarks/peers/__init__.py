@@ -38,13 +38,15 @@ from .azula import Denoiser, azula_peers
 from .common import GRIDS, Adaptive, Peer, Problem, whole
 from .diffusers import diffusers_peers
 from .discretized import Discretized
+from .dyweight import DyWeight
 from .equations import flow_matching_peers, torchdiffeq_adaptive, torchdiffeq_peers
 from .generalized import Generalized
 from .k_diffusion import k_diffusion_adaptive, k_diffusion_peers, k_sampling
 from .nonstationary import NonStationary
+from .parallel import Parallel
 from .torchsde import torchsde_peers
 
-LEARNED = [NonStationary, Generalized, Alternating, Discretized]
+LEARNED = [NonStationary, Generalized, Alternating, Discretized, DyWeight, Parallel]
 """The solvers that are fitted to a flow, as classes of `Learned`."""
 
 __all__ = ["GRIDS", "LEARNED", "Adaptive", "Denoiser", "Peer", "Problem", "adaptive", "k_sampling", "peers", "whole"]

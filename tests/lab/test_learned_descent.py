@@ -8,10 +8,11 @@ from made import F64, benchmark
 
 from scoresde import VP, Counted, DPMSolverPP, Reference, exact, grid, iid, sample
 from scoresde.lab.problems import DigitClasses, Modes
+from scoresde.steps import IPNDM, DPMSolver
 from scoresde.steps.singlestep import THIRD, SingleStep
 
 SDE = VP()
-NAMES = ("NonStationary", "Generalized", "Alternating", "Discretized")
+NAMES = ("NonStationary", "Generalized", "Alternating", "Discretized", "DyWeight", "Parallel")
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +162,91 @@ def test_a_linear_solver_at_a_point(module):
     assert (end - s[-1] / s[0] * a[-1] * y - w[-1].sum() * m).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_dyweight_with_ipndm_weights_is_ipndm(module, order):
+    """In one interval more than calls, if the first direction is right: on Gaussian data, it is."""
+    law, (y, x) = exact.Gaussian(torch.tensor([0.3, -0.7], dtype=F64), 0.25), starts(20, (2,), 4)
+    task = module.learned.Task(SDE, law.diffuse(SDE), Reference(torch.tensor([0.3, -0.7], dtype=F64), 0.5), (2,), 6)
+    ts = grid.karras(SDE, 7)
+    w, s = module.dyweight.ipndm(task, ts, order), task.problem.levels(ts)
+    carry = module.dyweight.Weighted(w, s, torch.ones(7, dtype=F64), task.around.mean, 0.5)
+    assert (carry(task.problem, y) - ends(task, ts, IPNDM(order), x)).abs().max() < 1e-10
+
+
+def test_dyweight_knows_its_noise_level_at_a_point(module):
+    """Where all data are at m, all directions are z = (y_0 - m)/s_0, whatever W is, and the end is at the level that
+    the solver believes, m + tau_N z.
+    """
+    g, m, (y, _) = torch.Generator().manual_seed(6), torch.tensor([0.3, -0.7], dtype=F64), starts(4, (2,), 5)
+    s = module.Problem(SDE, point(m)).levels(grid.karras(SDE, 5))
+    w = torch.randn(5, 5, generator=g, dtype=F64).mul(0.1).tril() + torch.eye(5, dtype=F64)
+    tau = s[0]
+    for row, to in zip(w, s[1:], strict=True):
+        tau = tau + row.sum() * (to - tau)
+    assert (tau / s[-1] - 1).abs() > 0.1
+    carry = module.dyweight.Weighted(w, s, torch.ones(5, dtype=F64), m, 0.0)
+    exactly = m + tau / s[0] * (y - m)
+    assert (carry(module.Problem(SDE, point(m)), y) - exactly).abs().max() < 1e-10
+
+
+def test_dyweight_tells_the_network_c_times_its_level(module):
+    """Two intervals: the network is asked once, at c_1 tau_1, and d is in units of that."""
+    m, (y, _) = torch.tensor([0.3, -0.7], dtype=F64), starts(4, (2,), 5)
+    s, w = torch.tensor([150.0, 2.0, 0.02], dtype=F64), torch.tensor([[0.9, 0.0], [0.2, 0.7]], dtype=F64)
+    tau = 150 + 0.9 * (2 - 150)
+    asked = []
+
+    def score(x, t):
+        asked.append(t)
+        return point(m)(x, t)
+
+    problem = module.Problem(SDE, score)
+    end = module.dyweight.Weighted(w, s, torch.tensor([1.0, 1.3], dtype=F64), m, 0.0)(problem, y)
+    z = (y - m) / 150
+    assert len(asked) == 1 and (problem.levels(asked[0]) / (1.3 * tau) - 1).abs() < 1e-10
+    assert (end - (m + tau * z + (0.02 - tau) * (0.2 * z + 0.7 * z / 1.3))).abs().max() < 1e-10
+
+
+def test_epd_with_midpoints_is_dpm_solver_2(module):
+    """If its first direction is right: on Gaussian data, it is."""
+    law, (y, x) = exact.Gaussian(torch.tensor([0.3, -0.7], dtype=F64), 0.25), starts(20, (2,), 4)
+    task = module.learned.Task(SDE, law.diffuse(SDE), Reference(torch.tensor([0.3, -0.7], dtype=F64), 0.5), (2,), 5, 16)
+    one = module.Parallel().first(task)
+    ts = SDE.time(-one.s.log())
+    ts[0], ts[-1] = SDE.T, SDE.t_min
+    assert one.many == (1, 1, 1)
+    assert (one(task.problem, y) - ends(task, ts, DPMSolver(2), x)).abs().max() < 1e-10
+
+
+def test_epd_at_a_point_turns_by_the_sum_of_its_weights(module):
+    """There every direction is y - m over the level, so y - m is multiplied by 1 + (s'/s - 1) sum_k w_k, whatever r
+    and b are.
+    """
+    g, m, (y, _) = torch.Generator().manual_seed(6), torch.tensor([0.3, -0.7], dtype=F64), starts(4, (2,), 5)
+    problem = module.Problem(SDE, point(m))
+    s = problem.levels(grid.karras(SDE, 3))
+    r, w, b = (torch.rand(4, generator=g, dtype=F64) + 0.1 for _ in range(3))
+    one = module.parallel.Ensemble(s, (1, 1, 2), r.clamp_max(0.9), w, b, m, 0.0)
+    sums = torch.stack([w[0], w[1], w[2] + w[3]])
+    exactly = m + (1 + (s[1:] / s[:-1] - 1) * sums).prod() * (y - m)
+    assert (one(problem, y) - exactly).abs().max() < 1e-10
+
+
 def asked(module, carry, m):
     """The levels that a solver asks the network at, of data at m."""
     seen = []
     problem = module.Problem(SDE, lambda x, t: (seen.append(t), point(m)(x, t))[1])
     carry(problem, starts(4, m.shape, 5)[0])
     return problem.levels(torch.stack(seen))
+
+
+def test_epd_asks_at_b_times_the_levels_between(module):
+    """At s, unless it is the first, and at b_k s_k with s_k = s'^r s^(1 - r)."""
+    m, s = torch.tensor([0.3, -0.7], dtype=F64), torch.tensor([150.0, 2.0, 0.02], dtype=F64)
+    r, w, b = (torch.tensor(v, dtype=F64) for v in ((0.4, 0.3, 0.8), (1.0, 0.5, 0.5), (1.2, 0.9, 1.1)))
+    levels = asked(module, module.parallel.Ensemble(s, (1, 2), r, w, b, m, 0.0), m)
+    between = s[[0, 1, 1]] ** (1 - r) * s[[1, 2, 2]] ** r
+    assert (levels / torch.stack([(b * between)[0], s[1], *(b * between)[1:]]) - 1).abs().max() < 1e-10
 
 
 def test_a_linear_solver_asks_at_the_levels_that_are_told(module, digits):
