@@ -24,7 +24,9 @@ from .linear import Linear, start
 
 @dataclass(frozen=True)
 class Alternating(Learned):
-    """past: k. rounds: of both. radius: of the soft teacher. rates: of weights, levels and labels (`Descent`)."""
+    """past: k. rounds: of both. radius: of the soft teacher, that of LD3. rates: of weights, levels and labels
+    (`Descent`), those of `Generalized`.
+    """
 
     name: ClassVar[str] = "S4S-Alt"
     source: ClassVar[str] = "Frankel et al. 2025"

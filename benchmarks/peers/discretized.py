@@ -33,7 +33,9 @@ def second(s: Tensor) -> Linear:
 
 @dataclass(frozen=True)
 class Discretized(Learned):
-    """radius: r of the soft teacher. rate: of levels (`Descent`)."""
+    """radius: r of the soft teacher; of 0, 0.003, 0.01 and 0.03 the second was best on fresh starts of digits, by 1 %
+    from 0, and larger ones were worse. rate: of levels (`Descent`); 1 was no better.
+    """
 
     name: ClassVar[str] = "LD3"
     source: ClassVar[str] = "Tong et al. 2025"

@@ -24,7 +24,7 @@ from .linear import Linear, start
 
 @dataclass(frozen=True)
 class NonStationary(Learned):
-    """rates: of weights and of levels (`Descent`)."""
+    """rates: of weights and of levels (`Descent`), those of `Generalized`."""
 
     name: ClassVar[str] = "BNS"
     source: ClassVar[str] = "Shaul et al. 2024"
