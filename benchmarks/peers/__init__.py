@@ -33,23 +33,41 @@ tolerance in place of a budget is in `adaptive()`: dpm_adaptive, and torchdiffeq
 from collections.abc import Callable
 from typing import Any
 
-from .alternating import Alternating
+from scoresde import DDIM, DPMSolverPP
+
+from .ays import AYS
 from .azula import Denoiser, azula_peers
 from .common import GRIDS, Adaptive, Peer, Problem, whole
 from .diffusers import diffusers_peers
 from .discretized import Discretized
 from .dyweight import DyWeight
 from .equations import flow_matching_peers, torchdiffeq_adaptive, torchdiffeq_peers
-from .generalized import Generalized
+from .gits import GITS
 from .k_diffusion import k_diffusion_adaptive, k_diffusion_peers, k_sampling
-from .nonstationary import NonStationary
-from .parallel import Parallel
+from .learned import Learned, Task
 from .torchsde import torchsde_peers
 
-LEARNED = [NonStationary, Generalized, Alternating, Discretized, DyWeight, Parallel]
-"""The solvers that are fitted to a flow, as classes of `Learned`."""
+__all__ = [
+    "AYS",
+    "GITS",
+    "GRIDS",
+    "LEARNED",
+    "Adaptive",
+    "Denoiser",
+    "Learned",
+    "Peer",
+    "Problem",
+    "Task",
+    "adaptive",
+    "k_sampling",
+    "peers",
+    "whole",
+]
 
-__all__ = ["GRIDS", "LEARNED", "Adaptive", "Denoiser", "Peer", "Problem", "adaptive", "k_sampling", "peers", "whole"]
+LEARNED: list[Learned] = [
+    *(kind(step) for kind in (GITS, AYS) for step in (DDIM(), DPMSolverPP(2))),
+]
+"""Solvers that are fitted to a flow."""
 
 PACKAGES: dict[str, tuple[Callable[[], list[Peer]], Callable[[], list[Adaptive]] | None]] = {
     "diffusers": (diffusers_peers, None),

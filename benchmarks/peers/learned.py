@@ -96,6 +96,11 @@ class Task:
             states.append(sample(q, states[-1], torch.stack([t, s]), step))
         return torch.stack([x / self.sde.alpha(t) for x, t in zip(states, ts, strict=True)])
 
+    def enough(self, solver: "Learned") -> None:
+        """Raise ValueError if there are fewer calls than the solver can do with."""
+        if self.calls < solver.least:
+            raise ValueError(f"{solver.name} needs at least {solver.least} network calls, got {self.calls}")
+
     def log_snr_levels(self, n: int) -> Tensor:
         """n + 1 levels s with equal steps in log s, from the highest to the lowest."""
         return self.problem.levels(grid.log_snr(self.sde, n))
