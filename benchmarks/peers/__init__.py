@@ -45,6 +45,7 @@ from .equations import flow_matching_peers, torchdiffeq_adaptive, torchdiffeq_pe
 from .gits import GITS
 from .k_diffusion import k_diffusion_adaptive, k_diffusion_peers, k_sampling
 from .learned import Learned, Task
+from .statistics import DPMSolverV3
 from .torchsde import torchsde_peers
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "GRIDS",
     "LEARNED",
     "Adaptive",
+    "DPMSolverV3",
     "Denoiser",
     "Learned",
     "Peer",
@@ -66,6 +68,7 @@ __all__ = [
 
 LEARNED: list[Learned] = [
     *(kind(step) for kind in (GITS, AYS) for step in (DDIM(), DPMSolverPP(2))),
+    DPMSolverV3(),
 ]
 """Solvers that are fitted to a flow."""
 
