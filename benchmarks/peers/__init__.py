@@ -46,6 +46,7 @@ from .gits import GITS
 from .k_diffusion import k_diffusion_adaptive, k_diffusion_peers, k_sampling
 from .learned import Learned, Task
 from .statistics import DPMSolverV3
+from .stork import STORK
 from .torchsde import torchsde_peers
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "GITS",
     "GRIDS",
     "LEARNED",
+    "STORK",
     "Adaptive",
     "DPMSolverV3",
     "Denoiser",
@@ -68,7 +70,7 @@ __all__ = [
 
 LEARNED: list[Learned] = [
     *(kind(step) for kind in (GITS, AYS) for step in (DDIM(), DPMSolverPP(2))),
-    DPMSolverV3(),
+    *(DPMSolverV3(), STORK()),
 ]
 """Solvers that are fitted to a flow."""
 
