@@ -35,6 +35,7 @@ from typing import Any
 
 from scoresde import DDIM, DPMSolverPP
 
+from .adasde import AdaSDE
 from .ays import AYS
 from .azula import Denoiser, azula_peers
 from .common import GRIDS, Adaptive, Peer, Problem, whole
@@ -55,6 +56,7 @@ __all__ = [
     "GRIDS",
     "LEARNED",
     "STORK",
+    "AdaSDE",
     "Adaptive",
     "DPMSolverV3",
     "Denoiser",
@@ -70,7 +72,7 @@ __all__ = [
 
 LEARNED: list[Learned] = [
     *(kind(step) for kind in (GITS, AYS) for step in (DDIM(), DPMSolverPP(2))),
-    *(DPMSolverV3(), STORK()),
+    *(DPMSolverV3(), STORK(), AdaSDE()),
 ]
 """Solvers that are fitted to a flow."""
 
