@@ -27,7 +27,8 @@ of DEIS 3 and SASolver to 1e-4 from about 60 calls on. The float64 libraries lea
 azula and k-diffusion ask for torchvision and more, which nothing here uses: hence `--no-deps`. k-diffusion is loaded as
 its one module `sampling`, since the package imports what training needs. What takes a
 tolerance in place of a budget is in `adaptive()`: dpm_adaptive, and torchdiffeq's embedded pairs told to step at t_min
-(left to themselves, as in flow_matching, they step beyond it and interpolate, and no score is known there).
+(left to themselves, as in flow_matching, they step beyond it and interpolate, and no score is known there). What is
+fitted to a flow before it solves it is in `LEARNED`, written anew from papers: see `learned`.
 """
 
 from collections.abc import Callable

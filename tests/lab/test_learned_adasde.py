@@ -74,6 +74,22 @@ def test_noise_keeps_the_variance(module):
     assert off[-1] < 0.01 and all(a / b > 2**1.7 for a, b in zip(off, off[1:]))
 
 
+def test_the_teacher_has_the_same_noise(module):
+    """Towards a point steps and teacher are exact, and so the pilots are where they should be, whatever the noise."""
+    mean, seen = torch.tensor([1.0, -0.5], dtype=F64), []
+
+    class Noisy(module.AdaSDE):
+        def learned(self, task, found, k, y, exact):
+            seen.append(float((y - exact).abs().max()))
+            return torch.tensor([0.7, 0.0, 0.0, 0.0], dtype=F64)
+
+    def score(x, t):
+        return -(x - SDE.alpha(t.flatten()[0]) * mean) / SDE.var(t.flatten()[0])
+
+    Noisy().fit(module.Task(SDE, score, Reference(mean, 1.0), (2,), 6, n=8))
+    assert len(seen) == 3 and max(seen) < 1e-10
+
+
 @pytest.mark.parametrize("calls", [4, 5])
 def test_it_spends_its_calls(module, calls):
     """All, an odd one with a first slope that is the reference's."""

@@ -22,7 +22,7 @@ def flow(module, calls):
     law = exact.GaussianMixture(
         torch.ones(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=F64), torch.full((2,), 0.5)
     )
-    return module.Task(SDE, law.diffuse(SDE), Reference(), (2,), calls)
+    return module.Task(SDE, law.diffuse(SDE), Reference(std=1.0), (2,), calls, n=16)
 
 
 def start(n):
@@ -70,7 +70,7 @@ def test_velocities_with_a_slope_are_adams_bashforth(module):
         v = (y - D) / s[k] - D
         z = z + h * v + (0 if before is None else h**2 / 2 * (v - before) / (r[k] - r[k - 1]))
         before = v
-    end = carried(module, module.STORK(derivatives=1), task, x)
+    end = carried(module, module.STORK(nodes=grid.quadratic, derivatives=1), task, x)
     assert (end - z * (1 + s[-1]) * SDE.alpha(SDE.t_min)).abs().max() < 1e-10
 
 
@@ -96,7 +96,7 @@ def test_a_point_is_reached_exactly(module):
     task, x = module.Task(SDE, score, Reference(), (2,), 2), start(8)
     high, low = task.levels
     end = SDE.alpha(SDE.t_min) * (mean + low / high * (x / SDE.alpha(SDE.T) - mean))
-    assert (carried(module, module.STORK(), task, x) - end).abs().max() < 1e-10
+    assert (carried(module, module.STORK(nodes=grid.quadratic), task, x) - end).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("form", ["IN_T", "STRAIGHT"])
@@ -105,7 +105,7 @@ def test_the_order_is_two(module, form):
     x = start(16)
     truth = sample(SDE.reverse(flow(module, 4).score, 0.0), x, grid.log_snr(SDE, 1500), DPMSolverPP(3))
     for derivatives in (1, 2):
-        solver = module.STORK(getattr(module.stork, form), derivatives=derivatives, stages=8)
+        solver = module.STORK(getattr(module.stork, form), grid.quadratic, derivatives, stages=8)
         off = [(carried(module, solver, flow(module, n), x) - truth).square().mean().sqrt() for n in (100, 200)]
         assert float((off[0] / off[1]).log2()) > 1.7, derivatives
 
