@@ -34,9 +34,8 @@ fitted to a flow before it solves it is in `LEARNED`, written anew from papers: 
 from collections.abc import Callable
 from typing import Any
 
-from scoresde import DDIM, DPMSolverPP
-
 from .adasde import AdaSDE
+from .alternating import Alternating
 from .ays import AYS
 from .azula import Denoiser, azula_peers
 from .common import GRIDS, Adaptive, Peer, Problem, whole
@@ -44,9 +43,12 @@ from .diffusers import diffusers_peers
 from .discretized import Discretized
 from .dyweight import DyWeight
 from .equations import flow_matching_peers, torchdiffeq_adaptive, torchdiffeq_peers
+from .generalized import Generalized
 from .gits import GITS
 from .k_diffusion import k_diffusion_adaptive, k_diffusion_peers, k_sampling
 from .learned import Learned, Task
+from .nonstationary import NonStationary
+from .parallel import Parallel
 from .statistics import DPMSolverV3
 from .stork import STORK
 from .torchsde import torchsde_peers
@@ -59,9 +61,15 @@ __all__ = [
     "STORK",
     "AdaSDE",
     "Adaptive",
+    "Alternating",
     "DPMSolverV3",
     "Denoiser",
+    "Discretized",
+    "DyWeight",
+    "Generalized",
     "Learned",
+    "NonStationary",
+    "Parallel",
     "Peer",
     "Problem",
     "Task",
@@ -72,10 +80,10 @@ __all__ = [
 ]
 
 LEARNED: list[Learned] = [
-    *(kind(step) for kind in (GITS, AYS) for step in (DDIM(), DPMSolverPP(2))),
-    *(DPMSolverV3(), STORK(), AdaSDE()),
+    *(NonStationary(), Generalized(), Alternating(), Discretized(), DyWeight(), Parallel()),
+    *(GITS(), AYS(), DPMSolverV3(), STORK(), AdaSDE()),
 ]
-"""Solvers that are fitted to a flow."""
+"""Solvers that are fitted to a flow, as their papers have them."""
 
 PACKAGES: dict[str, tuple[Callable[[], list[Peer]], Callable[[], list[Adaptive]] | None]] = {
     "diffusers": (diffusers_peers, None),

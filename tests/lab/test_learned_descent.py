@@ -25,7 +25,7 @@ def module():
 @pytest.fixture(scope="module", params=NAMES)
 def named(request, module):
     """Each class in turn."""
-    return next(kind for kind in module.LEARNED if kind.__name__ == request.param)
+    return next(type(one) for one in module.LEARNED if type(one).__name__ == request.param)
 
 
 @pytest.fixture(scope="module")
