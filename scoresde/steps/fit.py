@@ -218,7 +218,7 @@ def fit(pilots: Trajectories, base: Multistep, ts: Tensor) -> tuple[Tuned, Error
 
 def ridge(seen: Tensor, off: Tensor) -> Tensor:
     """The w (k,) with seen (B, d, k) w nearest to off (B, d); a sample off by e counts 1/(1 + (e/(3 median))^2)."""
-    weight = trust(off)
+    weight = trust(off, far=3.0)
     gram = torch.einsum("bdi,bdj,b->ij", seen, seen, weight)
     ridge = RIDGE * gram.trace() / len(gram)
     if not ridge > 0:  # the first q of an analytic start

@@ -51,10 +51,10 @@ class Ends(NamedTuple):
         return Ends(self.x_T[:n], self.end[:n])
 
 
-def trust(off: Tensor) -> Tensor:
-    """What a sample counts that is off by e, the root mean square of its row: 1/(1 + (e/(3 median))^2)."""
+def trust(off: Tensor, far: float = 1.0) -> Tensor:
+    """What a sample counts that is off by e, the root mean square of its row: 1/(1 + (e/(far median))^2)."""
     e = off.square().mean(1).sqrt()
-    return 1 / (1 + (e / (3 * e.median()).clamp_min(1e-300)).square())
+    return 1 / (1 + (e / (far * e.median()).clamp_min(1e-300)).square())
 
 
 def typical(off: Tensor) -> float:

@@ -131,7 +131,7 @@ def test_step_goes_to_the_least_squares(monkeypatch):
     J, way = line()
     off = way.off
     e = off.square().mean(1).sqrt()
-    w = (1 / (1 + (e / (3 * e.median())) ** 2)).repeat_interleave(6).sqrt()
+    w = (1 / (1 + (e / e.median()) ** 2)).repeat_interleave(6).sqrt()
     want = torch.linalg.lstsq(w[:, None] * J.flatten(0, 1), -w * off.flatten()).solution
     assert way.step()
     torch.testing.assert_close(way.theta, want, rtol=1e-10, atol=1e-10)
@@ -172,11 +172,11 @@ def test_a_step_that_helps_nothing_is_not_taken():
 
 
 @pytest.mark.parametrize(
-    ("law", "calls", "most"), [(Modes(), 5, 0.4), (DigitClasses(), 6, 0.85)], ids=["modes", "digits"]
+    ("law", "calls", "most"), [(Modes(), 5, 0.5), (DigitClasses(), 6, 0.85)], ids=["modes", "digits"]
 )
 def test_it_is_nearer_on_noise_that_it_has_not_seen(law, calls, most):
-    """The mean of the square roots of the errors, against that of the fit interval by interval (measured: 0.28 and
-    0.78); and never larger on the pilots that decide.
+    """The mean of the square roots of the errors, against that of the fit interval by interval (measured: 0.37 and
+    0.74); and never larger on the pilots that decide.
     """
     case = Case(law.law(), calls=calls)
     found = improve(case.q, case.solver, case.first, case.second, lambda: 10**6)
