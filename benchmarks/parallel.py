@@ -9,9 +9,9 @@ sample), until every answer is that to a state within `tol` of where it is used,
 that time. error: what is left then, the largest root mean square of a sample from what the sampler gives in sequence,
 in units of the deviation of the data. seconds: of the processor, or on a GPU until it is done there.
 
-start: "reference" is `picard` with all calls in the window, and with 64. "x_T everywhere" is Algorithm 1 of Shih et al.
+start: "reference" is `sample_parallel` with all calls in the window, and with 64. "x_T everywhere" is Algorithm 1 of Shih et al.
 (2023) on all calls: it keeps how far each step moved, and begins with x_T at all times; it asks again where the state
-has moved, as `picard` does.
+has moved, as `sample_parallel` does.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from scoresde import DDIM, VP, Ancestral, LinearSDE, Reference, Step, UniPC, gri
 from scoresde.lab.problems import DigitClasses, Modes, Problem
 from scoresde.noise import Noise
 from scoresde.process import Reverse, Score
-from scoresde.steps import Affine, picard
+from scoresde.steps import Affine, sample_parallel
 
 GRIDS, TOLS = (20, 50, 100, 1000), (1e-3, 1e-5, 1e-10)
 PROBLEMS: dict[str, Problem] = {"digits' mixture": DigitClasses(), "8 modes": Modes()}
@@ -127,7 +127,11 @@ def rows(of: str, case: Case, n: int, sampler: str, B: int, device: str) -> list
     for tol in case.tols:
         for window in (n, 64) if n > 64 else (n,):
             start, noise = "reference" if window == n else f"reference, window {window}", per_sample(seeds)
-            row(start, tol, partial(picard, p, x, ts, step, tol=tol, window=window, around=case.around, noise=noise))
+            row(
+                start,
+                tol,
+                partial(sample_parallel, p, x, ts, step, tol=tol, window=window, around=case.around, noise=noise),
+            )
         if isinstance(step, Affine):
             row("x_T everywhere", tol, partial(everywhere, p, x, ts, step, size, tol, per_sample(seeds)))
     return found

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
+from typing import Any
 
 from ..files import all_shipped, shipped
 
@@ -156,7 +157,8 @@ def tune(parser: ArgumentParser) -> None:
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
     add("--nfe", metavar="N", type=int, default=10, help="network calls of the solver")
     add("--pilots", metavar="N", type=int, default=64, help="trajectories in each of three sets: fit, decide, report")
-    guidance(parser)
+    add("--evaluations", metavar="N", type=int, default=100_000, help="of the network for one sample, to improve (1e5)")
+    guidance(parser, several=True)
     add("--net", metavar="NET", help=OWN_NET)
     shared(parser, "runs/tuned.json", "the file to write")
 
@@ -313,12 +315,14 @@ def sampled(parser: ArgumentParser, out: str) -> None:
     shared(parser, out)
 
 
-def guidance(parser: ArgumentParser) -> None:
+def guidance(parser: ArgumentParser, several: bool = False) -> None:
     """What a network with classes is told."""
     add = parser.add_argument
-    add("--label", metavar="K", help=LABEL)
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    add("--label", metavar="K", help=f"{LABEL}{', or several, or all' if several else ''}", **many)
     add("--classifier", metavar="DIR", type=model, help="guide by one that `scoresde train --classifier` made")
-    add("--guidance", metavar="W", type=float, help="towards the label; 1 is none, or the classifier as it is (1)")
+    said = f"towards the label; 1 is none, or the classifier as it is (1){', or several' if several else ''}"
+    add("--guidance", metavar="W", type=float, help=said, **many)
     add("--interval", metavar="X", type=float, nargs=2, help="noise levels sigma/alpha that it is kept to (all)")
 
 

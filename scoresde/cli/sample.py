@@ -105,7 +105,7 @@ def _tuned(o: Namespace, found: Checkpoint, score: Score, said: str) -> tuple[Re
     if o.temperature is not None:
         raise ValueError(f"temperature must not be given beside tuned, a solver fitted without, got {o.temperature:g}")
     solver = Tuning.load(o.tuned)
-    if solver.condition != said:
+    if said not in solver.condition.split("; "):
         fitted, asked = (text or "no label" for text in (solver.condition, said))
         raise ValueError(f"tuned must be a solver that was fitted under what is asked for, {asked}, and not {fitted}")
     if read("sde", o.sde, LinearSDE) not in (None, solver.sde):

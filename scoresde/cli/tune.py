@@ -3,15 +3,19 @@
 import shutil
 from argparse import Namespace
 from dataclasses import replace
+from itertools import product
+from time import monotonic
 
 import torch
 
+from ..checkpoint import Checkpoint
 from ..lab import Problem
 from ..model import Counted, transport
-from ..process import LinearSDE
+from ..process import LinearSDE, Score
 from ..reference import Reference
 from ..shapes import count
 from ..steps import Pilots, Tuning, tune
+from ..steps.pilots import together
 from ..values import build, describe
 from .common import classifier_of, code_of, condition, guided, label_of, model_of, one_subject, place
 from .folder import Journal, opened
@@ -23,7 +27,7 @@ KNOWN = 2000  # samples of an exact law that tell its mean and deviation
 def run(o: Namespace) -> None:
     """Tune, and say how good the result is."""
     count("nfe", o.nfe, least=2)
-    pilots = Pilots(o.pilots, o.seed)
+    pilots = Pilots(o.pilots, o.seed, evaluations=o.evaluations)
     device, around = place(o), None
     one_subject(o)
     if o.out.is_dir():
@@ -33,10 +37,12 @@ def run(o: Namespace) -> None:
     sde = read("sde", o.sde or "vp", LinearSDE)
     if o.model:
         found = model_of(o, device)
-        sde, around, by = sde if o.sde else found.model.sde, found.around, classifier_of(o, found, device)
-        label = label_of(o, by or found)
-        said, net = condition(o, label, by), guided(o, found.model, label, by)
-        score, like = transport(net, found.model.sde, sde), torch.empty(1, *found.shape, device=device)
+        sde, around = sde if o.sde else found.model.sde, found.around
+        said, nets = told(o, found, device)
+        scores, like = (
+            [transport(net, found.model.sde, sde) for net in nets],
+            torch.empty(1, *found.shape, device=device),
+        )
     else:
         if any(v is not None for v in (o.label, o.classifier, o.guidance, o.interval)):
             raise ValueError(
@@ -46,15 +52,24 @@ def run(o: Namespace) -> None:
         law = problem.law()
         around = Reference.fit(law.sample(KNOWN, torch.Generator().manual_seed(o.seed)))
         like = torch.empty(1, *law.shape, dtype=torch.float64, device=device)
-        score = law.to(device).diffuse(sde)
+        scores = [law.to(device).diffuse(sde)]
     build(LinearSDE, describe(sde))  # what could not be written and read again must fail before the tuning
     of = {"subject": found.digest if o.model else repr(problem), "sde": sde, "around": around, "device": device.type}
     kept = {k: getattr(o, k) for k in ("seed", "nfe", "pilots")} | ({"condition": said} if said else {})
+    if o.evaluations != Pilots().evaluations:
+        kept["evaluations"] = o.evaluations
+    flow = together([sde.reverse(score, 0.0) for score in scores], pilots)
     o.out.parent.mkdir(parents=True, exist_ok=True)
+    fine = 3 * pilots.n * pilots.calls(o.nfe)
+    print(
+        f"pilots cost {fine:,} evaluations of the network for one sample, and all of the fit about "
+        f"{max(2 * fine, o.evaluations):,} at most, as {max(2 * fine, o.evaluations) // 1000:,} samples of 1,000 steps"
+    )
     with opened(o.out.with_name(f".{o.out.name}.work"), code_of(o), command="tune", **of, **kept) as folder:
-        journal = Journal(score, folder).start(folder.of)
+        journal, began = Journal(flow.score, folder).start(folder.of), monotonic()
         counted = Counted(journal)
-        made = tune(sde.reverse(counted, 0.0), like, o.nfe, around, pilots, lambda text: print(f"... {text}"))
+        work = sde.reverse(counted, 0.0), like, o.nfe, around, pilots
+        made = tune(*work, lambda text: print(f"... {text} ({monotonic() - began:.0f} s)"))
         made = replace(made, condition=said)
         made.save(o.out)
         again = journal.recalled
@@ -67,3 +82,16 @@ def run(o: Namespace) -> None:
         print("no fit was better, so that method is what was written")
     calls = f"{counted.nfe} network calls to tune" + (f", {again} of them before it was cut off" if again else "")
     print(f"noise amplification {made.noise_amplification:.2f}; {calls}; {o.out}")
+    print(f"{made.evaluations:,} evaluations of the network for one sample in {monotonic() - began:.0f} s")
+
+
+def told(o: Namespace, found: Checkpoint, device: torch.device) -> tuple[str, list[Score]]:
+    """What the network is told, in words, and its scores: one under every label and guidance that was asked for."""
+    by = classifier_of(o, found, device)
+    labels, weights = o.label or [None], o.guidance or [None]
+    if labels == ["all"] and "all" not in (by or found).names:
+        labels = [str(k) for k in range(getattr((by or found).model.net, "classes", 0))] or labels
+    each = [Namespace(**{**vars(o), "label": label, "guidance": w}) for label, w in product(labels, weights)]
+    known = [label_of(one, by or found) for one in each]
+    nets = [guided(one, found.model, label, by) for one, label in zip(each, known, strict=True)]
+    return "; ".join(condition(one, label, by) for one, label in zip(each, known, strict=True)), nets

@@ -12,7 +12,7 @@ from .inversion import exact_inverse, invert
 from .langevin import NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .metropolis import MALA, Calibrated
 from .multistep import DDIM, DEIS, IPNDM, LMS, PNDM, DPMSolverPP, GaussianReference, Multistep, SASolver, UniPC
-from .parallel import Parallel, picard
+from .parallel import Parallel, sample_parallel
 from .singlestep import (
     RES,
     DPMSolver,
@@ -39,5 +39,5 @@ __all__ = [
     "Method", "Multistep", "Parallel", "Pilots", "Posterior", "Prepared", "PseudoRungeKutta", "Refined", "Renoised",
     "ReverseDiffusion", "Rising", "Run", "SASolver", "SingleStep", "Staged", "StartUp", "Step", "StepSize", "Tableau",
     "Tallied", "Thirds", "Tuned", "Tuning", "TwoStage", "UniPC", "captured", "distance", "draw", "exact_inverse",
-    "invert", "ncsnv2_step", "picard", "run", "sample", "started", "trajectory", "tune",
+    "invert", "ncsnv2_step", "sample_parallel", "run", "sample", "started", "trajectory", "tune",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from the flow.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -34,7 +34,7 @@ from .catalogue import METHODS, Known
 from .exponential import Exponential, Seen, advance, asking
 from .multistep import DPMSolverPP, Multistep
 from .newton import Ends, improve, trust, typical
-from .pilots import Metered, Pilots, Trajectories, centred, ends, mean_like, residual
+from .pilots import Metered, Pilots, Trajectories, centred, ends, mean_like, residual, together
 from .step import Step, end, sample
 from .tuned import BAND, Error, Tuned, Tuning, distance, with_weights
 
@@ -52,7 +52,7 @@ taken without a call: what suits depends on the dimension and the budget.
 
 @torch.no_grad()
 def tune(
-    q: Reverse,
+    q: Reverse | Sequence[Reverse],
     like: Tensor,
     calls: int,
     around: Reference | None = None,
@@ -61,16 +61,17 @@ def tune(
 ) -> Tuning:
     """The best solver that is found of the flow q for that number of network calls, from T to q.sde.t_min.
 
+    q: also several flows of one process, such as under several labels and guidances, which share the pilots in turn.
     like: a state (any, *D), whose shape, type and place the pilots have. around: the mean and deviation of the data;
     unless given, those that the score was made for, or of the pilots' own ends. progress: called with a line before
     each part of the work.
 
-    Raises ValueError unless eta is 0, for fewer than 2 calls, and for a reference of another shape.
+    Raises ValueError unless eta is 0, for flows of several processes or more of them than pilots, for fewer than 2
+    calls, and for a reference of another shape.
     """
     count("calls", calls, least=2)
     fine = pilots.calls(calls)
-    if q.eta:
-        raise ValueError(f"q must be a probability flow, eta=0, got eta={q.eta:g}")
+    q = together(q, pilots)
     around, starts = known(around, q.score, like.shape[1:]), pilots.sets(q, like)
     meter = Metered(q.score)
     q = replace(q, score=meter)
@@ -91,7 +92,8 @@ def tune(
     said = f"the weights leave {_share(off[chosen], off_other)} of the error of {other.name}"
     if isinstance(chosen.step, Tuned) and not _worse(off[chosen], off_other):
         progress(f"{said}; weights and times together")
-        step = improve(q, chosen.step, first, second, lambda: pilots.evaluations - meter.evaluations)
+        most = pilots.evaluations - pilots.n * (fine + 3 * calls)  # of which the rest is needed further down
+        step = improve(q, chosen.step, first, second, lambda: most - meter.evaluations)
         whole = Candidate(
             "tuned weights and times", step, step.ts, Error.over(_off(q, Candidate("", step, step.ts), first))
         )

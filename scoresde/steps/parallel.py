@@ -34,7 +34,7 @@ from .step import Step, predictor, started
 
 
 class Parallel(NamedTuple):
-    """What `picard` returns: x at the last time (B, *D). Of each sample, (B,): the sweeps, batches of the network that
+    """What `sample_parallel` returns: x at the last time (B, *D). Of each sample, (B,): the sweeps, batches of the network that
     it waited for one after the other; and nfe, the network evaluations in all of them.
     """
 
@@ -43,7 +43,7 @@ class Parallel(NamedTuple):
     nfe: Tensor
 
 
-def picard(
+def sample_parallel(
     p: Reverse,
     x: Tensor,
     ts: Tensor,

@@ -7,6 +7,7 @@ known factor) the states at any times.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +18,9 @@ from torch import Tensor
 from .. import grid
 from ..model import Counted
 from ..noise import iid
-from ..process import Reverse
+from ..process import Reverse, Score, require_reverse
 from ..reference import DATA, Reference
-from ..shapes import count
+from ..shapes import answer, count
 from .exponential import Seen, advance, asking, stages_of
 from .multistep import GaussianReference, Multistep
 from .step import sample
@@ -71,6 +72,43 @@ class Metered(Counted):
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         self.evaluations += len(args[0])
         return super().__call__(*args, **kwargs)
+
+
+class Divided:
+    """Scores of one process, of which the k-th of K is asked about the rows k, k + K, ...: so one fit is to flows under
+    several conditions. calls: of networks, so far.
+    """
+
+    def __init__(self, scores: Sequence[Score]) -> None:
+        self.scores, self.calls = [Counted(score) for score in scores], 0
+
+    def __getattr__(self, name: str) -> Any:
+        """What the first says of itself, such as the Gaussian of the data."""
+        return getattr(self.scores[0].f, name)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        said, n = torch.empty_like(x), len(self.scores)
+        for k, score in enumerate(self.scores[: len(x)]):
+            said[k::n] = answer("score", score(x[k::n], t), x[k::n])
+        self.calls = sum(score.nfe for score in self.scores)
+        return said
+
+
+def together(flows: Reverse | Sequence[Reverse], pilots: Pilots) -> Reverse:
+    """One flow or several, by rows. Raises ValueError unless all are of one process with eta = 0, and no more than
+    there are pilots.
+    """
+    several = [flows] if isinstance(flows, Reverse) else list(flows)
+    if not several:
+        raise ValueError("q must be a probability flow, or several, got none")
+    for q in several:
+        if require_reverse(q).eta:
+            raise ValueError(f"q must be a probability flow, eta=0, got eta={q.eta}")
+        if q.sde != several[0].sde:
+            raise ValueError(f"q must be flows of one process, got {several[0].sde!r} and {q.sde!r}")
+    if len(several) > pilots.n:
+        raise ValueError(f"pilots must be at least as many as flows, {len(several)}, got {pilots.n}")
+    return several[0] if len(several) == 1 else several[0].sde.reverse(Divided([q.score for q in several]), 0.0)
 
 
 def mean_like(around: Reference, x: Tensor) -> Tensor:

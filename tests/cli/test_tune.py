@@ -68,7 +68,10 @@ def test_tune_a_law(capsys, tmp_path):
     assert str(want.validation) in said and f"{want.untuned}, the best method without a fit: " in said
     assert f"{score.nfe} network calls to tune; {out}" in said and "no fit was better" not in said
     assert f"noise amplification {want.noise_amplification:.2f};" in said
-    assert [line for line in said.splitlines() if line.startswith("...")] == [f"... {part}" for part in parts]
+    lines = [line.rpartition(" (")[0] for line in said.splitlines() if line.startswith("...")]
+    assert lines == [f"... {part}" for part in parts]
+    assert said.startswith("pilots cost 480 evaluations of the network for one sample, and all of the fit about 100,")
+    assert f"\n{want.evaluations:,} evaluations of the network for one sample in " in said
 
 
 def test_what_is_tuned_unless_said(monkeypatch, tmp_path):
@@ -312,3 +315,37 @@ def test_a_solver_of_a_label(classes, tmp_path, capsys):
     torch.testing.assert_close(drawn(tmp_path / "yes"), own, rtol=1e-4, atol=1e-5)
     assert main(["tune", "--label", "1", "--out", str(tmp_path / "law.json")]) == 2
     assert "must not be given with a law, which has no classes" in capsys.readouterr().err
+
+
+def test_a_solver_of_several_labels(classes, tmp_path, capsys):
+    """Fitted under every label and guidance at once, in turn by rows, it says which, is taken under each, and refused
+    under others; `all` are all labels; and there are not more of them than pilots.
+    """
+    out = tmp_path / "tuned.json"
+    tune_quickly(classes, "--nfe", 4, "--pilots", 8, "--out", out, "--label", "all", "--guidance", "1", "2")
+    found, model = Tuning.load(out), load(classes)
+    assert found.condition == "; ".join(f"label {k}, guidance {w}" for k in (0, 1) for w in (1, 2))
+    flows = [
+        VP().reverse(conditioned(classifier_free(model.model, w), label=k), 0.0) for k in (0, 1) for w in (1.0, 2.0)
+    ]
+    want = tune(flows, torch.empty(1, 2), 4, model.around, QUICK(8, 0))
+    assert describe(found) == describe(replace(want, condition=found.condition))
+    capsys.readouterr()
+    for label, w, code in ((0, 1, 0), (1, 2, 0), (1, 3, 2)):
+        told = ("--label", str(label), "--guidance", str(w), "--n", "4", "--out", str(tmp_path / f"{label}{w}"))
+        assert main(["sample", str(classes), "--tuned", str(out), *told]) == code
+    assert "under what is asked for, label 1, guidance 3, and not label 0, guidance 1; " in capsys.readouterr().err
+    args = [
+        "tune",
+        str(classes),
+        "--pilots",
+        "8",
+        "--label",
+        "all",
+        "--guidance",
+        *"12345",
+        "--out",
+        str(tmp_path / "no"),
+    ]
+    assert main(args) == 2
+    assert "pilots must be at least as many as flows, 10, got 8" in capsys.readouterr().err

@@ -532,6 +532,21 @@ def test_noise_is_not_amplified(tunings, case):
     assert len(w) == CALLS and found.noise_amplification < 2.5
 
 
+def test_a_fit_to_two_flows_is_good_on_each():
+    """One solver of two laws of different widths and means leaves each less than half of the best usual one's error."""
+    sde, g = VP(), torch.Generator().manual_seed(1)
+    means = torch.randn(2, 3, 4, generator=g, dtype=F64)
+    laws = [GaussianMixture(torch.ones(3), m, torch.full((3,), v)) for m, v in zip(means, (0.01, 0.09), strict=True)]
+    flows = [sde.reverse(law.diffuse(sde), 0.0) for law in laws]
+    around = Reference.fit(torch.cat([data(law) for law in laws]))
+    found = tune(flows, torch.empty(1, 4, dtype=F64), 8, around)
+    for q in flows:
+        x_T = fresh(q, (4,))
+        end = truth(q, x_T)
+        others = [Error.of(sample(q, x_T, ts, step), end).median for _, step, ts in untuned(q, 8, around)]
+        assert Error.of(sample(q, x_T, found.ts, found.step), end).median < 0.5 * min(others)
+
+
 # other states
 
 

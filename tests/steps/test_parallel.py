@@ -28,7 +28,17 @@ from scoresde import (
     per_sample,
     sample,
 )
-from scoresde.steps import DEIS, RES, AnalyticDPM, ConsistentAnnealed, DPMSolver, EDMHeun, Flow, Langevin, picard
+from scoresde.steps import (
+    DEIS,
+    RES,
+    AnalyticDPM,
+    ConsistentAnnealed,
+    DPMSolver,
+    EDMHeun,
+    Flow,
+    Langevin,
+    sample_parallel,
+)
 
 AROUND = Reference(MIDDLE, math.sqrt(VARIANCE + float(APART.square().mean())))
 SEEDS = range(6)
@@ -79,7 +89,7 @@ def off(a, b):
 def test_the_fixed_point_is_the_sampler_run_in_sequence(eta, step, window):
     sde = VP()
     p, x, ts = sde.reverse(mixture(sde), eta), start(sde), grid.log_snr(sde, 16)
-    found = picard(p, x, ts, step, tol=1e-13, window=window, around=AROUND, noise=per_sample(SEEDS))
+    found = sample_parallel(p, x, ts, step, tol=1e-13, window=window, around=AROUND, noise=per_sample(SEEDS))
     assert off(found.x, sample(p, x, ts, step, noise=per_sample(SEEDS))) < 1e-10
 
 
@@ -88,14 +98,14 @@ def test_the_fixed_point_is_that_of_every_process_and_of_a_last_hop_to_no_noise(
     ts = grid.log_snr(sde, 12)
     ts = torch.cat([ts, ts.new_zeros(1)]) if sde.var(ts.new_zeros(())) == 0 else ts
     q, x = sde.reverse(mixture(sde), 0.0), start(sde)
-    assert off(picard(q, x, ts, UniPC(2), tol=1e-13, around=AROUND).x, sample(q, x, ts, UniPC(2))) < 1e-10
+    assert off(sample_parallel(q, x, ts, UniPC(2), tol=1e-13, around=AROUND).x, sample(q, x, ts, UniPC(2))) < 1e-10
 
 
 def test_the_fixed_point_is_that_of_a_fitted_sampler():
     sde = VP()
     p, x, ts = sde.reverse(mixture(sde)), start(sde), grid.log_snr(sde, 10)
     step = AnalyticDPM.fit(p, mixture_data(), ts)
-    found = picard(p, x, ts, step, tol=1e-13, around=AROUND, noise=per_sample(SEEDS))
+    found = sample_parallel(p, x, ts, step, tol=1e-13, around=AROUND, noise=per_sample(SEEDS))
     assert off(found.x, sample(p, x, ts, step, noise=per_sample(SEEDS))) < 1e-10
 
 
@@ -110,7 +120,7 @@ def test_one_sweep_is_enough_for_gaussian_data(sde):
     for eta, step in ((0.0, UniPC(2)), (0.0, DPMSolver(2)), (1.0, Ancestral()), (1.0, SASolver())):
         p = sde.reverse(gaussian(sde), eta)
         noise = per_sample(SEEDS)
-        found = picard(p, x, ts, step, tol=1e-9, around=Reference(MEAN, STD), noise=noise)
+        found = sample_parallel(p, x, ts, step, tol=1e-9, around=Reference(MEAN, STD), noise=noise)
         calls = 24 if isinstance(step, type(DPMSolver(2))) else 12
         assert (found.sweeps == 1).all() and (found.nfe == calls).all()
         assert off(found.x, sample(p, x, ts, step, noise=per_sample(SEEDS))) < 1e-10
@@ -123,7 +133,7 @@ def test_k_sweeps_make_k_calls_right_at_the_least(step, calls):
     rough = sde.reverse(lambda x, t: mixture(sde)(x, t) + torch.sin(3 * x), 0.0)
     q, x, ts = rough, start(sde), grid.log_snr(sde, 15)
     truth = sample(q, x, ts, step)
-    whole, one = (picard(q, x, ts, step, tol=0.0, window=w) for w in (calls, 1))
+    whole, one = (sample_parallel(q, x, ts, step, tol=0.0, window=w) for w in (calls, 1))
     assert off(whole.x, truth) < 1e-10 and off(one.x, truth) < 1e-10
     assert (whole.sweeps <= calls).all() and (whole.nfe <= calls * (calls + 1) / 2).all()
     assert (one.sweeps == calls).all() and (one.nfe == calls).all()
@@ -141,7 +151,7 @@ def test_what_was_said_last_is_the_guess_for_what_was_not_asked(sde):
         return normal_score(x, t) + (0.3 / (sde.sigma(t) * S)).reshape(-1, 1)
 
     q, x, ts = sde.reverse(score, 0.0), start(sde), grid.log_snr(sde, 20)
-    found = picard(q, x, ts, DDIM(), tol=1e-9, window=5, around=Reference(MEAN, STD))
+    found = sample_parallel(q, x, ts, DDIM(), tol=1e-9, window=5, around=Reference(MEAN, STD))
     assert (found.nfe == 20 + 4).all() and (found.sweeps == 2 + 3).all()
 
 
@@ -149,7 +159,9 @@ def test_what_was_said_last_is_the_guess_for_what_was_not_asked(sde):
 def test_sweeps_and_evaluations_are_those_of_the_network(window):
     sde = VP()
     score = Rows(mixture(sde))
-    found = picard(sde.reverse(score, 0.0), start(sde), grid.log_snr(sde, 20), DDIM(), window=window, around=AROUND)
+    found = sample_parallel(
+        sde.reverse(score, 0.0), start(sde), grid.log_snr(sde, 20), DDIM(), window=window, around=AROUND
+    )
     assert len(score.seen) == int(found.sweeps.max()) and sum(score.seen) == int(found.nfe.sum())
     assert max(score.seen) <= len(SEEDS) * window
 
@@ -160,10 +172,10 @@ def test_a_sample_depends_on_nothing_but_itself(window):
     sde = VP()
     ts, scale = grid.log_snr(sde, 20), torch.tensor([1e-3, 1.0, 3.0, 0.1, 20.0, 1.0], dtype=F64)
     x, p = scale[:, None] * start(sde, 16), sde.reverse(lambda x, t: smooth(x, t[:, None] if t.ndim else t))
-    together = picard(p, x, ts, Ancestral(), window=window, noise=per_sample(SEEDS))
+    together = sample_parallel(p, x, ts, Ancestral(), window=window, noise=per_sample(SEEDS))
     assert len(together.sweeps.unique()) > 1
     for i in SEEDS:
-        alone = picard(p, x[[i]], ts, Ancestral(), window=window, noise=per_sample([i]))
+        alone = sample_parallel(p, x[[i]], ts, Ancestral(), window=window, noise=per_sample([i]))
         assert torch.equal(alone.x[0], together.x[i])
         assert (alone.sweeps, alone.nfe) == (together.sweeps[i], together.nfe[i])
 
@@ -173,7 +185,7 @@ def test_what_is_left_is_of_the_size_of_the_tolerance():
     q, x, ts = sde.reverse(mixture(sde), 0.0), start(sde), grid.log_snr(sde, 40)
     truth, before = sample(q, x, ts, UniPC(2)), torch.zeros(len(x))
     for tol in (1e-2, 1e-4, 1e-6, 1e-8):
-        found = picard(q, x, ts, UniPC(2), tol=tol, around=AROUND)
+        found = sample_parallel(q, x, ts, UniPC(2), tol=tol, around=AROUND)
         assert 0 < off(found.x, truth) < 10 * tol and (found.sweeps > before).all()
         before = found.sweeps
 
@@ -190,7 +202,7 @@ def test_every_answer_is_that_to_a_state_within_the_tolerance():
         return mixture(sde)(x, t)
 
     q, x, ts, tol = sde.reverse(score, 0.0), start(sde)[:1], grid.log_snr(sde, 20), 1e-3
-    found = picard(q, x, ts, DDIM(), tol=tol, around=AROUND)
+    found = sample_parallel(q, x, ts, DDIM(), tol=tol, around=AROUND)
     off_by = []
 
     def told(y, t):
@@ -210,7 +222,7 @@ def test_data_in_other_units_need_the_same_sweeps():
         score = mixture(EDM(T=20.0, t_min=0.02))
         q = sde.reverse(lambda x, t, unit=unit, score=score: score(x / unit, t / unit) / unit, 0.0)
         around = Reference(MIDDLE * unit, AROUND.std * unit)
-        counts.append(picard(q, start(sde), grid.log_snr(sde, 30), DDIM(), window=10, around=around))
+        counts.append(sample_parallel(q, start(sde), grid.log_snr(sde, 30), DDIM(), window=10, around=around))
     assert torch.equal(counts[0].sweeps, counts[1].sweeps) and torch.equal(counts[0].nfe, counts[1].nfe)
     assert off(counts[0].x, counts[1].x / k) < 1e-10
 
@@ -218,7 +230,7 @@ def test_data_in_other_units_need_the_same_sweeps():
 def test_a_reference_changes_the_sweeps_and_not_what_they_come_to():
     sde = VP()
     q, x, ts = sde.reverse(mixture(sde), 0.0), start(sde), grid.log_snr(sde, 40)
-    near, far = (picard(q, x, ts, DDIM(), tol=1e-12, around=r) for r in (AROUND, Reference(MIDDLE + 9, 50.0)))
+    near, far = (sample_parallel(q, x, ts, DDIM(), tol=1e-12, around=r) for r in (AROUND, Reference(MIDDLE + 9, 50.0)))
     assert off(near.x, far.x) < 1e-10 and near.sweeps.double().mean() < far.sweeps.double().mean()
 
 
@@ -230,7 +242,7 @@ def test_each_interval_draws_once_in_the_order_of_the_sampler():
         return normal(*x.shape, seed=len(drawn))
 
     ts = grid.log_snr(sde, 12)
-    picard(sde.reverse(mixture(sde)), start(sde), ts, Ancestral(), window=4, around=AROUND, noise=noise)
+    sample_parallel(sde.reverse(mixture(sde)), start(sde), ts, Ancestral(), window=4, around=AROUND, noise=noise)
     assert drawn == list(zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True))
 
 
@@ -244,7 +256,7 @@ def test_a_condition_goes_with_its_sample():
         return torch.stack([law[k](x[[i]], t[i] if t.ndim else t)[0] for i, k in enumerate(label.tolist())]) * scale[0]
 
     x, ts, label = start(sde), grid.log_snr(sde, 10), torch.tensor([0, 1, 1, 0, 0, 1])
-    found = picard(
+    found = sample_parallel(
         sde.reverse(score, 0.0), x, ts, DDIM(), tol=1e-12, window=3, label=label, scale=torch.tensor(1.1, dtype=F64)
     )
     for k in (0, 1):
@@ -256,7 +268,7 @@ def test_a_condition_goes_with_its_sample():
 def test_the_state_keeps_its_type(dtype, tol):
     sde = VP()
     q, x, ts = sde.reverse(mixture(sde), 0.0), start(sde).to(dtype), grid.log_snr(sde, 20)
-    found = picard(q, x, ts, DDIM(), tol=1e-6, around=AROUND).x
+    found = sample_parallel(q, x, ts, DDIM(), tol=1e-6, around=AROUND).x
     assert found.dtype == dtype and off(found, sample(q, x, ts, DDIM())) < tol
 
 
@@ -271,7 +283,7 @@ def test_a_score_that_is_not_finite_names_the_sample_and_the_time():
     at_bad = sample(sde.reverse(mixture(sde), 0.0), x, ts[:7], DDIM())
     which = "|".join(map(str, (at_bad[:, 0] > 0).nonzero()[:, 0].tolist()))
     with pytest.raises(RuntimeError, match=rf"the score of sample ({which}) is not finite at t = {bad:.6g}"):
-        picard(sde.reverse(score, 0.0), x, ts, DDIM(), tol=1e-8, around=AROUND)
+        sample_parallel(sde.reverse(score, 0.0), x, ts, DDIM(), tol=1e-8, around=AROUND)
 
 
 def test_a_score_that_is_not_finite_off_the_path_does_no_harm():
@@ -280,7 +292,7 @@ def test_a_score_that_is_not_finite_off_the_path_does_no_harm():
     q = sde.reverse(mixture(sde), 0.0)
     far = sde.reverse(lambda y, t: torch.where(y.abs() > 9, torch.nan, mixture(sde)(y, t)), 0.0)
     astray = Reference(torch.tensor([30.0, 0.0], dtype=F64), 0.5)
-    assert off(picard(far, x, ts, DDIM(), tol=1e-12, around=astray).x, sample(q, x, ts, DDIM())) < 1e-10
+    assert off(sample_parallel(far, x, ts, DDIM(), tol=1e-12, around=astray).x, sample(q, x, ts, DDIM())) < 1e-10
 
 
 class Silent(Step):
@@ -310,7 +322,7 @@ def test_what_cannot_be_done_is_said_before_any_work():
     ):
         call = {"p": q, "x": x, "ts": ts, "step": DDIM(), **change}
         with pytest.raises(ValueError, match=re.escape(error)):
-            picard(call.pop("p"), call.pop("x"), call.pop("ts"), call.pop("step"), **call)
+            sample_parallel(call.pop("p"), call.pop("x"), call.pop("ts"), call.pop("step"), **call)
     assert score.nfe == 0
 
 
@@ -326,4 +338,4 @@ def test_a_noisy_prior_is_warned_of_as_by_the_sampler():
             return score(x, t)
 
     with pytest.warns(UserWarning, match="are not hidden by the noise"):
-        picard(sde.reverse(Told(), 0.0), start(sde), grid.log_snr(sde, 4), DDIM())
+        sample_parallel(sde.reverse(Told(), 0.0), start(sde), grid.log_snr(sde, 4), DDIM())

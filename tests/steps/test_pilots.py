@@ -1,5 +1,7 @@
 """Pilots: trajectories from which a solver is fitted, and what they tell."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -141,3 +143,34 @@ def test_size_and_density(sde):
     raw = np.cbrt(np.sqrt(np.square(bend).mean(1)) * (size * noise / S / S).numpy())
     smooth = np.convolve(np.pad(raw, 3, mode="edge"), np.full(7, 1 / 7), mode="valid")
     close(density, torch.from_numpy(smooth), rtol=1e-6, atol=1e-12)
+
+
+def test_several_flows_at_once():
+    """Each is asked about its own rows, in turn, and every call is counted."""
+    sde = VP()
+    scores = [Counted(law.diffuse(sde)) for law in (Gaussian(torch.zeros(2, dtype=F64), v) for v in (0.1, 1.0, 3.0))]
+    q = module.together([sde.reverse(score, 0.0) for score in scores], module.Pilots(8))
+    x, t = torch.randn(7, 2, generator=torch.Generator().manual_seed(0), dtype=F64), torch.tensor(0.4, dtype=F64)
+    counted = Counted(q.score)
+    said = counted(x, t)
+    assert [score.nfe for score in scores] == [1, 1, 1] and counted.nfe == 3
+    for i in range(7):
+        close(said[i], scores[i % 3].f(x[[i]], t)[0])
+    close(q.score(x[:2], t), said[:2])
+    one = sde.reverse(scores[0], 0.0)
+    assert module.together(one, module.Pilots(8)) is one is module.together([one], module.Pilots(8))
+
+
+@pytest.mark.parametrize(
+    ("flows", "said"),
+    [
+        ([], "q must be a probability flow, or several, got none"),
+        ([VP().reverse(LAWS["modes"].diffuse(VP()))], "q must be a probability flow, eta=0, got eta=1"),
+        ([s.reverse(LAWS["modes"].diffuse(s), 0.0) for s in (VP(), VE())], "q must be flows of one process, got VP("),
+        ([VP().reverse(LAWS["modes"].diffuse(VP()), 0.0)] * 9, "pilots must be at least as many as flows, 9, got 8"),
+    ],
+    ids=["none", "SDE", "two processes", "many"],
+)
+def test_flows_that_do_not_go_together(flows, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        module.together(flows, module.Pilots(8))
