@@ -9,9 +9,9 @@ sample), until every answer is that to a state within `tol` of where it is used,
 that time. error: what is left then, the largest root mean square of a sample from what the sampler gives in sequence,
 in units of the deviation of the data. seconds: of the processor, or on a GPU until it is done there.
 
-start: "reference" is `sample_parallel` with all calls in the window, and with 64. "x_T everywhere" is Algorithm 1 of Shih et al.
-(2023) on all calls: it keeps how far each step moved, and begins with x_T at all times; it asks again where the state
-has moved, as `sample_parallel` does.
+start: "reference" is `sample_parallel` with all calls in the window, and with 64. "x_T everywhere" is Algorithm 1 of
+Shih et al. (2023) on all calls: it keeps how far each step moved, and begins with x_T at all times; it asks again where
+the state has moved, as `sample_parallel` does.
 """
 
 import argparse

@@ -34,8 +34,8 @@ from .step import Step, predictor, started
 
 
 class Parallel(NamedTuple):
-    """What `sample_parallel` returns: x at the last time (B, *D). Of each sample, (B,): the sweeps, batches of the network that
-    it waited for one after the other; and nfe, the network evaluations in all of them.
+    """What `sample_parallel` returns: x at the last time (B, *D). Of each sample, (B,): the sweeps, batches of the
+    network that it waited for one after the other; and nfe, the network evaluations in all of them.
     """
 
     x: Tensor
