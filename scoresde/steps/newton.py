@@ -112,7 +112,7 @@ class Family:
         if (moved.diff() < SHORT * h).any():
             return None
         ts[1:-1] = torch.where(theta[len(self.weights) :] == 0, ts[1:-1], sde.time(moved)[1:-1])
-        rows, places = torch.tensor(self.weights).T
+        rows, places = torch.tensor(self.weights, device="cpu").T
         extra[rows, places] += theta[: len(self.weights)] * self.masses()[rows]
         return replace(self.solver, ts=ts, extra=extra)
 
@@ -130,8 +130,8 @@ class Runs:
         self.mean = mean_like(family.solver.around, pilots.x_T)
         self.ask = asking(family.q, self.mean)
         d = pilots.end[0].numel()
-        drawn = torch.randperm(d, generator=torch.Generator().manual_seed(0))[:COORDINATES]
-        self.seen = (drawn if d > COORDINATES else torch.arange(d)).to(pilots.end.device)
+        drawn = torch.randperm(d, generator=torch.Generator().manual_seed(0), device="cpu")[:COORDINATES]
+        self.seen = (drawn if d > COORDINATES else torch.arange(d, device="cpu")).to(pilots.end.device)
 
     def __call__(self, plan: list[Interval], start: tuple[Tensor, Seen] | None = None) -> Tensor:
         """The last states; from what is known at the first of the intervals, unless that is the start."""
