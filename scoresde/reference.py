@@ -138,7 +138,7 @@ class Reference:
 
     def noise(self, low: Tensor, high: Tensor, eta: float | Tensor) -> Tensor:
         """The standard deviation of the noise in x~ from lambda = low to high; 0 on the flow, either way."""
-        if not torch.as_tensor(eta).any():
+        if not torch.as_tensor(eta, device="cpu").any():
             return torch.zeros_like(low)
         if self.std == math.inf:
             return eta * ((-2 * low).exp() - (-2 * high).exp()).sqrt()

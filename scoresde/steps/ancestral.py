@@ -33,7 +33,7 @@ class Posterior(Step):
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
         """eta is at most 1: the variance cannot be larger than that of x_s | x_0."""
-        number("eta", float(torch.as_tensor(p.eta_at(t)).max()), most=1)
+        number("eta", float(torch.as_tensor(p.eta_at(t), dtype=torch.float64, device="cpu").max()), most=1)
 
     @abstractmethod
     def kernel(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ class FixedVariance(Posterior, Affine):
 
     def line(self, p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """alpha_s/alpha_t, -sigma_t times the slope, sqrt(w), 0 where var_s is."""
-        noisy = (p.sde.var(s) > 0) & (torch.as_tensor(p.eta_at(t)) > 0)
+        noisy = (p.sde.var(s) > 0) & (torch.as_tensor(p.eta_at(t), device="cpu") > 0)
         w = torch.where(noisy, self.variance(p, t, s), 0.0) if p.eta else 0 * t
         return p.sde.alpha(s) / p.sde.alpha(t), -p.sde.sigma(t) * self.slope(p, t, s), w.sqrt()
 

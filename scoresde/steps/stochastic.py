@@ -46,14 +46,14 @@ class Renoised(Prepared):
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
         """eta is at most 1, and u inside [0, T]."""
-        number("eta", float(torch.as_tensor(p.eta_at(t), dtype=torch.float64).max()), most=1)
+        number("eta", float(torch.as_tensor(p.eta_at(t), dtype=torch.float64, device="cpu").max()), most=1)
         beyond = (self._farther(p, t, s) > p.sde.log_snr(0.0)) & (p.sde.var(s) > 0)
         if beyond.any():
             raise ValueError(f"s must leave less noise than its own to come back from, got s = {float(s[beyond][0]):g}")
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
         """With `step` started on the intervals to u."""
-        farther = (p.sde.var(s) > 0) & (torch.as_tensor(p.eta_at(t)) > 0)
+        farther = (p.sde.var(s) > 0) & (torch.as_tensor(p.eta_at(t), device="cpu") > 0)
         u = torch.where(farther, torch.minimum(p.sde.time(self._farther(p, t, s)), s), s)
         a, v = p.sde.transition(s, u)
         flow = Reverse(p.sde, p.score, 0.0)
