@@ -157,7 +157,7 @@ def tune(parser: ArgumentParser) -> None:
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
     add("--nfe", metavar="N", type=int, default=10, help="network calls of the solver")
     add("--pilots", metavar="N", type=int, default=64, help="trajectories in each of three sets: fit, decide, report")
-    add("--evaluations", metavar="N", type=int, default=100_000, help="of the network for one sample, to improve (1e5)")
+    add("--evaluations", metavar="N", type=int, default=150_000, help="of the network for one sample, in all (150000)")
     guidance(parser, several=True)
     add("--net", metavar="NET", help=OWN_NET)
     shared(parser, "runs/tuned.json", "the file to write")

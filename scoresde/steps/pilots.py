@@ -29,7 +29,7 @@ FINE = 120
 """Network calls of a pilot, at least."""
 FAR = 30.0
 """The deviations of the data in sigma/alpha where the mean is taken: nearer it varies, further a network is loud."""
-BUDGET = 100_000
+BUDGET = 150_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Pilots:
     fine: int | None = None
     """Network calls of each, at least: 120, or eight times the solver's calls if that is more, unless given."""
     evaluations: int = BUDGET
-    """Of the network for one sample, up to which a fit is improved as a whole: by default as many as 100 samples of
+    """Of the network for one sample, up to which a fit is improved as a whole: by default as many as 150 samples of
     1,000 steps cost. What the pilots and the choice of a method cost is spent in any case."""
 
     def __post_init__(self) -> None:
