@@ -281,6 +281,39 @@ def test_a_bad_fit_is_not_taken(monkeypatch):
     assert found.name == "tuned size and grid" and found.tuned and isinstance(found.step, Multistep)
 
 
+@pytest.mark.parametrize("worse", [True, False])
+def test_where_weights_do_not_help_no_more_is_spent(monkeypatch, worse):
+    """They are improved together unless they are worse than the best usual method beyond chance, and it is said."""
+    said, asked = [], []
+    monkeypatch.setattr(module, "_worse", lambda off, other: worse)
+    monkeypatch.setattr(module, "improve", lambda q, solver, *_: asked.append(solver) or solver)
+    tuned(flow(("mixture", "VE")), (16,), 6, data(LAWS["mixture"]), pilots=16, fine=40, dtype=F64, progress=said.append)
+    line = next(text for text in said if text.startswith("the weights leave "))
+    assert len(asked) == (0 if worse else 1)
+    assert line.endswith("so no more is spent on them" if worse else "weights and times together")
+
+
+def test_worse_beyond_chance():
+    """By the ratio of the means of the square roots and its standard error, that of a ratio of means of pairs: over
+    many draws the ratio varies by that, and pairs that are equal but for one are no evidence.
+    """
+    g = torch.Generator().manual_seed(0)
+    ratios, errors = [], []
+    for _ in range(400):
+        b = torch.rand(64, generator=g, dtype=F64) + 0.5
+        a = 1.21 * b * (0.2 * torch.randn(64, generator=g, dtype=F64)).exp()
+        r, error = module._ratio(a, b)
+        ratios.append(r)
+        errors.append(error)
+    spread = float(torch.tensor(ratios).std())
+    assert spread == pytest.approx(sum(errors) / 400, rel=0.15)
+    assert sum(ratios) / 400 == pytest.approx(1.1 * math.exp(0.01 / 2), rel=3 * spread / 20)
+    one = torch.ones(64, dtype=F64)
+    far = torch.cat([one[:1] * 100, one[1:]])
+    assert not module._worse(far, one) and module._worse(1.1 * one, one) and not module._worse(one, 1.1 * one)
+    assert module._ratio(0 * one, 0 * one) == (1.0, 0.0) and module._worse(one, 0 * one)
+
+
 @pytest.fixture(scope="module")
 def untuned_one():
     """What is returned if grid and weights are bad."""
