@@ -60,10 +60,10 @@ def run(o: Namespace) -> None:
         kept["evaluations"] = o.evaluations
     flow = together([sde.reverse(score, 0.0) for score in scores], pilots)
     o.out.parent.mkdir(parents=True, exist_ok=True)
-    fine = 3 * pilots.n * pilots.calls(o.nfe)
+    least, most = pilots.least(o.nfe), max(pilots.least(o.nfe), o.evaluations)
     print(
-        f"pilots cost {fine:,} evaluations of the network for one sample, and all of the fit about "
-        f"{max(2 * fine, o.evaluations):,} at most, as {max(2 * fine, o.evaluations) // 1000:,} samples of 1,000 steps"
+        f"the fit takes from about {least:,} to {most:,} evaluations of the network for one sample, as many as "
+        f"{max(1, most // 1000):,} samples of 1,000 steps"
     )
     with opened(o.out.with_name(f".{o.out.name}.work"), code_of(o), command="tune", **of, **kept) as folder:
         journal, began = Journal(flow.score, folder).start(folder.of), monotonic()

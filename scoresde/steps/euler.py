@@ -1,10 +1,8 @@
 """Predictors: steps that carry x from t to s < t. `ancestral` holds those that draw from the chain's posterior."""
 
 import math
-from collections.abc import Iterable
-from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from ..noise import Noise
 from ..ode import Embedded, Field, Heun, OneStep
 from ..process import Reverse, needs_noise
 from ..shapes import number
-from .step import Affine, ByInterval, Prepared, Run, Step
+from .step import Affine, Around, Prepared, Run, Step
 
 FARTHEST = 1.5
 """The longest step in lambda that is chosen by an estimate of its error. The flow of N(0, c^2 I) has S = sqrt(c^2 +
@@ -189,17 +187,8 @@ class Churn(Prepared):
         return _Churned(self, t, s, kicks, self.step.start(p, u, s))
 
 
-class _Churned(ByInterval):
+class _Churned(Around):
     """A step `inner` after a kick: the time u that it leads to, and (a, std) of x_u | x_t."""
-
-    def __init__(self, step: Step, t: Tensor, s: Tensor, kicks: Iterable[Any], inner: Step) -> None:
-        super().__init__(step, t, s, kicks)
-        self.inner = inner
-
-    def __copy__(self) -> "_Churned":
-        made = object.__new__(_Churned)
-        vars(made).update(vars(self), inner=copy(self.inner))
-        return made
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         u, a, std = self.at(t, s)

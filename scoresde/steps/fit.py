@@ -33,15 +33,13 @@ from ..shapes import count
 from .catalogue import METHODS, Known
 from .exponential import Exponential, Seen, advance, asking
 from .multistep import DPMSolverPP, Multistep
-from .newton import Ends, improve, trust, typical
-from .pilots import Metered, Pilots, Trajectories, centred, ends, mean_like, residual, together
+from .newton import LEAST, Ends, improve, trust, typical
+from .pilots import SCREENED, Metered, Pilots, Trajectories, centred, ends, mean_like, parts, residual, together
 from .step import Step, end, sample
 from .tuned import BAND, Error, Tuned, Tuning, distance, with_weights
 
 RIDGE = 1e-3
 HUGE = 1e100  # in place of an error that is not finite
-SCREENED = 16
-"""Pilots that tell which of the methods that need no fit are worth trying on all."""
 WORTH = 8
 """How many these are."""
 TRIED = ((2, 0.05, True), (2, 0.2, True), (2, 0.2, False))
@@ -93,12 +91,14 @@ def tune(
     if isinstance(chosen.step, Tuned) and not _worse(off[chosen], off_other):
         progress(f"{said}; weights and times together")
         most = pilots.evaluations - pilots.n * (fine + 3 * calls)  # of which the rest is needed further down
-        step = improve(q, chosen.step, first, second, lambda: most - meter.evaluations)
-        whole = Candidate(
-            "tuned weights and times", step, step.ts, Error.over(_off(q, Candidate("", step, step.ts), first))
-        )
-        fitted.append(whole)
-        off[whole] = _off(q, whole, second)
+        step = improve(q, chosen.step, first, second, lambda: most - meter.evaluations, max(LEAST, parts(q.score)))
+        if step is chosen.step:
+            progress(f"{pilots.evaluations:,} evaluations are too few for that")
+        else:
+            left = Error.of(sample(q, first.x_T, step.ts, step), first.end)
+            whole = Candidate("tuned weights and times", step, step.ts, left)
+            fitted.append(whole)
+            off[whole] = _off(q, whole, second)
     else:
         progress(f"{said}, so no more is spent on them")
     found = best([*fitted, other], off)
@@ -118,7 +118,7 @@ def _off(q: Reverse, one: "Candidate", pilots: Ends) -> Tensor:
 
 def _usual(q: Reverse, calls: int, around: Reference, pilots: Ends) -> tuple["Candidate", Tensor]:
     """The best of the methods that need no fit, and its errors: of all on a few pilots, the best on the rest."""
-    every, few = [Candidate(*row) for row in untuned(q, calls, around)], pilots.first(SCREENED)
+    every, few = [Candidate(*row) for row in untuned(q, calls, around)], pilots.first(max(SCREENED, parts(q.score)))
     good = sorted(every, key=lambda one: typical(_off(q, one, few)))[:WORTH]
     off = {one: _off(q, one, pilots) for one in good}
     found = best(good, off)

@@ -195,6 +195,8 @@ class Descent:
         for _ in range(4):
             pull = RIDGE * scale
             change = -torch.linalg.solve(gram + torch.diag(pull + self.damping * scale), slope + pull * self.theta)
+            if not change.isfinite().all():
+                return False
             change = change * min(1.0, LONGEST / max(float(change.abs().max()), 1e-300))
             plan = self.runs.family.plan(self.theta + change)
             if plan:
@@ -208,16 +210,16 @@ class Descent:
         return False
 
 
-def improve(q: Reverse, solver: Tuned, first: Ends, second: Ends, left: Callable[[], int]) -> Tuned:
+def improve(q: Reverse, solver: Tuned, first: Ends, second: Ends, left: Callable[[], int], least: int = LEAST) -> Tuned:
     """The solver near `solver` whose last states are nearest to the flow's on the second pilots, of those that are met
     on the way to the best on the first.
 
     left: the evaluations of the network that there still are. No derivative is taken that would need more; if two would
-    with all pilots, fewer are taken. The solver itself is returned where there are too few.
+    with all pilots, fewer are taken, but at least `least`. The solver itself is returned where there are too few.
     """
     family = Family(q, solver)
     few = min(len(first.x_T), left() // (2 * family.cost + 2 * UPDATES * family.n))
-    if few < min(LEAST, len(first.x_T)) or not family.size:
+    if few < min(least, len(first.x_T)) or not family.size:
         return solver
     runs, held = Runs(family, first.first(few)), Runs(family, second)
     theta = torch.zeros(family.size, dtype=torch.float64, device="cpu")

@@ -20,7 +20,7 @@ from ..model import Counted
 from ..noise import iid
 from ..process import Reverse, Score, require_reverse
 from ..reference import DATA, Reference
-from ..shapes import answer, count
+from ..shapes import answer, count, lifted
 from .exponential import Seen, advance, asking, stages_of
 from .multistep import GaussianReference, Multistep
 from .step import sample
@@ -30,6 +30,8 @@ FINE = 120
 FAR = 30.0
 """The deviations of the data in sigma/alpha where the mean is taken: nearer it varies, further a network is loud."""
 BUDGET = 150_000
+SCREENED = 16
+"""Pilots that tell which of the methods that need no fit are worth trying on all."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,28 @@ class Pilots:
         """Those of a pilot, for a solver of that many. Raises ValueError unless they are twice as many or more."""
         return max(FINE, 8 * solver) if self.fine is None else count("fine", self.fine, least=2 * solver)
 
+    def least(self, solver: int) -> int:
+        """About what a fit for a solver of that many calls costs in any case, in evaluations."""
+        return 7 * self.n * self.calls(solver) // 2 + solver * (40 * SCREENED + 23 * self.n)
+
     def sets(self, q: Reverse, like: Tensor) -> list[Tensor]:
-        """Three sets of starts, as states like `like` (any, *D)."""
-        g = torch.Generator().manual_seed(self.seed)
-        return [q.sde.prior((self.n, *like.shape[1:]), iid(g), like.dtype, like.device) for _ in range(3)]
+        """Three sets of starts, as states like `like` (any, *D), in float32 if that is of half precision."""
+        g, kind = torch.Generator().manual_seed(self.seed), lifted(like).dtype
+        return [q.sde.prior((self.n, *like.shape[1:]), iid(g), kind, like.device) for _ in range(3)]
 
 
 class Metered(Counted):
-    """A score that counts the samples that it is asked for."""
+    """A score that counts the samples that networks are asked for."""
 
     def __init__(self, f: Any) -> None:
         super().__init__(f)
         self.evaluations = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.evaluations += len(args[0])
-        return super().__call__(*args, **kwargs)
+        before = self.nfe
+        said = super().__call__(*args, **kwargs)
+        self.evaluations += len(args[0]) * (self.nfe - before) // parts(self.f)
+        return said
 
 
 class Divided:
@@ -80,7 +88,7 @@ class Divided:
     """
 
     def __init__(self, scores: Sequence[Score]) -> None:
-        self.scores, self.calls = [Counted(score) for score in scores], 0
+        self.scores, self.calls, self.divided = [Counted(score) for score in scores], 0, len(scores)
 
     def __getattr__(self, name: str) -> Any:
         """What the first says of itself, such as the Gaussian of the data."""
@@ -92,6 +100,11 @@ class Divided:
             said[k::n] = answer("score", score(x[k::n], t), x[k::n])
         self.calls = sum(score.nfe for score in self.scores)
         return said
+
+
+def parts(score: Any) -> int:
+    """The flows that a score divides its rows among."""
+    return int(getattr(score, "divided", 1))
 
 
 def together(flows: Reverse | Sequence[Reverse], pilots: Pilots) -> Reverse:

@@ -8,6 +8,7 @@ does, and randomness comes in as `noise`.
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -119,6 +120,19 @@ class ByInterval(Step):
         if found is None:
             raise off_grid(self.step, t, s)
         return found
+
+
+class Around(ByInterval):
+    """One that moves by another, `inner`, which is copied with it."""
+
+    def __init__(self, step: Step, t: Tensor, s: Tensor, known: Iterable[Any], inner: Step) -> None:
+        super().__init__(step, t, s, known)
+        self.inner = inner
+
+    def __copy__(self) -> "Around":
+        made = object.__new__(type(self))
+        vars(made).update(vars(self), inner=copy(self.inner))
+        return made
 
 
 class _Lines(ByInterval):

@@ -12,7 +12,7 @@ from ..reference import DATA, Reference
 from ..shapes import number
 from .exponential import Exponential, Interval, Kick
 from .singlestep import DPMSolverPP2S, Line, substeps
-from .step import ByInterval, Prepared, Step, predictor
+from .step import Around, Prepared, Step, predictor
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,8 @@ class Renoised(Prepared):
         return high - torch.log1p(p.eta_at(t) ** 2 * torch.expm1(2 * (low - high))) / 2
 
 
-class _Renoised(ByInterval):
+class _Renoised(Around):
     """A step `inner` to u, then (a, std) of x_s | x_u."""
-
-    def __init__(self, step: Step, t: Tensor, s: Tensor, back: object, inner: Step) -> None:
-        super().__init__(step, t, s, back)  # type: ignore[arg-type]
-        self.inner = inner
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         u, a, std = self.at(t, s)

@@ -70,7 +70,7 @@ def test_tune_a_law(capsys, tmp_path):
     assert f"noise amplification {want.noise_amplification:.2f};" in said
     lines = [line.rpartition(" (")[0] for line in said.splitlines() if line.startswith("...")]
     assert lines == [f"... {part}" for part in parts]
-    assert said.startswith("pilots cost 480 evaluations of the network for one sample, and all of the fit about 150,")
+    assert said.startswith("the fit takes from about 3,856 to 150,000 evaluations of the network for one sample, as ")
     assert f"\n{want.evaluations:,} evaluations of the network for one sample in " in said
 
 

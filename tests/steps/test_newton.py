@@ -227,3 +227,22 @@ def test_an_analytic_first_node_weighs_nothing():
     assert (0, 0) not in Family(case.q, case.solver).weights and (1, 1) not in Family(case.q, case.solver).weights
     other = replace(case.solver, base=replace(case.solver.base, analytic=False))
     assert {(0, 0), (1, 1)} <= set(Family(case.q, other).weights)
+
+
+def test_no_flow_is_left_out():
+    """Where rows are of different flows, no fewer pilots are taken than there are of these, or none."""
+    case, taken = Case(calls=6), []
+    family = Family(case.q, case.solver)
+    budget = 20 * (2 * family.cost + 20 * family.n)
+    real = module.Runs
+
+    def runs(family, pilots):
+        taken.append(len(pilots.x_T))
+        return real(family, pilots)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Runs", runs)
+        assert improve(case.q, case.solver, case.first, case.second, lambda: budget, least=21) is case.solver
+        assert not taken
+        assert improve(case.q, case.solver, case.first, case.second, lambda: budget, least=20) is not case.solver
+    assert taken == [20, 64]

@@ -34,9 +34,11 @@ from scoresde.steps import (
     AnalyticDPM,
     ConsistentAnnealed,
     DPMSolver,
+    DPMSolverPPSDE,
     EDMHeun,
     Flow,
     Langevin,
+    Renoised,
     sample_parallel,
 )
 
@@ -55,6 +57,7 @@ SOLVERS = [
     EDMHeun(10.0),
 ]
 SAMPLERS = [Ancestral(), Ancestral(1.0), EulerMaruyama(), ReverseDiffusion(), ConsistentAnnealed(), SASolver()]
+SAMPLERS += [Renoised(), Renoised(DPMSolver(3)), DPMSolverPPSDE()]
 
 
 class Rows:

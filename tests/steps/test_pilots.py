@@ -8,6 +8,7 @@ import torch
 
 from scoresde import EDM, VE, VP, Counted, Flow, RectifiedFlow, Reference, grid, iid, sample
 from scoresde.exact import Gaussian, GaussianMixture
+from scoresde.guide import combined
 from scoresde.lab.problems import Modes
 from scoresde.ode import Dopri5
 from scoresde.steps import pilots as module
@@ -174,3 +175,25 @@ def test_several_flows_at_once():
 def test_flows_that_do_not_go_together(flows, said):
     with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
         module.together(flows, module.Pilots(8))
+
+
+def test_calls_of_a_guided_score_are_evaluations():
+    """Two networks are asked about each sample, or one twice; of flows that share the rows each about its own."""
+    law = LAWS["modes"].diffuse(VP())
+    twice = combined((0.5, law), (0.5, law))
+    x, t = torch.zeros(6, 2, dtype=F64), torch.tensor(0.5, dtype=F64)
+    for score, want in ((law, 6), (twice, 12), (module.Divided([law, law, law]), 6), (module.Divided([twice] * 2), 12)):
+        meter = module.Metered(score)
+        meter(x, t)
+        assert meter.evaluations == want
+
+
+def test_starts_of_half_precision_are_carried_in_more():
+    """As `sample` carries them: the ends of what is kept at nodes and of what is not are the same."""
+    law, sde = LAWS["mixture"], VP()
+    q = sde.reverse(law.diffuse(sde), 0.0)
+    like = torch.empty(1, 16, dtype=torch.bfloat16)
+    x_T = module.Pilots(8).sets(q, like)[0]
+    assert x_T.dtype == torch.float32
+    around = Reference.fit(data(law))
+    assert module.Trajectories(q, x_T, around, 40).end.equal(module.ends(q, x_T, around, 40))
