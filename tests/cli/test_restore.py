@@ -92,9 +92,11 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_inpaint_is_the_library(capsys, tmp_path, digits, method):
     """Sample j of image i is that of the seed 3 i + j given what was measured of image i, with the noise that was asked
-    for; whatever the batch. Mean and deviation are those of the samples.
+    for; whatever the batch, to rounding, and for mmps, whose conjugate gradients stop by it, to 3e-3. Mean and
+    deviation are those of the samples.
     """
     model, x = digits
+    most = 3e-3 if method.startswith("mmps") else 1e-4
     args = ("inpaint", "digits-vp", *FAST, "--std", 0.1, "--seed", 7, "--method", method)
     found = done(tmp_path / "a", *args)
     calls, off = told(capsys)
@@ -105,11 +107,11 @@ def test_inpaint_is_the_library(capsys, tmp_path, digits, method):
         p, own = model.sde.reverse(score), seeds(7, 3, 3 * i)
         want.append(draw(p, (1, 8, 8), grid.log_snr(model.sde, 5), step, seeds=own))
     got = found["samples"]
-    torch.testing.assert_close(got, torch.stack(want), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got, torch.stack(want), rtol=most, atol=most)
     assert off == pytest.approx(float((got[:, :, :, :4].flatten(2) - y[:, None]).square().mean().sqrt()), rel=1e-2)
     assert calls == (11 if "times" in method else 6) and got.shape == (3, 3, 1, 8, 8)
     same = done(tmp_path / "b", *args, "--batch", 1)
-    torch.testing.assert_close(same["samples"], got, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(same["samples"], got, rtol=most, atol=most)
     torch.testing.assert_close(found["mean"], got.mean(1))
     torch.testing.assert_close(found["deviation"], got.std(1))
     assert torch.equal(found["known"], upper().keep) and torch.equal(same["measured"], y)
