@@ -39,10 +39,8 @@ def run(o: Namespace) -> None:
         found = model_of(o, device)
         sde, around = sde if o.sde else found.model.sde, found.around
         said, nets = told(o, found, device)
-        scores, like = (
-            [transport(net, found.model.sde, sde) for net in nets],
-            torch.empty(1, *found.shape, device=device),
-        )
+        scores = [transport(net, found.model.sde, sde) for net in nets]
+        like = torch.empty(1, *found.shape, device=device)
     else:
         if any(v is not None for v in (o.label, o.classifier, o.guidance, o.interval)):
             raise ValueError(
@@ -55,9 +53,8 @@ def run(o: Namespace) -> None:
         scores = [law.to(device).diffuse(sde)]
     build(LinearSDE, describe(sde))  # what could not be written and read again must fail before the tuning
     of = {"subject": found.digest if o.model else repr(problem), "sde": sde, "around": around, "device": device.type}
-    kept = {k: getattr(o, k) for k in ("seed", "nfe", "pilots")} | ({"condition": said} if said else {})
-    if o.evaluations != Pilots().evaluations:
-        kept["evaluations"] = o.evaluations
+    kept = {k: getattr(o, k) for k in ("seed", "nfe", "pilots", "evaluations")}
+    kept |= {"condition": said} if said else {}
     flow = together([sde.reverse(score, 0.0) for score in scores], pilots)
     o.out.parent.mkdir(parents=True, exist_ok=True)
     least, most = pilots.least(o.nfe), max(pilots.least(o.nfe), o.evaluations)

@@ -11,7 +11,7 @@ from ..noise import Noise
 from ..ode import Embedded, Field, Heun, OneStep
 from ..process import Reverse, needs_noise
 from ..shapes import number
-from .step import Affine, Around, Prepared, Run, Step
+from .step import Affine, Prepared, Run, Step, Wrapping
 
 FARTHEST = 1.5
 """The longest step in lambda that is chosen by an estimate of its error. The flow of N(0, c^2 I) has S = sqrt(c^2 +
@@ -187,7 +187,7 @@ class Churn(Prepared):
         return _Churned(self, t, s, kicks, self.step.start(p, u, s))
 
 
-class _Churned(Around):
+class _Churned(Wrapping):
     """A step `inner` after a kick: the time u that it leads to, and (a, std) of x_u | x_t."""
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:

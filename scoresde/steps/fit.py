@@ -36,12 +36,12 @@ from .multistep import DPMSolverPP, Multistep
 from .newton import LEAST, Ends, improve, trust, typical
 from .pilots import SCREENED, Metered, Pilots, Trajectories, centred, ends, mean_like, parts, residual, together
 from .step import Step, end, sample
-from .tuned import BAND, Error, Tuned, Tuning, distance, with_weights
+from .tuned import BAND, Error, Tuned, Tuning, distance, masses, with_weights
 
 RIDGE = 1e-3
 HUGE = 1e100  # in place of an error that is not finite
 WORTH = 8
-"""How many these are."""
+"""The methods that need no fit which are tried on all pilots of the second set."""
 TRIED = ((2, 0.05, True), (2, 0.2, True), (2, 0.2, False))
 """Nodes of the predictor, what is added to the density of the grid in units of its mean, and whether the first node is
 taken without a call: what suits depends on the dimension and the budget.
@@ -87,16 +87,14 @@ def tune(
     other, off_other = _usual(q, calls, around, second)
     off[other] = off_other
     chosen = best(fitted, off)
+    most = pilots.evaluations - pilots.n * (fine + 3 * calls)  # of which the rest is needed further down
     said = f"the weights leave {_share(off[chosen], off_other)} of the error of {other.name}"
     if isinstance(chosen.step, Tuned) and not _worse(off[chosen], off_other):
         progress(f"{said}; weights and times together")
-        most = pilots.evaluations - pilots.n * (fine + 3 * calls)  # of which the rest is needed further down
-        step = improve(q, chosen.step, first, second, lambda: most - meter.evaluations, max(LEAST, parts(q.score)))
-        if step is chosen.step:
+        whole = _whole(q, chosen.step, first, second, lambda: most - meter.evaluations)
+        if whole is None:
             progress(f"{pilots.evaluations:,} evaluations are too few for that")
         else:
-            left = Error.of(sample(q, first.x_T, step.ts, step), first.end)
-            whole = Candidate("tuned weights and times", step, step.ts, left)
             fitted.append(whole)
             off[whole] = _off(q, whole, second)
     else:
@@ -109,6 +107,15 @@ def tune(
     validation = (Error.over(off[found]), fresh, other.name, Error.over(off[other]))
     of = (found.step, found.ts, q.sde, found.name, found is not other, calls, found.left)
     return Tuning(*of, *validation, loud, evaluations=meter.evaluations)
+
+
+def _whole(q: Reverse, solver: Tuned, first: Ends, second: Ends, left: Callable[[], int]) -> "Candidate | None":
+    """The solver improved as a whole, where there are evaluations left for it."""
+    step = improve(q, solver, first, second, left, max(LEAST, parts(q.score)))
+    if step is solver:
+        return None
+    error = Error.of(sample(q, first.x_T, step.ts, step), first.end)
+    return Candidate("tuned weights and times", step, step.ts, error)
 
 
 def _off(q: Reverse, one: "Candidate", pilots: Ends) -> Tensor:
@@ -200,8 +207,7 @@ def untuned(q: Reverse, calls: int, around: Reference) -> Iterator[tuple[str, St
 def fit(pilots: Trajectories, base: Multistep, ts: Tensor) -> tuple[Tuned, Error, Error]:
     """The weights that `base` should be given besides on ts, the error that it is then left with, and that without."""
     q, x, mean = pilots.q, pilots.x_T, mean_like(base.around, pilots.x_T)
-    truth, lam, ask = pilots.at(ts), q.sde.log_snr(ts), asking(q, mean)
-    masses = q.sde.alpha(ts[1:]) * base.around.masses(lam[:-1], lam[1:], 0.0)[1].sum(1)
+    truth, unit, ask = pilots.at(ts), masses(q.sde, base.around, ts), asking(q, mean)
     extra = torch.zeros(len(ts) - 1, BAND + 1, dtype=torch.float64, device="cpu")
     known: Seen = ()
     added = torch.zeros(0, dtype=torch.float64, device="cpu")
@@ -209,8 +215,8 @@ def fit(pilots: Trajectories, base: Multistep, ts: Tensor) -> tuple[Tuned, Error
         a = now.stages[0].a
         extra[n, 1 : len(added) + 1] -= a * added  # the corrector redoes the last interval without what was added
         x, known = advance(with_weights(now, extra[n].tolist())._replace(kept=BAND + 1), x, known, mean, ask)
-        seen = torch.stack([k.flatten(1).to("cpu", torch.float64) for k in known[:BAND]], -1) * masses[n]
-        added = ridge(seen, (truth[n + 1] - x).flatten(1).to("cpu", torch.float64)) * masses[n]
+        seen = torch.stack([k.flatten(1).to("cpu", torch.float64) for k in known[:BAND]], -1) * unit[n]
+        added = ridge(seen, (truth[n + 1] - x).flatten(1).to("cpu", torch.float64)) * unit[n]
         extra[n, : len(added)] += added
         for w, k in zip(added.tolist(), known, strict=False):
             x = x + w * k

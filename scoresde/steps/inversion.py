@@ -47,11 +47,10 @@ def exact_inverse(p: Reverse, x: Tensor, ts: Tensor, step: Step, tol: float = 1e
 
         x_t <- x_t - alpha_t/alpha_s (F(x_t) - x_s),
 
-    which for DDIM asks eps at t itself (Pan et al. 2023; Garibi et al. 2024). It converges where the
-    step is short enough: DDIM's on Gaussian data always, each time by (1 - sigma~_s/sigma~_t)/(1 + c^2/sigma~_t^2) with
-    sigma~ = sigma/alpha. A row is iterated until |F(x_t) - x_s| <= tol |x_s|, with
-    root mean squares over its dimensions, whatever its neighbours are, at most `most` times: each is a step. tol below
-    the digits of x, 1e-12 in float64 and 1e-5 in float32, is not reached.
+    which for DDIM asks eps at t itself (Pan et al. 2023; Garibi et al. 2024). It converges where the step is short
+    enough: DDIM's on Gaussian data always, each time by (1 - sigma~_s/sigma~_t)/(1 + c^2/sigma~_t^2) with sigma~ =
+    sigma/alpha. A row is iterated until |F(x_t) - x_s| <= tol |x_s|, with root mean squares over its dimensions,
+    whatever its neighbours are, at most `most` times: each is a step. A tol below the digits of x may not be reached.
 
     Raises ValueError as `sample`, and unless eta is 0 and the step is of one step and without noise; RuntimeError
     naming the first sample, and the interval, that is not solved.

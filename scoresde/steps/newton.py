@@ -11,6 +11,7 @@ suits the first set alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..process import Reverse
 from .exponential import Interval, Seen, advance, asking
 from .pilots import mean_like
-from .tuned import BAND, Tuned, distance
+from .tuned import BAND, Tuned, distance, masses
 
 SMALL = 1e-3
 """The change in difference quotients, in units of an interval's mass or length."""
@@ -96,11 +97,10 @@ class Family:
         times = sum(self.n - n + 1 for n in range(1, self.n))
         return self.n + after + times - int(self.solver.base.analytic) * (1 + (self.n > 1))
 
+    @cached_property
     def masses(self) -> Tensor:
-        """Of each interval, alpha int (S_1/S) g dlambda."""
-        sde, ts = self.q.sde, self.solver.ts
-        lam = sde.log_snr(ts)
-        return sde.alpha(ts[1:]) * self.solver.around.masses(lam[:-1], lam[1:], 0.0)[1].sum(1)
+        """Those of its intervals."""
+        return masses(self.q.sde, self.solver.around, self.solver.ts)
 
     def at(self, theta: Tensor) -> Tuned | None:
         """The solver, None where an interval would be too short."""
@@ -113,7 +113,7 @@ class Family:
             return None
         ts[1:-1] = torch.where(theta[len(self.weights) :] == 0, ts[1:-1], sde.time(moved)[1:-1])
         rows, places = torch.tensor(self.weights, device="cpu").T
-        extra[rows, places] += theta[: len(self.weights)] * self.masses()[rows]
+        extra[rows, places] += theta[: len(self.weights)] * self.masses[rows]
         return replace(self.solver, ts=ts, extra=extra)
 
     def plan(self, theta: Tensor) -> list[Interval]:
@@ -155,10 +155,10 @@ class Runs:
         for now in plan:
             at.append(advance(now, *at[-1], self.mean, self.ask))
         end, columns = self.coordinates(at[-1][0]), []
-        masses = self.family.masses().tolist()
+        unit = self.family.masses.tolist()
         for n, j in self.family.weights:
             x, known = at[n + 1]
-            x = self(plan[n + 1 :], (x.add(known[j], alpha=SMALL * masses[n]), known))
+            x = self(plan[n + 1 :], (x.add(known[j], alpha=SMALL * unit[n]), known))
             columns.append((self.coordinates(x) - end) / SMALL)
         for n in range(1, self.family.n):
             change = torch.zeros_like(theta)

@@ -122,14 +122,14 @@ class ByInterval(Step):
         return found
 
 
-class Around(ByInterval):
+class Wrapping(ByInterval):
     """One that moves by another, `inner`, which is copied with it."""
 
     def __init__(self, step: Step, t: Tensor, s: Tensor, known: Iterable[Any], inner: Step) -> None:
         super().__init__(step, t, s, known)
         self.inner = inner
 
-    def __copy__(self) -> "Around":
+    def __copy__(self) -> "Wrapping":
         made = object.__new__(type(self))
         vars(made).update(vars(self), inner=copy(self.inner))
         return made

@@ -12,7 +12,7 @@ from ..reference import DATA, Reference
 from ..shapes import number
 from .exponential import Exponential, Interval, Kick
 from .singlestep import DPMSolverPP2S, Line, substeps
-from .step import Around, Prepared, Step, predictor
+from .step import Prepared, Step, Wrapping, predictor
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Renoised(Prepared):
     """Farther than s on the flow, and back by noise: ancestral sampling by any step of the flow, for 0 <= eta <= 1.
 
     `step` goes on the flow to the time u < s with sigma~_u^2 = sigma~_s^2 (1 - eta^2 (1 - sigma~_s^2/sigma~_t^2)), and
-    the forward transition x_s | x_u draws the rest. Around `Ancestral()` it is that step, around `DPMSolver(2)` the
+    the forward transition x_s | x_u draws the rest. Wrapping `Ancestral()` it is that step, around `DPMSolver(2)` the
     dpm_2_ancestral and around `DPMSolverPP2S()` the dpmpp_2s_ancestral of k-diffusion. Where `step` solves the flow
     exactly all marginals are exact, so begun at p_t its weak order is that of the step. The hop to sigma_s = 0 is the
     step's own. Raises ValueError for a multistep method, whose memory does not outlast noise, and when used for
@@ -66,7 +66,7 @@ class Renoised(Prepared):
         return high - torch.log1p(p.eta_at(t) ** 2 * torch.expm1(2 * (low - high))) / 2
 
 
-class _Renoised(Around):
+class _Renoised(Wrapping):
     """A step `inner` to u, then (a, std) of x_s | x_u."""
 
     def __call__(self, p: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:

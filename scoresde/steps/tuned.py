@@ -101,6 +101,12 @@ class Tuned(Exponential):
         return [with_weights(now, row) for now, row in zip(plan, self.extra.tolist(), strict=True)]
 
 
+def masses(sde: LinearSDE, around: Reference, ts: Tensor) -> Tensor:
+    """alpha int (S_1/S) g dlambda over each interval of ts: what q = 1 all along it would add to the state."""
+    lam = sde.log_snr(ts)
+    return sde.alpha(ts[1:]) * around.masses(lam[:-1], lam[1:], 0.0)[1].sum(1)
+
+
 def with_weights(now: Interval, extra: list[float]) -> Interval:
     """An interval of one stage whose q weigh that much more."""
     (stage,) = now.stages
