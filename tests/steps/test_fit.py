@@ -9,6 +9,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from flows import LAWS, close, data, fresh, truth
 from numpy.polynomial.legendre import leggauss
 from scipy.interpolate import lagrange
 
@@ -18,7 +19,6 @@ from scoresde import (
     VP,
     Cosine,
     Counted,
-    Flow,
     LinearSDE,
     RectifiedFlow,
     Reference,
@@ -30,7 +30,6 @@ from scoresde import (
 )
 from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.lab.problems import Modes
-from scoresde.ode import Dopri5
 from scoresde.reference import NOISE
 from scoresde.steps import DPMSolver, Multistep
 from scoresde.steps import fit as module
@@ -43,14 +42,7 @@ F64 = torch.float64
 CALLS = 10
 
 
-def mixture():
-    """Three clusters in 16 dimensions."""
-    g = torch.Generator().manual_seed(5)
-    weights, means = torch.tensor([0.2, 0.3, 0.5]), torch.randn(3, 16, generator=g, dtype=F64)
-    return GaussianMixture(weights, means, torch.full((3,), 0.04))
-
-
-LAWS, SDES = {"modes": Modes().law(), "mixture": mixture()}, {"VP": VP(), "VE": VE(), "EDM": EDM()}
+SDES = {"VP": VP(), "VE": VE(), "EDM": EDM()}
 CASES = [(law, sde) for law in LAWS for sde in SDES]
 
 
@@ -65,24 +57,6 @@ some_cases = quick(("modes", "VP"), ("mixture", "VE"))
 
 def flow(case):
     return SDES[case[1]].reverse(LAWS[case[0]].diffuse(SDES[case[1]]), 0.0)
-
-
-def data(law, n=2000):
-    return law.sample(n, torch.Generator().manual_seed(5))
-
-
-def fresh(q, shape, n=128, seed=1234, dtype=F64):
-    """Noise that no solver has seen."""
-    return q.sde.prior((n, *shape), iid(torch.Generator().manual_seed(seed)), dtype)
-
-
-def truth(q, x_T, tol=1e-10):
-    ts = torch.tensor([q.T, q.sde.t_min], dtype=F64)
-    return sample(q, x_T, ts, Flow(Dopri5(tol, tol)))
-
-
-def close(a, b, rtol=1e-12, atol=1e-12):
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 def tuned(q, shape, calls, x_0=None, *, pilots=64, seed=0, fine=None, dtype=torch.float32, **rest):

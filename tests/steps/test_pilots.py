@@ -5,44 +5,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from flows import LAWS, close, data, fresh, truth
 
-from scoresde import EDM, VE, VP, Counted, Flow, RectifiedFlow, Reference, grid, iid, sample
-from scoresde.exact import Gaussian, GaussianMixture
+from scoresde import EDM, VE, VP, Counted, RectifiedFlow, Reference, grid, iid
+from scoresde.exact import Gaussian
 from scoresde.guide import combined
-from scoresde.lab.problems import Modes
-from scoresde.ode import Dopri5
 from scoresde.steps import pilots as module
 from scoresde.steps.step import trajectory
 from scoresde.steps.tuned import Error
 
 F64 = torch.float64
-
-
-def mixture():
-    """Three clusters in 16 dimensions."""
-    g = torch.Generator().manual_seed(5)
-    weights, means = torch.tensor([0.2, 0.3, 0.5]), torch.randn(3, 16, generator=g, dtype=F64)
-    return GaussianMixture(weights, means, torch.full((3,), 0.04))
-
-
-LAWS = {"modes": Modes().law(), "mixture": mixture()}
-
-
-def data(law, n=2000):
-    return law.sample(n, torch.Generator().manual_seed(5))
-
-
-def fresh(q, shape, n=128, seed=1234):
-    return q.sde.prior((n, *shape), iid(torch.Generator().manual_seed(seed)), F64)
-
-
-def truth(q, x_T, tol, ts=None):
-    ts = torch.tensor([q.T, q.sde.t_min], dtype=F64) if ts is None else ts
-    return sample(q, x_T, ts, Flow(Dopri5(tol, tol)))
-
-
-def close(a, b, rtol=1e-12, atol=1e-12):
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("sde", [VP(), VE(), EDM()], ids=str)
