@@ -12,9 +12,10 @@ from ..checkpoint import Checkpoint
 from ..lab import Problem
 from ..model import Counted, transport
 from ..process import LinearSDE, Score
-from ..reference import Reference
+from ..reference import Reference, known
 from ..shapes import count
 from ..steps import Pilots, Tuning, tune
+from ..steps.fit import least
 from ..steps.pilots import together
 from ..values import build, describe
 from .common import classifier_of, code_of, condition, guided, label_of, model_of, one_subject, place
@@ -57,9 +58,9 @@ def run(o: Namespace) -> None:
     kept |= {"condition": said} if said else {}
     flow = together([sde.reverse(score, 0.0) for score in scores], pilots)
     o.out.parent.mkdir(parents=True, exist_ok=True)
-    least, most = pilots.least(o.nfe), max(pilots.least(o.nfe), o.evaluations)
+    fewest, most = cost(o, pilots, known(around, flow.score, like.shape[1:]) is not None, len(scores))
     print(
-        f"the fit takes from about {least:,} to {most:,} evaluations of the network for one sample, as many as "
+        f"the fit takes from {fewest:,} to {most:,} evaluations of the network for one sample, as many as "
         f"{max(1, most // 1000):,} samples of 1,000 steps"
     )
     with opened(o.out.with_name(f".{o.out.name}.work"), code_of(o), command="tune", **of, **kept) as folder:
@@ -82,6 +83,15 @@ def run(o: Namespace) -> None:
     print(f"{made.evaluations:,} evaluations of the network for one sample in {monotonic() - began:.0f} s")
 
 
+def cost(o: Namespace, pilots: Pilots, told_around: bool, flows: int) -> tuple[int, int]:
+    """The fewest and the most evaluations of the network for one sample: guidance that is free of a classifier asks it
+    twice each time, and where it is given an interval only there.
+    """
+    once = least(o.nfe, pilots, told_around, flows)
+    twice = 2 * once if o.guidance and not o.classifier else once
+    return once if o.interval else twice, max(twice, o.evaluations)
+
+
 def told(o: Namespace, found: Checkpoint, device: torch.device) -> tuple[str, list[Score]]:
     """What the network is told, in words, and its scores: one under every label and guidance that was asked for."""
     by = classifier_of(o, found, device)
@@ -89,6 +99,6 @@ def told(o: Namespace, found: Checkpoint, device: torch.device) -> tuple[str, li
     if labels == ["all"] and "all" not in (by or found).names:
         labels = [str(k) for k in range(getattr((by or found).model.net, "classes", 0))] or labels
     each = [Namespace(**{**vars(o), "label": label, "guidance": w}) for label, w in product(labels, weights)]
-    known = [label_of(one, by or found) for one in each]
-    nets = [guided(one, found.model, label, by) for one, label in zip(each, known, strict=True)]
-    return "; ".join(condition(one, label, by) for one, label in zip(each, known, strict=True)), nets
+    those = [label_of(one, by or found) for one in each]
+    nets = [guided(one, found.model, label, by) for one, label in zip(each, those, strict=True)]
+    return "; ".join(condition(one, label, by) for one, label in zip(each, those, strict=True)), nets

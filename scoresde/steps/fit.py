@@ -87,11 +87,12 @@ def tune(
     other, off_other = _usual(q, calls, around, second)
     off[other] = off_other
     chosen = best(fitted, off)
-    most = pilots.evaluations - pilots.n * (fine + 3 * calls)  # of which the rest is needed further down
+    kept = pilots.n * (fine + 3 * calls)  # which are needed further down
     said = f"the weights leave {_share(off[chosen], off_other)} of the error of {other.name}"
     if isinstance(chosen.step, Tuned) and not _worse(off[chosen], off_other):
         progress(f"{said}; weights and times together")
-        whole = _whole(q, chosen.step, first, second, lambda: most - meter.evaluations)
+        left = lambda: (pilots.evaluations - meter.evaluations) // meter.each - kept  # noqa: E731
+        whole = _whole(q, chosen.step, first, second, left)
         if whole is None:
             progress(f"{pilots.evaluations:,} evaluations are too few for that")
         else:
@@ -107,6 +108,18 @@ def tune(
     validation = (Error.over(off[found]), fresh, other.name, Error.over(off[other]))
     of = (found.step, found.ts, q.sde, found.name, found is not other, calls, found.left)
     return Tuning(*of, *validation, loud, evaluations=meter.evaluations)
+
+
+def least(calls: int, pilots: Pilots = Pilots(), known: bool = True, flows: int = 1) -> int:
+    """The evaluations of the score for one sample that `tune` takes where nothing is improved as a whole: no fit takes
+    fewer, and none more than the larger of this and `pilots.evaluations`. calls: of the network, that the solver makes;
+    known: whether the Gaussian of the data is; flows: how many share the pilots. A guided score may ask its network
+    twice each time.
+    """
+    fine, few = pilots.calls(calls), min(pilots.n, max(SCREENED, flows))
+    trajectories = 3 * fine + 2 + (0 if known else max(fine // 2, 2))
+    fits, usual = 4 * len(TRIED) + 1, len(UNTUNED) * len(grid.usual())
+    return pilots.n * (trajectories + calls * (fits + WORTH)) + few * calls * usual
 
 
 def _whole(q: Reverse, solver: Tuned, first: Ends, second: Ends, left: Callable[[], int]) -> "Candidate | None":

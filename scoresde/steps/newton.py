@@ -32,6 +32,8 @@ SHORT = 0.02
 """An interval may not become shorter than this part of what it was."""
 UPDATES = 10
 """Steps by one derivative."""
+TRIES = 4
+"""Steps that are tried, each damped more, before there is none."""
 PATIENCE = 5
 """Steps in a row that bring nothing on the second set."""
 STEPS = 40
@@ -192,7 +194,7 @@ class Descent:
         gram = torch.einsum("bdi,bdj,b->ij", self.J, self.J, weight)
         slope = torch.einsum("bdi,bd,b->i", self.J, self.off, weight)
         scale = gram.diagonal().clamp_min(1e-3 * gram.diagonal().mean()).clamp_min(1e-300)
-        for _ in range(4):
+        for _ in range(TRIES):
             pull = RIDGE * scale
             change = -torch.linalg.solve(gram + torch.diag(pull + self.damping * scale), slope + pull * self.theta)
             if not change.isfinite().all():
@@ -214,29 +216,33 @@ def improve(q: Reverse, solver: Tuned, first: Ends, second: Ends, left: Callable
     """The solver near `solver` whose last states are nearest to the flow's on the second pilots, of those that are met
     on the way to the best on the first.
 
-    left: the evaluations of the network that there still are. No derivative is taken that would need more; if two would
-    with all pilots, fewer are taken, but at least `least`. The solver itself is returned where there are too few.
+    left: the evaluations of the network that there still are, each of the score for one sample; no more are spent. If
+    two derivatives would need more with all pilots of the first set, fewer are taken, but at least `least`. The solver
+    itself is returned where there are too few.
     """
     family = Family(q, solver)
     few = min(len(first.x_T), left() // (2 * family.cost + 2 * UPDATES * family.n))
-    if few < min(least, len(first.x_T)) or not family.size:
+    look = family.n * len(second.x_T)
+    one = family.n * TRIES * few + look
+    derivative = few * (family.cost + family.n) + one
+    if few < min(least, len(first.x_T)) or not family.size or left() < look + derivative:
         return solver
     runs, held = Runs(family, first.first(few)), Runs(family, second)
     theta = torch.zeros(family.size, dtype=torch.float64, device="cpu")
     best, kept, stale, taken = _typical_of(held, theta), theta, 0, 0
-    while taken < STEPS and stale < PATIENCE and left() >= few * family.cost:
+    while taken < STEPS and stale < PATIENCE and left() >= derivative:
         way = Descent(runs, theta, runs.off(runs(family.plan(theta))), runs.derivative(theta))
         before = way.typical
         for _ in range(UPDATES):
             now = way.typical
-            if not way.step():
+            if left() < one or not way.step():
                 break
             taken += 1
             there = _typical_of(held, way.theta)
             stale = 0 if there < best else stale + 1
             if there < best:
                 best, kept = there, way.theta
-            if way.typical > 0.99 * now or stale == PATIENCE or left() < 2 * few * family.n:
+            if way.typical > 0.99 * now or stale == PATIENCE:
                 break
         theta = way.theta
         if not way.typical < 0.998 * before:

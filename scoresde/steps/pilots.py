@@ -58,10 +58,6 @@ class Pilots:
         """Those of a pilot, for a solver of that many. Raises ValueError unless they are twice as many or more."""
         return max(FINE, 8 * solver) if self.fine is None else count("fine", self.fine, least=2 * solver)
 
-    def least(self, solver: int) -> int:
-        """About what a fit for a solver of that many calls costs in any case, in evaluations."""
-        return 7 * self.n * self.calls(solver) // 2 + solver * (40 * SCREENED + 23 * self.n)
-
     def sets(self, q: Reverse, like: Tensor) -> list[Tensor]:
         """Three sets of starts, as states like `like` (any, *D), in float32 if that is of half precision."""
         g, kind = torch.Generator().manual_seed(self.seed), lifted(like).dtype
@@ -69,16 +65,18 @@ class Pilots:
 
 
 class Metered(Counted):
-    """A score that counts the samples that networks are asked for."""
+    """A score that counts the samples that networks are asked for. each: the most networks that it asks for one."""
 
     def __init__(self, f: Any) -> None:
         super().__init__(f)
-        self.evaluations = 0
+        self.evaluations, self.each = 0, 1
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         before = self.nfe
         said = super().__call__(*args, **kwargs)
-        self.evaluations += len(args[0]) * (self.nfe - before) // parts(self.f)
+        made, flows = self.nfe - before, parts(self.f)
+        self.evaluations += len(args[0]) * made // flows
+        self.each = max(self.each, math.ceil(made / flows))
         return said
 
 

@@ -29,6 +29,7 @@ from scoresde import (
     sample,
 )
 from scoresde.exact import Gaussian, GaussianMixture
+from scoresde.guide import combined
 from scoresde.lab.problems import Modes
 from scoresde.reference import NOISE
 from scoresde.steps import DPMSolver, Multistep
@@ -313,6 +314,30 @@ def test_where_no_fit_is_better(untuned_one):
     (ts, step) = next((ts, step) for name, step, ts in untuned(q, 8, around) if name == found.name)
     x_T = fresh(q, (2,), 16)
     assert sample(q, x_T, found.ts, found.step).equal(sample(q, x_T, ts, step))
+
+
+@pytest.mark.parametrize(
+    ("calls", "n", "fine", "flows", "told"), [(2, 8, 20, 1, True), (5, 20, 40, 1, False), (3, 24, 25, 20, True)]
+)
+def test_what_a_fit_costs_in_any_case(monkeypatch, calls, n, fine, flows, told):
+    """By the rows that the networks were given, where nothing is improved as a whole, to one."""
+    monkeypatch.setattr(module, "_worse", lambda off, other: True)
+    law, rows = LAWS["modes"].diffuse(VP()), []
+    silent = [VP().reverse(lambda x, t: (rows.append(len(x)), law(x, t))[1], 0.0) for _ in range(flows)]
+    found = tuned(silent, (2,), calls, data(LAWS["modes"]) if told else None, pilots=n, fine=fine, dtype=F64)
+    assert sum(rows) == module.least(calls, Pilots(n, fine=fine), told, flows) == found.evaluations
+
+
+@pytest.mark.parametrize("evaluations", [0, 9_000, 30_000])
+@pytest.mark.parametrize("asks", [1, 2])
+def test_no_more_is_spent_than_was_said(few_others, evaluations, asks):
+    """The budget, if it is more than what is spent in any case; also by a score that asks its network twice."""
+    law, rows = LAWS["modes"].diffuse(VP()), []
+    counted = lambda x, t: (rows.append(len(x)), law(x, t))[1]  # noqa: E731
+    q = VP().reverse(combined(*[(1 / asks, counted)] * asks), 0.0)
+    pilots = Pilots(16, fine=20, evaluations=evaluations)
+    found = tune(q, torch.empty(1, 2, dtype=F64), 5, Reference.fit(data(LAWS["modes"])), pilots)
+    assert found.evaluations == sum(rows) <= max(asks * module.least(5, pilots), evaluations)
 
 
 @pytest.mark.parametrize("calls", [2, 3, 7])

@@ -157,7 +157,7 @@ def test_calls_of_a_guided_score_are_evaluations():
     for score, want in ((law, 6), (twice, 12), (module.Divided([law, law, law]), 6), (module.Divided([twice] * 2), 12)):
         meter = module.Metered(score)
         meter(x, t)
-        assert meter.evaluations == want
+        assert (meter.evaluations, meter.each) == (want, want // 6)
 
 
 def test_starts_of_half_precision_are_carried_in_more():
