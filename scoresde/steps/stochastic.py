@@ -22,9 +22,10 @@ class Renoised(Prepared):
     `step` goes on the flow to the time u < s with sigma~_u^2 = sigma~_s^2 (1 - eta^2 (1 - sigma~_s^2/sigma~_t^2)), and
     the forward transition x_s | x_u draws the rest. Wrapping `Ancestral()` it is that step, around `DPMSolver(2)` the
     dpm_2_ancestral and around `DPMSolverPP2S()` the dpmpp_2s_ancestral of k-diffusion. Where `step` solves the flow
-    exactly all marginals are exact, so begun at p_t its weak order is that of the step. The hop to sigma_s = 0 is the
-    step's own. Raises ValueError for a multistep method, whose memory does not outlast noise, and when used for
-    eta > 1, and where u would be before t = 0.
+    exactly all marginals are exact, so begun at p_t its weak order is that of the step. Of a process that has noise at
+    t = 0, such as `VE`, u is 0 where it would be before that, and less noise brings back from there: none to t = 0
+    itself. The hop to sigma_s = 0 is the step's own. Raises ValueError for a multistep method, whose memory does not
+    outlast noise, and when used for eta > 1.
     """
 
     step: Step = DPMSolverPP2S()
@@ -45,16 +46,13 @@ class Renoised(Prepared):
         return None if self.step.order is None else float(self.step.order)
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
-        """eta is at most 1, and u inside [0, T]."""
+        """eta is at most 1."""
         number("eta", float(torch.as_tensor(p.eta_at(t), dtype=torch.float64, device="cpu").max()), most=1)
-        beyond = (self._farther(p, t, s) > p.sde.log_snr(0.0)) & (p.sde.var(s) > 0)
-        if beyond.any():
-            raise ValueError(f"s must leave less noise than its own to come back from, got s = {float(s[beyond][0]):g}")
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
         """With `step` started on the intervals to u."""
         farther = (p.sde.var(s) > 0) & (torch.as_tensor(p.eta_at(t), device="cpu") > 0)
-        u = torch.where(farther, torch.minimum(p.sde.time(self._farther(p, t, s)), s), s)
+        u = torch.where(farther, torch.minimum(p.sde.time(self._farther(p, t, s)).clamp_min(0), s), s)
         a, v = p.sde.transition(s, u)
         flow = Reverse(p.sde, p.score, 0.0)
         return _Renoised(self, t, s, zip(u, a.tolist(), v.sqrt().tolist(), strict=True), self.step.start(flow, t, u))
@@ -63,7 +61,8 @@ class Renoised(Prepared):
     def _farther(p: Reverse, t: Tensor, s: Tensor) -> Tensor:
         """lambda at u."""
         low, high = p.sde.log_snr(t), p.sde.log_snr(s)
-        return high - torch.log1p(p.eta_at(t) ** 2 * torch.expm1(2 * (low - high))) / 2
+        there = high - torch.log1p(p.eta_at(t) ** 2 * torch.expm1(2 * (low - high))) / 2
+        return torch.minimum(there, p.sde.log_snr(torch.zeros_like(t)))
 
 
 class _Renoised(Wrapping):
