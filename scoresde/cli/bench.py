@@ -35,7 +35,8 @@ def run(o: Namespace) -> None:
     if alone := sorted({*(o.problems or ())} & {*INVERSE}):
         raise ValueError(f"problems must be given with inverse to be of inverse problems, got {', '.join(alone)}")
     mine = read_steps(o)
-    measure(o, [*lab.flows([] if o.eta else mine), *lab.diffusions(mine if o.eta else [])])
+    on_flow, noisy = ([method for method in mine if bool(method.eta) == noise] for noise in (False, True))
+    measure(o, [*lab.flows(on_flow), *lab.diffusions(noisy)])
 
 
 def measure(

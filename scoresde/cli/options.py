@@ -88,7 +88,12 @@ def sample(parser: ArgumentParser) -> None:
     add("--steps", metavar="N", type=int, help="intervals of the grid (20; 1 where a step chooses its own)")
     add("--grid", metavar="G", help="reference, which is the default, uniform, quadratic, log_snr, karras(rho=7)")
     add("--end", metavar="T", type=float, help="the last time (the process's own t_min)")
-    add("--eta", metavar="X", type=float, help="0 for the flow, 1 for the reverse SDE (0; 1 if a step needs noise)")
+    add(
+        "--eta",
+        metavar="X",
+        type=float,
+        help="0 for the flow, 1 for the reverse SDE (0; 1 for a step that is of the SDE)",
+    )
     add("--sde", metavar="SDE", help="another process: VE(sigma_min=0.02, sigma_max=20), ..., package.module:Class")
     add("--tuned", metavar="FILE", type=place, help="what `scoresde tune` wrote: its step, grid and process")
     guidance(parser)
@@ -249,7 +254,7 @@ def bench(parser: ArgumentParser) -> None:
     add("--nfe-sde", metavar="N", nargs="+", type=int, help="budgets for the reverse SDE (10 20 50)")
     add("--only", metavar="NAME", nargs="+", help="the solvers to run, as the report names them (all)")
     add("--step", metavar="S", action="append", default=[], help=OWN_STEP)
-    add("--eta", metavar="X", type=float, default=0.0, help="of its process")
+    add("--eta", metavar="X", type=float, help="of its process (0; 1 for a step that is of the SDE)")
     add("--n", metavar="N", type=int, help="starts of the flow (128, or 384 if --full)")
     add("--n-sde", metavar="N", type=int, help="samples of the reverse SDE (1000, or 4000 if --full)")
     add("--full", action="store_true", help="all laws, three processes, more budgets and samples")

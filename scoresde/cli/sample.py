@@ -31,7 +31,7 @@ from .common import (
 )
 from .folder import opened
 from .images import warn_of_range
-from .parts import read, read_grid
+from .parts import eta_of, read, read_grid
 
 
 def run(o: Namespace) -> None:
@@ -69,14 +69,14 @@ def run(o: Namespace) -> None:
         own = x if found.units is None else found.units.restore(x)
         picture(own, found.units, o.out / "samples.png")
         enter(folder, own)
-    print(f"{n} samples in {o.out}: {calls}")
+    print(f"{n} samples in {o.out}: {calls}, on {f'the reverse SDE, eta = {p.eta:g}' if p.eta else 'the flow'}")
 
 
 def _chosen(o: Namespace, found: Checkpoint, score: Score, _: str) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:
     """Process, times and steps as typed."""
     own: LinearSDE = found.model.sde
     sde = read("sde", o.sde, LinearSDE) if o.sde else own
-    p = sde.reverse(transport(score, own, sde), 0.0 if o.eta is None else o.eta)
+    p = sde.reverse(transport(score, own, sde), o.eta or 0.0)
     pilots = (256, *found.shape), iid(torch.Generator().manual_seed(0)), torch.float32, place(o)
     around = found.around or estimated(replace(p, eta=0.0), sde.prior(*pilots))
     if o.temperature is not None:
@@ -84,6 +84,7 @@ def _chosen(o: Namespace, found: Checkpoint, score: Score, _: str) -> tuple[Reve
         p, around = replace(p, score=transport(cooler, own, sde)), cooler.around or around
     every = o.step or ["GaussianReference"]
     steps = tuple(read("step", text, Step, around=around) for text in every)
+    p = replace(p, eta=max(map(eta_of, every, steps)) if o.eta is None else o.eta)
     chosen = any(step.moves and hasattr(step, "run") for step in steps)  # by the step, which needs no grid
     n = count("steps", o.steps) if o.steps is not None else 1 if chosen else 20
     ts = read_grid(o.grid or "reference", around=around)(sde, n, o.end)
@@ -92,7 +93,7 @@ def _chosen(o: Namespace, found: Checkpoint, score: Score, _: str) -> tuple[Reve
     except ValueError:
         if o.eta is not None:
             raise
-        p = sde.reverse(p.score)
+        p = replace(p, eta=1.0)
         started(p, ts, steps)
     return p, ts, steps
 

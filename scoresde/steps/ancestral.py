@@ -100,6 +100,11 @@ class Ancestral(FixedVariance):
     def __post_init__(self) -> None:
         number("v", self.v, least=0, most=1)
 
+    @property
+    def noisy(self) -> bool:  # type: ignore[override]
+        """It is with a variance of its own, v > 0; without one it is DDIM as well."""
+        return self.v > 0
+
     def variance(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:
         """u^(1 - v) large^v."""
         return self.between(p, t, s, self.v)

@@ -33,6 +33,8 @@ class Step(ABC):
     """Whether, once started on a grid, it can take no other intervals: what it remembers belongs to those."""
     upwards: ClassVar[bool] = False
     """Whether its formula on the flow, eta = 0, carries x from t up to s > t as well: see `invert`."""
+    noisy: ClassVar[bool] = False
+    """Whether it is a method of the reverse SDE: the command line then takes eta = 1, unless it is told another."""
     order: ClassVar[int | None] = None
     """The order of convergence on the flow, eta = 0."""
     strong: ClassVar[float | None] = None

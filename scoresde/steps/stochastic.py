@@ -29,6 +29,7 @@ class Renoised(Prepared):
     """
 
     step: Step = DPMSolverPP2S()
+    noisy: ClassVar[bool] = True
     strong: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -87,6 +88,7 @@ class TwoStage(Exponential):
 
     c2: float = 0.5
     around: Reference = DATA
+    noisy: ClassVar[bool] = True
     order: ClassVar[int] = 2
     strong: ClassVar[float] = 1.0
     weak: ClassVar[float] = 2.0

@@ -58,6 +58,7 @@ from scoresde.likelihood import (
 )
 from scoresde.nn import MLP
 from scoresde.noise import seeds
+from scoresde.steps import Renoised
 from scoresde.training import Settings
 from scoresde.values import natural
 
@@ -377,6 +378,8 @@ KINDS = {
         grid.uniform(P, 7),
         [EulerMaruyama()],
     ),
+    "renoised": ("--steps 4 --step Renoised() --grid uniform", P.reverse, grid.uniform(P, 4), [Renoised()]),
+    "renoised flow": ("--steps 4 --step Renoised --grid uniform --eta 0", flow(P), grid.uniform(P, 4), [Renoised()]),
     "predictor-corrector": (
         "--steps 5 --step Langevin(SNR(0.1),n=2) --step reversediffusion --grid uniform",
         P.reverse,
@@ -443,6 +446,26 @@ def test_sample_is_the_library(capsys, tmp_path, ring, calls, kind):
     other = drawn(tmp_path / "d", ring, "--n", n, "--seed", 6, *args.split())
     assert (other - x).abs().max() > 0.1
     assert shown(tmp_path / "b") == ["recipe.json", "samples.npy", "samples.png"]
+
+
+@pytest.mark.parametrize(
+    ("step", "eta"),
+    [
+        (step, 1)
+        for step in ("Renoised", "twostage(0.7)", "DPMSolverPPSDE", "SASolver(2,3)", "sasolver", "EulerMaruyama")
+    ]
+    + [("ReverseDiffusion", 1), ("Ancestral(1)", 1), ("Langevin", 1), ("GottaGoFast(0.5)", 1)]
+    + [("Ancestral", 0), ("UniPC(3)", 0), ("DPMSolverPP", 0), ("EDMHeun", 0), ("Flow(Heun())", 0)],
+)
+def test_steps_of_the_reverse_sde_are_taken_on_it(capsys, tmp_path, ring, step, eta):
+    """Unless another eta is given; and which process it was is said."""
+    args = ["sample", str(ring), "--n", "2", "--steps", "3", "--grid", "uniform", "--step", step, "--device", "cpu"]
+    assert main([*args, "--out", str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().out.strip().endswith(", on the reverse SDE, eta = 1" if eta else ", on the flow")
+    assert json.loads((tmp_path / "a" / "recipe.json").read_text())["eta"] == eta
+    if step not in ("Langevin", "EDMHeun", "Flow(Heun())") and "Fast" not in step:
+        assert main([*args, "--eta", "0.5", "--out", str(tmp_path / "b")]) == 0
+        assert json.loads((tmp_path / "b" / "recipe.json").read_text())["eta"] == 0.5
 
 
 def test_more_samples_begin_with_the_same(tmp_path, ring):
