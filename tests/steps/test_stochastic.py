@@ -9,7 +9,7 @@ from made import of_k_diffusion
 from papers import F64, MEAN, SDES, STD, Tape, gaussian, mixture, near, no_noise, normal, probed, times
 from test_multistep import REFERENCE, check_line
 
-from scoresde import EDM, VE, VP, Ancestral, Counted, DPMSolverPP, Langevin, RectifiedFlow, sample
+from scoresde import EDM, VE, VP, Ancestral, Counted, DPMSolverPP, Flow, Langevin, RectifiedFlow, sample
 from scoresde.steps import DPMSolver, DPMSolverPP2S, DPMSolverPPSDE, Line, Renoised, SingleStep, TwoStage
 
 CLEAN = torch.zeros(1, dtype=F64)
@@ -98,7 +98,16 @@ def test_ancestral_sampling_keeps_gaussian_marginals(eta, sde):
     ("make", "said"),
     [
         (lambda: Renoised(3), "step must be a predictor that takes the intervals of ts, such as Ancestral(), got 3"),
-        (lambda: Renoised(Langevin()), "step must be a predictor that takes the intervals of ts, such as Ancestral()"),
+        (
+            lambda: Renoised(Langevin()),
+            "step must be a predictor that takes the intervals of ts, such as Ancestral(), got Langevin(step_size="
+            "SNR(r=0.16), n=1), a corrector, which stays at its time: only `sample` takes one, beside a predictor",
+        ),
+        (
+            lambda: Renoised(Flow()),
+            "step must be a predictor that takes the intervals of ts, such as Ancestral(), got Flow(method=Heun()), "
+            "which may choose sizes of its own: take EDMHeun() or DPMSolver(2) on the flow, Ancestral() on the SDE",
+        ),
         (lambda: Renoised(DPMSolverPP(2)), "step must take any interval, as a method of one step does, got Multistep("),
         (lambda: TwoStage(0.0), "c2 must be a finite number > 0 and <= 1, got 0.0"),
         (lambda: TwoStage(0.5, 3), "around must be a Reference, got 3"),
