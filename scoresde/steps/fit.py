@@ -89,10 +89,10 @@ def tune(
     chosen = best(fitted, off)
     kept = pilots.n * (fine + 3 * calls)  # which are needed further down
     said = f"the weights leave {_share(off[chosen], off_other)} of the error of {other.name}"
-    if isinstance(chosen.step, Tuned) and not _worse(off[chosen], off_other):
+    if not _worse(off[chosen], off_other):
         progress(f"{said}; weights and times together")
         left = lambda: (pilots.evaluations - meter.evaluations) // meter.each - kept  # noqa: E731
-        whole = _whole(q, chosen.step, first, second, left)
+        whole = _whole(q, chosen, first, second, left)
         if whole is None:
             progress(f"{pilots.evaluations:,} evaluations are too few for that")
         else:
@@ -122,8 +122,13 @@ def least(calls: int, pilots: Pilots = Pilots(), known: bool = True, flows: int 
     return pilots.n * (trajectories + calls * (fits + WORTH)) + few * calls * usual
 
 
-def _whole(q: Reverse, solver: Tuned, first: Ends, second: Ends, left: Callable[[], int]) -> "Candidate | None":
-    """The solver improved as a whole, where there are evaluations left for it."""
+def _whole(q: Reverse, chosen: "Candidate", first: Ends, second: Ends, left: Callable[[], int]) -> "Candidate | None":
+    """The best fit improved as a whole, from weights of 0 if it has none, where there are evaluations left for it."""
+    solver = chosen.step
+    if not isinstance(solver, Tuned):
+        assert isinstance(solver, Multistep)
+        nothing = torch.zeros(len(chosen.ts) - 1, BAND + 1, dtype=torch.float64, device="cpu")
+        solver = Tuned(solver, q.sde, chosen.ts, nothing)
     step = improve(q, solver, first, second, left, max(LEAST, parts(q.score)))
     if step is solver:
         return None

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -244,16 +245,32 @@ def bad(extra):
 
 
 def test_a_bad_fit_is_not_taken(monkeypatch):
-    """If its weights are bad, the grid alone is."""
-    real = module.fit
+    """If its weights are bad, the grid alone is, and what is improved as a whole begins there, with weights of 0: what
+    comes of it is no worse where it was decided.
+    """
+    real, whole, begun = module.fit, module.improve, []
 
     def fit(*args):
         step, *errors = real(*args)
         return bad(step), *errors
 
+    def improve(improving, q, solver, first, second, *rest):
+        begun.append((solver, second))
+        return whole(q, solver, first, second, *rest) if improving else solver
+
     monkeypatch.setattr(module, "fit", fit)
-    found = tuned(flow(("mixture", "VE")), (16,), CALLS, data(LAWS["mixture"]), pilots=16, fine=40, dtype=F64)
-    assert found.name == "tuned size and grid" and found.tuned and isinstance(found.step, Multistep)
+    q, made = flow(("mixture", "VE")), []
+    for improving in (False, True):
+        monkeypatch.setattr(module, "improve", partial(improve, improving))
+        made.append(tuned(q, (16,), CALLS, data(LAWS["mixture"]), pilots=16, fine=40, dtype=F64))
+    alone, better = made
+    assert alone.name == "tuned size and grid" and alone.tuned and isinstance(alone.step, Multistep)
+    for solver, _ in begun:
+        assert solver.base == alone.step and solver.ts.equal(alone.ts) and not solver.extra.any()
+    assert better.name == "tuned weights and times" and better.step.extra.abs().max() < 1
+    _, second = begun[1]
+    off = [module.distance(sample(q, second.x_T, one.ts, one.step), second.end).sqrt().mean() for one in made]
+    assert off[1] < off[0]
 
 
 @pytest.mark.parametrize("worse", [True, False])
