@@ -79,7 +79,8 @@ def run(o: Namespace) -> None:
     if not made.tuned:
         print("no fit was better, so that method is what was written")
     calls = f"{counted.nfe} network calls to tune" + (f", {again} of them before it was cut off" if again else "")
-    print(f"noise amplification {made.noise_amplification:.2f}; {calls}; {o.out}")
+    rough = f"roughness in t {made.roughness:.2g}"
+    print(f"noise amplification {made.noise_amplification:.2f}; {rough}; {calls}; {o.out}")
     print(f"{made.evaluations:,} evaluations of the network for one sample in {monotonic() - began:.0f} s")
 
 

@@ -80,6 +80,8 @@ def tune(
 
     progress("pilots, and what they tell of size and grid")
     flights = Trajectories(q, starts[0], centre, fine)
+    rough, _, _ = flights.roughness()
+    progress(f"roughness in t {rough:.2g}")
     fitted = list(_fitted(flights, calls, progress))
     progress("a second set of pilots, and methods that need no fit")
     first, second = (Ends(x, y) for x, y in ((starts[0], flights.end), (starts[1], ends(q, starts[1], centre, fine))))
@@ -107,7 +109,7 @@ def tune(
     loud = noise_amplification(found.step, q, found.ts) if isinstance(found.step, Exponential) else 1.0
     validation = (Error.over(off[found]), fresh, other.name, Error.over(off[other]))
     of = (found.step, found.ts, q.sde, found.name, found is not other, calls, found.left)
-    return Tuning(*of, *validation, loud, evaluations=meter.evaluations)
+    return Tuning(*of, *validation, loud, evaluations=meter.evaluations, roughness=rough)
 
 
 def least(calls: int, pilots: Pilots = Pilots(), known: bool = True, flows: int = 1) -> int:

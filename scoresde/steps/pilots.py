@@ -21,7 +21,7 @@ from ..noise import iid
 from ..process import Reverse, Score, require_reverse
 from ..reference import DATA, Reference
 from ..shapes import answer, count, lifted
-from .exponential import Seen, advance, asking, stages_of
+from .exponential import Seen, advance, asking, lagrange, stages_of
 from .multistep import GaussianReference, Multistep
 from .step import sample
 
@@ -160,6 +160,30 @@ class Trajectories:
     def end(self) -> Tensor:
         """The last states."""
         return self.states[-1]
+
+    def roughness(self) -> tuple[float, Tensor, Tensor]:
+        """What no polynomial of a solver's order carries of how q changes in t: the root mean square, over samples,
+        dimensions and every other node k, of what the cubic polynomial in lambda through the nodes k - 3, k - 1, k + 1
+        and k + 3 misses q_k by, over that of q_(k+1) - q_(k-1). In all, and at each of these nodes: (ratio, lambda of
+        the nodes (n,), their ratios (n,)). It falls with the cube of the nodes' distance if q is smooth; for q that are
+        independent at equal steps it is sqrt(105/128) = 0.906. Changes below the square root of what x can tell, in
+        units of the data's deviation, are rounding, and smooth. It does not depend on the data's scale; NaN for fewer
+        than 7 nodes.
+        """
+        lam = self.q.sde.log_snr(self.ts)
+        k = torch.arange(3, len(lam) - 3, 2, device="cpu")
+        at = torch.stack([k - 3, k - 1, k + 1, k + 3], 1)
+        weights = lagrange(lam[at], lam[k, None])[..., 0]
+        least = (self.around.std * math.sqrt(torch.finfo(self.x_T.dtype).eps)) ** 2
+        missed, changed = torch.zeros(2, len(k), dtype=torch.float64, device="cpu")
+        for i, (nodes, w) in enumerate(zip(at.tolist(), weights.tolist(), strict=True)):
+            near = sum(a * self.seen[j] for a, j in zip(w, nodes, strict=True))
+            missed[i] = (self.seen[int(k[i])] - near).double().square().mean()
+            changed[i] = (self.seen[nodes[2]] - self.seen[nodes[1]]).double().square().mean()
+        told = torch.where(changed > least, (missed / changed.clamp_min(least)).sqrt(), 0.0)
+        clear = bool(changed.mean() > least)
+        whole = float((missed.sum() / changed.sum()).sqrt()) if clear else 0.0
+        return (whole if len(k) else math.nan), lam[k], told
 
     def at(self, ts: Tensor) -> list[Tensor]:
         """The states at times ts, by cubic polynomials through two nodes and the derivatives there."""

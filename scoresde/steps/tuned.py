@@ -1,5 +1,6 @@
 """A solver that was fitted to one model, and the file that keeps it: see `tune`."""
 
+import math
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -124,7 +125,9 @@ class Tuning:
     fit the best on those that decided, and its error. noise_amplification: the sum of |w| over |the sum of w|, w being
     what each q weighs in the last state: how much louder errors of the network come out than they would with positive
     weights. condition: in words what the score was told, such as a label and a guidance; nothing unless said.
-    evaluations: of the network for one sample, that the fit cost.
+    evaluations: of the network for one sample, that the fit cost. roughness: of the network in t along the pilots, what
+    no polynomial of a solver's order carries of how its residual changes from node to node, over that change: see
+    `Trajectories.roughness`. Near 0 it is smooth at the pilots' steps; near 1 it is noise there. NaN if nobody told.
     """
 
     step: Step
@@ -141,6 +144,7 @@ class Tuning:
     noise_amplification: float
     condition: str = later("")
     evaluations: int = later(0)
+    roughness: float = later(math.nan)
 
     def save(self, file: str | Path) -> None:
         """Write it as JSON with a seal, so that no changed entry is taken for what was fitted."""

@@ -70,7 +70,7 @@ def test_tune_a_law(capsys, tmp_path):
     assert f"{want.name}, 4 network calls: error {want.fresh} on fresh noise" in said
     assert str(want.validation) in said and f"{want.untuned}, the best method without a fit: " in said
     assert f"{score.nfe} network calls to tune; {out}" in said and "no fit was better" not in said
-    assert f"noise amplification {want.noise_amplification:.2f};" in said
+    assert f"noise amplification {want.noise_amplification:.2f}; roughness in t {want.roughness:.2g}; " in said
     lines = [line.rpartition(" (")[0] for line in said.splitlines() if line.startswith("...")]
     assert lines == [f"... {part}" for part in parts]
     fewest = f"{least(4, QUICK(8, 3)):,}"
