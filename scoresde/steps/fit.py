@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -85,23 +86,13 @@ def tune(
     fitted = list(_fitted(flights, calls, progress))
     progress("a second set of pilots, and methods that need no fit")
     first, second = (Ends(x, y) for x, y in ((starts[0], flights.end), (starts[1], ends(q, starts[1], centre, fine))))
-    off = {one: _off(q, one, second) for one in fitted}
     other, off_other = _usual(q, calls, around, second)
-    off[other] = off_other
-    chosen = best(fitted, off)
+    off = {other: off_other, **{one: _off(q, one, second) for one in fitted}}
     kept = pilots.n * (fine + 3 * calls)  # which are needed further down
-    said = f"the weights leave {_share(off[chosen], off_other)} of the error of {other.name}"
-    if not _worse(off[chosen], off_other):
-        progress(f"{said}; weights and times together")
-        left = lambda: (pilots.evaluations - meter.evaluations) // meter.each - kept  # noqa: E731
-        whole = _whole(q, chosen, first, second, left)
-        if whole is None:
-            progress(f"{pilots.evaluations:,} evaluations are too few for that")
-        else:
-            fitted.append(whole)
-            off[whole] = _off(q, whole, second)
-    else:
-        progress(f"{said}, so no more is spent on them")
+    left = lambda: (pilots.evaluations - meter.evaluations) // meter.each - kept  # noqa: E731
+    for whole in _improved(q, best(fitted, off), other, off, Sets(first, second), left, progress):
+        fitted.append(whole)
+        off[whole] = _off(q, whole, second)
     found = best([*fitted, other], off)
 
     progress("a third set of pilots")
@@ -124,18 +115,40 @@ def least(calls: int, pilots: Pilots = Pilots(), known: bool = True, flows: int 
     return pilots.n * (trajectories + calls * (fits + WORTH)) + few * calls * usual
 
 
-def _whole(q: Reverse, chosen: "Candidate", first: Ends, second: Ends, left: Callable[[], int]) -> "Candidate | None":
-    """The best fit improved as a whole, from weights of 0 if it has none, where there are evaluations left for it."""
-    solver = chosen.step
-    if not isinstance(solver, Tuned):
-        assert isinstance(solver, Multistep)
-        nothing = torch.zeros(len(chosen.ts) - 1, BAND + 1, dtype=torch.float64, device="cpu")
-        solver = Tuned(solver, q.sde, chosen.ts, nothing)
-    step = improve(q, solver, first, second, left, max(LEAST, parts(q.score)))
+class Sets(NamedTuple):
+    """Pilots: those that a solver is fitted to, and those that decide."""
+
+    first: Ends
+    second: Ends
+
+
+def _improved(
+    q: Reverse,
+    chosen: "Candidate",
+    other: "Candidate",
+    off: dict["Candidate", Tensor],
+    of: Sets,
+    left: Callable[[], int],
+    progress: Callable[[str], None],
+) -> Iterator["Candidate"]:
+    """The best fit improved as a whole, from weights of 0 if it has none: none where it is worse than the method that
+    needs no fit beyond chance, or where too few evaluations are left.
+    """
+    said = f"the fit leaves {_share(off[chosen], off[other])} of the error of {other.name}"
+    if _worse(off[chosen], off[other]):
+        progress(f"{said}, so no more is spent on it")
+        return
+    progress(f"{said}; weights and times together")
+    nothing = torch.zeros(len(chosen.ts) - 1, BAND + 1, dtype=torch.float64, device="cpu")
+    base = chosen.step
+    solver = base if isinstance(base, Tuned) else Tuned(cast(Multistep, base), q.sde, chosen.ts, nothing)
+    step = improve(q, solver, *of, left, max(LEAST, parts(q.score)))
     if step is solver:
-        return None
-    error = Error.of(sample(q, first.x_T, step.ts, step), first.end)
-    return Candidate("tuned weights and times", step, step.ts, error)
+        progress("too few evaluations are left for that")
+        return
+    yield Candidate(
+        "tuned weights and times", step, step.ts, Error.of(sample(q, of.first.x_T, step.ts, step), of.first.end)
+    )
 
 
 def _off(q: Reverse, one: "Candidate", pilots: Ends) -> Tensor:

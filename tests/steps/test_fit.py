@@ -280,9 +280,9 @@ def test_where_weights_do_not_help_no_more_is_spent(monkeypatch, worse):
     monkeypatch.setattr(module, "_worse", lambda off, other: worse)
     monkeypatch.setattr(module, "improve", lambda q, solver, *_: asked.append(solver) or solver)
     tuned(flow(("mixture", "VE")), (16,), 6, data(LAWS["mixture"]), pilots=16, fine=40, dtype=F64, progress=said.append)
-    line = next(text for text in said if text.startswith("the weights leave "))
+    line = next(text for text in said if text.startswith("the fit leaves "))
     assert len(asked) == (0 if worse else 1)
-    assert line.endswith("so no more is spent on them" if worse else "weights and times together")
+    assert line.endswith("so no more is spent on it" if worse else "weights and times together")
 
 
 def test_worse_beyond_chance():
