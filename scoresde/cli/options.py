@@ -152,15 +152,18 @@ def interpolate(parser: ArgumentParser) -> None:
 
 
 def tune(parser: ArgumentParser) -> None:
-    """Fit a solver of the probability flow to one model: grid, residual size and weights from its own trajectories. The
-    result is JSON, which `scoresde sample MODEL --tuned FILE` takes; where a method without a fit is better, that is
-    what is written. Without a MODEL the score is that of an exact law.
+    """Fit a solver to one model, of its probability flow or, with --eta, of a process with noise: grid, residual size
+    and weights from its own trajectories. The result is JSON, which `scoresde sample MODEL --tuned FILE` takes; where a
+    method without a fit is better, that is what is written. Without a MODEL the score is that of an exact law.
     """
     add = parser.add_argument
     add("model", type=model, nargs="?", help=MODEL)
     add("--law", metavar="LAW", help="modes, lattice, digitclasses, package.module:Class (modes)")
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
     add("--nfe", metavar="N", type=int, default=10, help="network calls of the solver")
+    add(
+        "--eta", metavar="X", type=float, default=0.0, help="its noise: 0 for the flow, up to 1 for the reverse SDE (0)"
+    )
     add("--pilots", metavar="N", type=int, default=64, help="trajectories in each of three sets: fit, decide, report")
     add("--evaluations", metavar="N", type=int, default=150_000, help="of the network for one sample, in all (150000)")
     guidance(parser, several=True)

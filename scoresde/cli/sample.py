@@ -111,4 +111,4 @@ def _tuned(o: Namespace, found: Checkpoint, score: Score, said: str) -> tuple[Re
         raise ValueError(f"tuned must be a solver that was fitted under what is asked for, {asked}, and not {fitted}")
     if read("sde", o.sde, LinearSDE) not in (None, solver.sde):
         raise ValueError(f"sde must be {solver.sde!r}, which the solver was tuned for, got {o.sde!r}")
-    return solver.sde.reverse(transport(score, found.model.sde, solver.sde), 0.0), solver.ts, (solver.step,)
+    return solver.sde.reverse(transport(score, found.model.sde, solver.sde), solver.eta), solver.ts, (solver.step,)

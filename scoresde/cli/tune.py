@@ -13,10 +13,11 @@ from ..lab import Problem
 from ..model import Counted, transport
 from ..process import LinearSDE, Score
 from ..reference import Reference, known
-from ..shapes import count
+from ..shapes import count, number
 from ..steps import Pilots, Tuning, tune
 from ..steps.fit import least
 from ..steps.pilots import together
+from ..steps.renewed import bounds
 from ..values import build, describe
 from .common import classifier_of, code_of, condition, guided, label_of, model_of, one_subject, place
 from .folder import Journal, opened
@@ -27,7 +28,7 @@ KNOWN = 2000  # samples of an exact law that tell its mean and deviation
 
 def run(o: Namespace) -> None:
     """Tune, and say how good the result is."""
-    count("nfe", o.nfe, least=2)
+    count("nfe", o.nfe, least=2), number("eta", o.eta, least=0, most=1)
     pilots = Pilots(o.pilots, o.seed, evaluations=o.evaluations)
     device, around = place(o), None
     one_subject(o)
@@ -56,7 +57,8 @@ def run(o: Namespace) -> None:
     of = {"subject": found.digest if o.model else repr(problem), "sde": sde, "around": around, "device": device.type}
     kept = {k: getattr(o, k) for k in ("seed", "nfe", "pilots", "evaluations")}
     kept |= {"condition": said} if said else {}
-    flow = together([sde.reverse(score, 0.0) for score in scores], pilots)
+    kept |= {"eta": o.eta} if o.eta else {}
+    flow = together([sde.reverse(score, o.eta) for score in scores], pilots)
     o.out.parent.mkdir(parents=True, exist_ok=True)
     fewest, most = cost(o, pilots, known(around, flow.score, like.shape[1:]) is not None, len(scores))
     print(
@@ -66,7 +68,7 @@ def run(o: Namespace) -> None:
     with opened(o.out.with_name(f".{o.out.name}.work"), code_of(o), command="tune", **of, **kept) as folder:
         journal, began = Journal(flow.score, folder).start(folder.of), monotonic()
         counted = Counted(journal)
-        work = sde.reverse(counted, 0.0), like, o.nfe, around, pilots
+        work = sde.reverse(counted, o.eta), like, o.nfe, around, pilots
         made = tune(*work, lambda text: print(f"... {text} ({monotonic() - began:.0f} s)"))
         made = replace(made, condition=said)
         made.save(o.out)
@@ -89,8 +91,9 @@ def cost(o: Namespace, pilots: Pilots, told_around: bool, flows: int) -> tuple[i
     twice each time, and where it is given an interval only there.
     """
     once = least(o.nfe, pilots, told_around, flows)
-    twice = 2 * once if o.guidance and not o.classifier else once
-    return once if o.interval else twice, max(twice, o.evaluations)
+    fewest, most = bounds(o.nfe, pilots, told_around, flows) if o.eta else (once, once)
+    each = 2 if o.guidance and not o.classifier else 1
+    return fewest * (1 if o.interval else each), max(each * most, o.evaluations)
 
 
 def told(o: Namespace, found: Checkpoint, device: torch.device) -> tuple[str, list[Score]]:

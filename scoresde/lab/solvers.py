@@ -18,10 +18,10 @@ from ..noise import iid, seeds
 from ..ode import Dopri5
 from ..process import EDM, VE, VP, Cosine, LinearSDE, RectifiedFlow, Score, SubVP
 from ..shapes import count
+from ..steps import Pilots, tune
 from ..steps.adaptive import DPMSolverAdaptive, GottaGoFast, Tallied
 from ..steps.catalogue import FLOWS, METHODS, Method
 from ..steps.euler import Flow
-from ..steps.fit import Pilots, tune
 from ..steps.step import Step, draw, sample
 from ..steps.tuned import Error, distance
 from .subjects import Row, Subject

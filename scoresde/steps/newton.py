@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..noise import Noise, iid
 from ..process import Reverse
 from .exponential import Interval, Seen, advance, asking
 from .pilots import mean_like
@@ -44,14 +45,15 @@ COORDINATES = 4096
 
 
 class Ends(NamedTuple):
-    """Starts x_T and where the flow takes them, (B, *D)."""
+    """Starts x_T and where the flow takes them, (B, *D), with the noise on the way if there is any, which is drawn."""
 
     x_T: Tensor
     end: Tensor
+    noise: Noise = iid()
 
     def first(self, n: int) -> "Ends":
         """Of the first n."""
-        return Ends(self.x_T[:n], self.end[:n])
+        return Ends(self.x_T[:n], self.end[:n], self.noise)
 
 
 def trust(off: Tensor, far: float = 1.0) -> Tensor:
@@ -70,7 +72,8 @@ def typical(off: Tensor) -> float:
 @dataclass(frozen=True, eq=False)
 class Family:
     """The solvers of q near one: theta changes the weights of the last q on each interval, in units of its mass, and
-    then the inner times, in units of the shorter interval beside them.
+    then the inner times, in units of the shorter interval beside them; with eta > 0 the weights alone, since the noise
+    of other times leads elsewhere.
     """
 
     q: Reverse
@@ -90,30 +93,36 @@ class Family:
     @property
     def size(self) -> int:
         """Of theta."""
-        return len(self.weights) + self.n - 1
+        return len(self.weights) + self.inner
+
+    @property
+    def inner(self) -> int:
+        """Times that may change."""
+        return 0 if self.solver.eta else self.n - 1
 
     @property
     def cost(self) -> int:
         """Evaluations for one pilot that a derivative costs."""
         after = sum(self.n - n - 1 for n, _ in self.weights)
-        times = sum(self.n - n + 1 for n in range(1, self.n))
-        return self.n + after + times - int(self.solver.base.analytic) * (1 + (self.n > 1))
+        times = sum(self.n - n + 1 for n in range(1, self.inner + 1))
+        return self.n + after + times - int(self.solver.base.analytic) * (1 + (self.inner > 0))
 
     @cached_property
     def masses(self) -> Tensor:
         """Those of its intervals."""
-        return masses(self.q.sde, self.solver.around, self.solver.ts)
+        return masses(self.q, self.solver.around, self.solver.ts)
 
     def at(self, theta: Tensor) -> Tuned | None:
         """The solver, None where an interval would be too short."""
         sde, ts = self.q.sde, self.solver.ts.clone()
         lam, extra = sde.log_snr(ts), self.solver.extra.clone()
         h = lam.diff()
-        moved = lam.clone()
-        moved[1:-1] += theta[len(self.weights) :] * torch.minimum(h[:-1], h[1:])
-        if (moved.diff() < SHORT * h).any():
-            return None
-        ts[1:-1] = torch.where(theta[len(self.weights) :] == 0, ts[1:-1], sde.time(moved)[1:-1])
+        if self.inner:
+            moved, change = lam.clone(), theta[len(self.weights) :]
+            moved[1:-1] += change * torch.minimum(h[:-1], h[1:])
+            if (moved.diff() < SHORT * h).any():
+                return None
+            ts[1:-1] = torch.where(change == 0, ts[1:-1], sde.time(moved)[1:-1])
         rows, places = torch.tensor(self.weights, device="cpu").T
         extra[rows, places] += theta[: len(self.weights)] * self.masses[rows]
         return replace(self.solver, ts=ts, extra=extra)
@@ -135,12 +144,18 @@ class Runs:
         drawn = torch.randperm(d, generator=torch.Generator().manual_seed(0), device="cpu")[:COORDINATES]
         self.seen = (drawn if d > COORDINATES else torch.arange(d, device="cpu")).to(pilots.end.device)
 
-    def __call__(self, plan: list[Interval], start: tuple[Tensor, Seen] | None = None) -> Tensor:
-        """The last states; from what is known at the first of the intervals, unless that is the start."""
-        x, known = start or (self.pilots.x_T, ())
-        for now in plan:
-            x, known = advance(now, x, known, self.mean, self.ask)
-        return x
+    def __call__(self, plan: list[Interval], start: tuple[Tensor, Seen] | None = None, first: int = 0) -> Tensor:
+        """The last states; after the intervals from `first` on, from what is known there, unless that is the start."""
+        at = start or (self.pilots.x_T, ())
+        for n, now in enumerate(plan[first:], first):
+            at = self.next(n, now, *at)
+        return at[0]
+
+    def next(self, n: int, now: Interval, x: Tensor, known: Seen) -> tuple[Tensor, Seen]:
+        """What is known after the n-th interval."""
+        x, known = advance(now, x, known, self.mean, self.ask)
+        t, s = self.family.solver.ts[n : n + 2]
+        return (x.add_(self.pilots.noise(x, t, s), alpha=now.std) if now.std else x), known
 
     def coordinates(self, x: Tensor) -> Tensor:
         """Those that are compared, (B, d)."""
@@ -154,20 +169,20 @@ class Runs:
         """Of the last states by theta, (B, d, size of theta)."""
         plan = self.family.plan(theta)
         at: list[tuple[Tensor, Seen]] = [(self.pilots.x_T, ())]
-        for now in plan:
-            at.append(advance(now, *at[-1], self.mean, self.ask))
+        for n, now in enumerate(plan):
+            at.append(self.next(n, now, *at[-1]))
         end, columns = self.coordinates(at[-1][0]), []
         unit = self.family.masses.tolist()
         for n, j in self.family.weights:
             x, known = at[n + 1]
-            x = self(plan[n + 1 :], (x.add(known[j], alpha=SMALL * unit[n]), known))
+            x = self(plan, (x.add(known[j], alpha=SMALL * unit[n]), known), n + 1)
             columns.append((self.coordinates(x) - end) / SMALL)
-        for n in range(1, self.family.n):
+        for n in range(1, self.family.inner + 1):
             change = torch.zeros_like(theta)
             change[len(self.family.weights) + n - 1] = SMALL
             way = 1 if self.family.at(theta + change) else -1  # where the next interval would be too short
             moved = self.family.plan(theta + way * change)
-            columns.append((self.coordinates(self(moved[n - 1 :], at[n - 1])) - end) / (way * SMALL))
+            columns.append((self.coordinates(self(moved, at[n - 1], n - 1)) - end) / (way * SMALL))
         return torch.stack(columns, -1)
 
 

@@ -9,7 +9,7 @@ known factor) the states at any times.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import grid
 from ..model import Counted
-from ..noise import iid
+from ..noise import Noise, iid
 from ..process import Reverse, Score, require_reverse
 from ..reference import DATA, Reference
 from ..shapes import answer, count, lifted
@@ -106,20 +106,20 @@ def parts(score: Any) -> int:
 
 
 def together(flows: Reverse | Sequence[Reverse], pilots: Pilots) -> Reverse:
-    """One flow or several, by rows. Raises ValueError unless all are of one process with eta = 0, and no more than
-    there are pilots.
+    """One process or several, by rows. Raises ValueError unless all are of one SDE and one eta, and no more than there
+    are pilots.
     """
     several = [flows] if isinstance(flows, Reverse) else list(flows)
     if not several:
         raise ValueError("q must be a probability flow, or several, got none")
     for q in several:
-        if require_reverse(q).eta:
-            raise ValueError(f"q must be a probability flow, eta=0, got eta={q.eta}")
-        if q.sde != several[0].sde:
+        if require_reverse(q).sde != several[0].sde:
             raise ValueError(f"q must be flows of one process, got {several[0].sde!r} and {q.sde!r}")
+        if q.eta != several[0].eta:
+            raise ValueError(f"q must be of one eta, got {several[0].eta:g} and {q.eta:g}")
     if len(several) > pilots.n:
         raise ValueError(f"pilots must be at least as many as flows, {len(several)}, got {pilots.n}")
-    return several[0] if len(several) == 1 else several[0].sde.reverse(Divided([q.score for q in several]), 0.0)
+    return several[0] if len(several) == 1 else replace(several[0], score=Divided([q.score for q in several]))
 
 
 def mean_like(around: Reference, x: Tensor) -> Tensor:
@@ -137,11 +137,22 @@ def ends(q: Reverse, x_T: Tensor, around: Reference, fine: int) -> Tensor:
     return sample(q, x_T, grid.reference(q.sde, fine, around=around), fine_step(around))
 
 
+class Course(Protocol):
+    """What weights are fitted to: starts x_T of q, where they should be at the times of a grid, and by which noise."""
+
+    q: Reverse
+    x_T: Tensor
+    noise: Noise
+
+    def at(self, ts: Tensor) -> list[Tensor]: ...
+
+
 class Trajectories:
     """Pilots of q from x_T, in `fine` calls: ts, states and residuals seen, (K, B, *D), around a Gaussian."""
 
     def __init__(self, q: Reverse, x_T: Tensor, around: Reference, fine: int) -> None:
         self.q, self.x_T, self.around = q, x_T, around
+        self.noise: Noise = iid()
         self.ts = ts = grid.reference(q.sde, fine, around=around)
         mean = mean_like(around, x_T)
         ask, x = asking(q, mean), x_T

@@ -20,8 +20,10 @@ from scoresde.guide import classifier_free, conditioned
 from scoresde.lab.problems import Modes
 from scoresde.model import ScoreModel
 from scoresde.noise import seeds
-from scoresde.steps.fit import Pilots, least, tune
+from scoresde.steps import Pilots, tune
+from scoresde.steps.fit import least
 from scoresde.steps.multistep import DDIM
+from scoresde.steps.renewed import bounds
 from scoresde.steps.step import draw
 from scoresde.steps.tuned import Error, Tuning
 from scoresde.values import describe
@@ -207,6 +209,26 @@ def test_what_it_costs_is_what_is_told(capsys, monkeypatch, classes, tmp_path, t
     assert numbers(said, "; ", " network calls to tune, ") == [whole] and 0 < before == whole - len(made)
     assert numbers(said, "\n", " evaluations of the network for one sample in ") == [rows]
     assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_a_solver_with_noise(capsys, ring, tmp_path):
+    """With --eta it is of that process, costs what it says, and `sample` draws by it from the process."""
+    file, folder = tmp_path / "solver.json", tmp_path / "drawn"
+    args = ["tune", str(ring), "--nfe", "4", "--eta", "0.5", "--pilots", "8", "--evaluations", "0", "--device", "cpu"]
+    assert main([*args, "--out", str(file)]) == 0
+    said = capsys.readouterr().out
+    ((low,), (high,)) = numbers(said, "the fit takes from "), numbers(said, r"[\d,]+ to ", " evaluations")
+    (spent,) = numbers(said, "\n", " evaluations of the network for one sample in ")
+    assert (low, high) == bounds(4, Pilots(8)) and low <= spent <= high
+    found = Tuning.load(file)
+    assert found.eta == found.step.eta == 0.5 and found.evaluations == spent
+    assert main(["sample", str(ring), "--tuned", str(file), "--n", "3", "--out", str(folder), "--device", "cpu"]) == 0
+    loaded = load(ring, dtype=torch.float32)
+    p = loaded.model.sde.reverse(loaded.model, 0.5)
+    want = draw(p, loaded.shape, found.ts, found.step, seeds=seeds(0, 3))
+    torch.testing.assert_close(drawn(folder).to(want), want, rtol=1e-5, atol=1e-5)
+    assert main([*args[:5], "1.5", "--out", str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().err.endswith("scoresde: eta must be a finite number >= 0 and <= 1, got 1.5\n")
 
 
 def cut(made, stop, real):

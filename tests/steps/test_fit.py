@@ -33,9 +33,9 @@ from scoresde.exact import Gaussian, GaussianMixture
 from scoresde.guide import combined
 from scoresde.lab.problems import Modes
 from scoresde.reference import NOISE
-from scoresde.steps import DPMSolver, Multistep
+from scoresde.steps import DPMSolver, Multistep, Pilots, tune
 from scoresde.steps import fit as module
-from scoresde.steps.fit import Pilots, noise_amplification, tune, untuned
+from scoresde.steps.fit import noise_amplification, untuned
 from scoresde.steps.multistep import DDIM, DPMSolverPP
 from scoresde.steps.tuned import Error, Tuned, Tuning
 from scoresde.values import SEAL, describe, sealed
@@ -277,7 +277,7 @@ def test_a_bad_fit_is_not_taken(monkeypatch):
 def test_where_weights_do_not_help_no_more_is_spent(monkeypatch, worse):
     """They are improved together unless they are worse than the best usual method beyond chance, and it is said."""
     said, asked = [], []
-    monkeypatch.setattr(module, "_worse", lambda off, other: worse)
+    monkeypatch.setattr(module, "worse", lambda *args: worse)
     monkeypatch.setattr(module, "improve", lambda q, solver, *_: asked.append(solver) or solver)
     tuned(flow(("mixture", "VE")), (16,), 6, data(LAWS["mixture"]), pilots=16, fine=40, dtype=F64, progress=said.append)
     line = next(text for text in said if text.startswith("the fit leaves "))
@@ -302,8 +302,9 @@ def test_worse_beyond_chance():
     assert sum(ratios) / 400 == pytest.approx(1.1 * math.exp(0.01 / 2), rel=3 * spread / 20)
     one = torch.ones(64, dtype=F64)
     far = torch.cat([one[:1] * 100, one[1:]])
-    assert not module._worse(far, one) and module._worse(1.1 * one, one) and not module._worse(one, 1.1 * one)
-    assert module._ratio(0 * one, 0 * one) == (1.0, 0.0) and module._worse(one, 0 * one)
+    assert not module.worse(far, one) and module.worse(1.1 * one, one) and not module.worse(one, 1.1 * one)
+    assert module.worse(4 * one, one, 1.9) and not module.worse(4 * one, one, 2.0)
+    assert module._ratio(0 * one, 0 * one) == (1.0, 0.0) and module.worse(one, 0 * one)
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +339,7 @@ def test_where_no_fit_is_better(untuned_one):
 )
 def test_what_a_fit_costs_in_any_case(monkeypatch, calls, n, fine, flows, told):
     """By the rows that the networks were given, where nothing is improved as a whole, to one."""
-    monkeypatch.setattr(module, "_worse", lambda off, other: True)
+    monkeypatch.setattr(module, "worse", lambda *args: True)
     law, rows = LAWS["modes"].diffuse(VP()), []
     silent = [VP().reverse(lambda x, t: (rows.append(len(x)), law(x, t))[1], 0.0) for _ in range(flows)]
     found = tuned(silent, (2,), calls, data(LAWS["modes"]) if told else None, pilots=n, fine=fine, dtype=F64)
@@ -422,7 +423,7 @@ def test_many_calls(monkeypatch, few_others):
         ({"x_0": torch.zeros(1, 2)}, "x_0 must hold at least 2 samples"),
         ({"x_0": torch.ones(9, 2)}, "data must vary, got 9 samples that are all the same"),
         ({"x_0": torch.full((9, 2), math.nan)}, "x_0 must be finite"),
-        ({"q": VP().reverse(Modes().law().diffuse(VP()))}, "q must be a probability flow, eta=0, got eta=1"),
+        ({"q": VP().reverse(Modes().law().diffuse(VP()), 1.5)}, "eta must be a finite number <= 1, got 1.5"),
     ],
     ids=str,
 )
@@ -811,8 +812,8 @@ def test_other_uses(tunings):
     for p, times, said in (
         (other.reverse(law.diffuse(other), 0.0), ts, "sde must be VE(sigma_min=0.01, sigma_max=50.0), which"),
         (VP().reverse(law.diffuse(VP()), 0.0), ts, "sde must be VE("),
-        (sde.reverse(law.diffuse(sde)), ts, "a tuned solver solves the probability flow, eta=0, got eta=1"),
-        (sde.reverse(law.diffuse(sde), 0.5), ts, "a tuned solver solves the probability flow, eta=0, got eta=0.5"),
+        (sde.reverse(law.diffuse(sde)), ts, "eta must be 0, which the solver was tuned for, got 1"),
+        (sde.reverse(law.diffuse(sde), 0.5), ts, "eta must be 0, which the solver was tuned for, got 0.5"),
         (flow(case), grid.log_snr(sde, len(ts) - 1, 0.1), "ts must be the "),
         (flow(case), moved, "ts must be the "),
         (flow(case), ts[1:], "ts must be the "),
