@@ -6,8 +6,9 @@ An autoencoder D learns to restore x_0 from x_0 + sigma z by squared error. (D(x
 data smoothed by sigma: measured here against the exact score of a mixture of eight Gaussians. One autoencoder is
 trained for each of ten noise levels, by plain reconstruction and by nothing else; ancestral sampling from the noisiest
 to the least noisy one, each step of which denoises and adds back less noise, gives samples of the data. On the way it
-is checked that the reconstruction error is `dsm` of the noise times sigma^2, number for number. Where sigma is small the score
-is a small part of the noise that the error is made of, and a training as short as this one finds only some of it.
+is checked that the reconstruction error is `dsm` of the noise times sigma^2, number for number. Where sigma is small
+the score is a small part of the noise that the error is made of, and a training as short as this one finds only some
+of it.
 """
 
 import copy

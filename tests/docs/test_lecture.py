@@ -11,8 +11,8 @@ FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 
 
 def prose(text):
-    """What stands outside of code."""
-    return re.sub(r"`[^`\n]+`", "", FENCE.sub("", text))
+    """What stands outside of code, but for the sections of papers."""
+    return re.sub(r"`[^`\n]+`|section \d\.\d", "", FENCE.sub("", text))
 
 
 def test_ten_pages():

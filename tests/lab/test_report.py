@@ -414,11 +414,7 @@ def test_embedded_figure_needs_nothing_beside_it():
     assert unescape(said[1]) == unescape(said[3]) == HTML and "<" not in said[1] + said[3]
     svg = base64.b64decode(said[2]).decode()
     assert "x label" in svg and "a line" in svg and module.GREY in svg
-    assert (
-        "#000000" not in svg
-        and "#ffffff" not in svg
-        and not re.search(r"https?://(?!www\.w3\.org|matplotlib\.org|purl|creat)", svg)
-    )
+    assert not any(word in svg for word in ("#000000", "#ffffff", 'href="http'))
 
 
 def test_pictures_show_their_images(tmp_path, figure):
