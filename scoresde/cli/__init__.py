@@ -1,5 +1,5 @@
 """The command line: `scoresde demo | train | average | sample | inpaint | colorize | superres | interpolate |
-evaluate | tune | likelihood | compare | bench | fetch | models`.
+evaluate | tune | likelihood | compare | bench | explain | fetch | models`.
 
 Options and files; what is computed is the library's. Processes, networks and steps are typed as the library shows them
 (`parts`). An error is one line on standard error and exit status 2.

@@ -265,6 +265,18 @@ def bench(parser: ArgumentParser) -> None:
     shared(parser, "runs/bench")
 
 
+def explain(parser: ArgumentParser) -> None:
+    """Write one HTML page that plays DDPM, annealed Langevin, predictor-corrector, DDIM and the probability flow from
+    the same start along the same Brownian path, beside their exact errors. The page needs no network and no server; all
+    of its numbers are computed here, in a minute or two. What is at --out is replaced if this command wrote it.
+    """
+    add = parser.add_argument
+    add("--particles", metavar="N", type=int, default=1024, help="particles that errors are measured with (1024)")
+    add("--shown", metavar="N", type=int, default=256, help="of these, particles that are drawn (256)")
+    add("--seed", metavar="N", type=int, default=0, help="of everything random: the same seed, the same page")
+    add("--out", metavar="PATH", type=place, default=Path("runs/explain.html"), help="the file (runs/explain.html)")
+
+
 def fetch(parser: ArgumentParser) -> None:
     """Fetch data as they are published, mnist or fashion-mnist, into a folder that `scoresde train` takes. Files that
     are there and right are not fetched again, and a download that broke off goes on.
@@ -344,6 +356,6 @@ def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is
 
 EVERY = (
     demo, train, average, sample, inpaint, colorize, superres, interpolate, evaluate, tune, likelihood, compare, bench,
-    fetch, models,
+    explain, fetch, models,
 )  # fmt: skip
 COMMANDS = {command.__name__: command for command in EVERY}
