@@ -9,7 +9,10 @@ const made = (tag, props, ...children) => {
   return node;
 };
 const reduced = matchMedia('(prefers-reduced-motion: reduce)');
-const now = { law: 'plane', process: 'vp', steps: 20, eta: 1, rate: 'medium', frame: 0, follow: 0, playing: false };
+const now = {
+  law: 'plane', process: 'vp', steps: story.steps[story.steps.length >> 1], eta: 1, rate: 'medium',
+  frame: 0, follow: 0, playing: false,
+};
 const EDGE = 0.035;  // of a picture's side, around the window
 const RECENT = 8;  // states of the path in the plane that are drawn in full
 
@@ -329,6 +332,7 @@ function build() {
   for (const way of WAYS) {
     const canvas = made('canvas'), fields = {}, dl = made('dl'), title = made('span', { textContent: way.name });
     canvas.setAttribute('role', 'img');
+    canvas.dataset.way = way.key;
     const names = { distance: 'Distance', noise: 'Noise alone', ...(way.run ? { nfe: 'Calls' } : {}),
       ...(['ddim', 'flow'].includes(way.key) ? { off: 'Off flow' } : {}) };
     for (const [key, said] of Object.entries(names)) {

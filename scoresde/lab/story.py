@@ -157,6 +157,13 @@ class Scene:
     def code(self) -> str:
         """The lines that make what `Way.code` names."""
         lines = (
+            "import torch",
+            "from scoresde import NCSN, VE, VP, Ancestral, Flow, Langevin, Reference, grid, iid",
+            "from scoresde.lab import Modes, Peaks",
+            "from scoresde.lab.story import OnePath",
+            "from scoresde.ode import RK4",
+            "from scoresde.steps import trajectory",
+            "",
             f"law, sde = {self.problem!r}.law(), {self.sde!r}",
             f"score, around = law.diffuse(sde), {self.around!r}",
             f"generator = torch.Generator().manual_seed({self._seeds[0]})",
