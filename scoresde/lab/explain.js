@@ -11,7 +11,7 @@ const made = (tag, props, ...children) => {
 const reduced = matchMedia('(prefers-reduced-motion: reduce)');
 const now = {
   law: 'plane', process: 'vp', steps: story.steps[story.steps.length >> 1], eta: 1, rate: 'medium',
-  frame: 0, follow: 0, playing: false,
+  frame: 0, follow: Math.min(8, story.shown - 1), playing: false,
 };
 const EDGE = 0.035;  // of a picture's side, around the window
 const RECENT = 8;  // states of the path in the plane that are drawn in full
@@ -265,7 +265,7 @@ function drawWords() {
       + 'it took last. The strong line is the path of one particle.'
     : 'Time runs to the right, from noise to data; the shade is the exact density at every time. Lines are paths of '
       + 'particles, points where they are now. The strong line is the path of one particle.')
-    + ' Its start is the same in all pictures but the first.';
+    + ' Its start is the same in all pictures but the first. What is outside the window is drawn at its edge.';
   $('status').textContent = `${now.steps} ${steps}, ${now.process.toUpperCase()}: ` + SAMPLERS.map(way => {
     const run = s.runs[way.run()];
     return `${titled(way)} ends at distance ${shownNumber(run.distance.at(-1))} after ${run.nfe.at(-1)} calls`;

@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -335,7 +336,7 @@ def opened(browser, file):
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(file.as_uri())
-        page.wait_for_function("document.querySelectorAll('#cards canvas').length === 6 && explain.now.frame > 0")
+        until(page, "document.querySelectorAll('#cards canvas').length === 6 && explain.now.frame > 0")
         drawn(page)
         return page
 
@@ -343,6 +344,14 @@ def opened(browser, file):
     assert not complaints and set(asked) == {file.as_uri()}
     for context in contexts:
         context.close()
+
+
+def until(page, condition, seconds=20):
+    """Wait for it; the page itself lets no string be run, as `wait_for_function` would."""
+    end = monotonic() + seconds
+    while not page.evaluate(condition):
+        assert monotonic() < end, condition
+        page.wait_for_timeout(20)
 
 
 def drawn(page):
@@ -403,13 +412,15 @@ def test_what_is_drawn_is_what_is_stored(settings, opened, story, arrays):
         wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
         seen = page.evaluate(
             """([key, spots]) => {
-              const ctx = document.querySelector(`[data-way=${key}]`).getContext('2d');
-              return spots.map(([x, y]) => [...ctx.getImageData(Math.round(2 * x), Math.round(2 * y), 1, 1).data]);
+              const canvas = document.querySelector(`[data-way=${key}]`), { width, height } = canvas;
+              const { data } = canvas.getContext('2d').getImageData(0, 0, width, height);
+              const at = ([x, y]) => 4 * (Math.floor(2 * y) * width + Math.floor(2 * x));
+              return spots.map(spot => [...data.slice(at(spot), at(spot) + 3)]);
             }""",
-            [key, picture["pixels"][1:]],  # the first is followed, and dark
+            [key, picture["pixels"][:8]],  # that of index 8 is followed, and dark
         )
-        like = np.abs(np.asarray(seen)[:, :3] - wanted).max(1) < 70
-        assert like.mean() > 0.6, key
+        like = np.abs(np.asarray(seen) - wanted).max(1) < 70
+        assert like.mean() >= 0.5, key
 
 
 @pytest.mark.slow
@@ -419,13 +430,13 @@ def test_it_plays(opened):
     frame = lambda: page.evaluate("explain.now.frame")  # noqa: E731
     page.evaluate("explain.moveTo(0)")
     page.click("#play")
-    page.wait_for_function("explain.now.frame > 2")
+    until(page, "explain.now.frame > 2")
     page.click("#play")
     held = frame()
     page.wait_for_timeout(900)
     assert frame() == held and int(page.input_value("#time")) == held
     page.click("#play")
-    page.wait_for_function("explain.now.frame === 20 && !explain.now.playing")
+    until(page, "explain.now.frame === 20 && !explain.now.playing")
     assert page.inner_text("#play") == "Play"
 
 
@@ -439,7 +450,7 @@ def test_keyboard(opened):
     page.keyboard.press("ArrowLeft")
     assert page.evaluate("explain.now.frame") == 6
     page.keyboard.press("Space")
-    page.wait_for_function("explain.now.playing && explain.now.frame > 6")
+    until(page, "explain.now.playing && explain.now.frame > 6")
     page.keyboard.press("Space")
     assert not page.evaluate("explain.now.playing")
     page.focus("#time")
@@ -458,7 +469,7 @@ def test_keyboard(opened):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.name"))
     assert {"tab-line", "play", "time", "steps", "eta", "rate", "process", "follow"} <= set(reached)
-    named = "e => e.labels?.length || e.textContent.trim() || e.getAttribute('aria-label')"
+    named = "e => e.labels?.length || e.textContent.trim() || e.ariaLabel || e.getAttribute('aria-labelledby')"
     assert all(e.evaluate(named) for e in page.query_selector_all("button, input, canvas"))
 
 
