@@ -1,5 +1,5 @@
 """One HTML file that plays a story: it holds every number that it draws, and asks for nothing from anywhere. It is
-`explain.html`, with `explain.css`, `explain.js` and the numbers put in.
+`explain.html`, with the style, the scripts and the numbers put in.
 
 Numbers are JSON in the page. Positions and densities, which a picture needs to a part in thousands, are whole numbers
 in one zlib stream in base64: of each array the differences along its first axis, modulo 2^8 or 2^16, and of 16 bits all
@@ -143,6 +143,9 @@ def _rounded(values: Iterable[float], digits: int = 4) -> list[float]:
 def page(story: dict[str, Any], packing: Packing) -> str:
     """The file."""
     said = json.dumps(story, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    style, script, text = ((Path(__file__).parent / f"explain.{kind}").read_text() for kind in ("css", "js", "html"))
-    parts = {"style": style, "script": script, "story": said, "numbers": packing.text()}
+    style, draw, move, text = (
+        (Path(__file__).parent / f"explain.{kind}").read_text(encoding="utf-8")
+        for kind in ("css", "draw.js", "move.js", "html")
+    )
+    parts = {"style": style, "script": draw + move, "story": said, "numbers": packing.text()}
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], text)

@@ -424,6 +424,23 @@ def test_what_is_drawn_is_what_is_stored(settings, opened, story, arrays):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("law", TOLD)
+def test_the_shade_is_the_stored_density(law, opened, arrays):
+    """Its opacity, cell by cell: of one time in the plane, of all times, from left to right, on a line."""
+    page, stored = opened(), arrays[f"{law}/ve/density"]
+    look(page, law=law, process="ve", frame=14)
+    seen = page.evaluate(
+        """() => {
+          const { width, height } = heat(14), image = heat(14).getContext('2d').getImageData(0, 0, width, height);
+          return [width, height, Number(colours['heat-top']), [...image.data].filter((_, i) => i % 4 === 3)];
+        }"""
+    )
+    width, height, top, opacity = seen
+    want = stored[7] if law == "plane" else stored.T
+    assert np.abs(np.reshape(opacity, (height, width)) - top * want).max() <= 0.5
+
+
+@pytest.mark.slow
 def test_it_plays(opened):
     """Play moves the slider to the end and stops there; pause holds it."""
     page = opened()
@@ -438,6 +455,17 @@ def test_it_plays(opened):
     page.click("#play")
     until(page, "explain.now.frame === 20 && !explain.now.playing")
     assert page.inner_text("#play") == "Play"
+
+
+@pytest.mark.slow
+def test_reduced_motion(opened):
+    """Who wants little motion sees ten pictures, and no film between them."""
+    page, seen = opened(reduced_motion="reduce"), set()
+    page.evaluate("explain.moveTo(16), explain.play(true)")
+    end = monotonic() + 20
+    while page.evaluate("explain.now.playing") and monotonic() < end:
+        seen.add(page.evaluate("explain.now.frame"))
+    assert seen | {20} == {16, 18, 20} and page.evaluate("explain.now.frame") == 20
 
 
 @pytest.mark.slow
@@ -499,7 +527,7 @@ def test_phone(opened, scheme):
 
 @pytest.mark.slow
 def test_words(opened, story):
-    """The table, the code and the things to try say what the settings give."""
+    """The table and the code beside each sampler say what the settings give."""
     page = opened()
     look(page, law="line", process="ve", steps=5, eta=1, rate="small", frame=3)
     runs = story["scenes"]["line/ve"]["runs"]
@@ -511,4 +539,7 @@ def test_words(opened, story):
         run = runs[RUN[key]({"eta": 1, "steps": 5, "rate": "small"})]
         assert int(calls) == run["nfe"][-1] and float(distance) == pytest.approx(run["distance"][-1], abs=6e-4), name
         assert page.inner_text(f"#code-{key}") == run["code"]
+    alone = [float(word) for word in re.findall(r"\d\.\d+", page.inner_text("#alone"))]
+    told = story["scenes"]["line/ve"]
+    assert alone == pytest.approx([told[key][-1] for key in ("floor", "least", "most")], abs=6e-4)
     assert page.text_content("#begin") == story["scenes"]["line/ve"]["code"]
