@@ -90,7 +90,7 @@ def told(
 
 def _setting(name: str, scene: Scene, packing: Packing) -> dict[str, Any]:
     """What all ways of a scene share."""
-    d, ts, last = scene.law.d, scene.times(scene.last), scene.last
+    d, ts, last = scene.law.d, scene.ts, scene.last
     every = EVERY[d]
     density = np.stack([scene.density(f, CELLS[d]).numpy() for f in range(0, last + 1, every)])
     packing.add(f"{name}/density", np.round(255 * density).astype(np.uint8))

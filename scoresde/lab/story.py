@@ -184,6 +184,11 @@ class Scene:
         return torch.Generator().manual_seed(self._seeds[k])
 
     @cached_property
+    def ts(self) -> Tensor:
+        """(frames,): the times of the frames."""
+        return self.times(self.last)
+
+    @cached_property
     def x_T(self) -> Tensor:
         """(particles, *D): the start of every way."""
         return self.sde.prior((self.particles, *self.law.shape), iid(self._generator(0)), torch.float64)
@@ -196,14 +201,14 @@ class Scene:
     @cached_property
     def width(self) -> Tensor:
         """(frames,): half the side of the window, 2.8 deviations from 0 of a dimension of x_t."""
-        ts, (mean, std) = self.times(self.last), self.law.moments
+        ts, (mean, std) = self.ts, self.law.moments
         return 2.8 * (self.sde.alpha(ts) ** 2 * (mean**2 + std**2).mean() + self.sde.var(ts)).sqrt()
 
     def forward(self) -> Tensor:
         """(frames, particles, *D): exact samples of the data on the same Brownian path upwards, by exact transitions
         x_t = a x_s + sqrt(v) z, in the order of the frames, from noise to data.
         """
-        ts, noise = self.times(self.last), self.noise.fresh()
+        ts, noise = self.ts, self.noise.fresh()
         x, states = self.score.sample(self.particles, ts[-1], self._generator(2)), []
         states.append(x)
         for s, t in pairwise(ts.flip(0)):
@@ -228,19 +233,22 @@ class Scene:
     def flow(self) -> Tensor:
         """(frames, shown, *D): the exact flow of the particles that are shown, to 1e-9."""
         q = self.sde.reverse(self.score, 0.0)
-        return torch.stack(list(trajectory(q, self.x_T[: self.shown], self.times(self.last), Flow(Dopri5(1e-9, 1e-9)))))
+        return torch.stack(list(trajectory(q, self.x_T[: self.shown], self.ts, Flow(Dopri5(1e-9, 1e-9)))))
+
+    @cached_property
+    def truth(self) -> list[Tensor]:
+        """Samples of the exact law at every frame, (exact, *D), by one draw of data and noise."""
+        return [self.score.sample(self.exact, t, self._generator(3)) for t in self.ts]
 
     def distance(self, x: Tensor, frame: int) -> float:
         """How far samples x are from the exact law at the time of a frame."""
-        t = self.times(self.last)[frame]
-        truth = self.score.sample(self.exact, t, self._generator(3))
-        return sliced_wasserstein(x, truth, self.directions if truth[0].numel() > 1 else 1)
+        return sliced_wasserstein(x, self.truth[frame], self.directions if self.law.d > 1 else 1)
 
     def floor(self, frame: int) -> tuple[float, float, float]:
         """The mean, the least and the most of `distance` over `DRAWS` sets of as many exact samples as there are
         particles.
         """
-        t, each = self.times(self.last)[frame], seeds(self.seed, DRAWS, start=8)
+        t, each = self.ts[frame], seeds(self.seed, DRAWS, start=8)
         samples = (self.score.sample(self.particles, t, torch.Generator().manual_seed(k)) for k in each)
         found = [self.distance(x, frame) for x in samples]
         return sum(found) / DRAWS, min(found), max(found)
@@ -249,7 +257,7 @@ class Scene:
         """(points,) or (points, points): the square root of the density at the middles of the window's cells at a
         frame, divided by its largest. The first index of two is the second coordinate, from the top.
         """
-        w, t = float(self.width[frame]), self.times(self.last)[frame]
+        w, t = float(self.width[frame]), self.ts[frame]
         line = w * ((2 * torch.arange(points, dtype=torch.float64) + 1) / points - 1)
         if self.law.d == 1:
             at = line.flip(0)[:, None]

@@ -3,10 +3,10 @@
 import base64
 import json
 import re
+import shutil
 import zlib
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import monotonic
 
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scoresde import VP, Flow, exact, trajectory
-from scoresde.brownian import Path as BrownianPath
+from scoresde.brownian import Path
 from scoresde.cli import explain, main
 from scoresde.lab import Peaks, Problem, sliced_wasserstein
 from scoresde.lab.explained import LEVELS, Packing
@@ -237,7 +237,7 @@ def test_one_brownian_path(name):
     """
     own = scene(name)
     noise, x = own.noise.fresh(), own.x_T
-    path = BrownianPath(0.0, own.sde.T, tuple(x.shape), seeds(SEED, 8)[1])
+    path = Path(0.0, own.sde.T, tuple(x.shape), seeds(SEED, 8)[1])
     step = lambda t, s: (t - s).sqrt() * noise(x, t, s)  # noqa: E731
     fine = own.times(20)
     dW = torch.stack([step(t, s) for t, s in zip(fine, fine[1:])])
@@ -308,17 +308,17 @@ def test_scenes_refuse():
 
 # in a browser
 
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
 def browser():
     """The system's Chromium."""
     playwright = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.exists():
+    if not CHROMIUM:
         pytest.skip("there is no Chromium")
     with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        started = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
         started.close()
 
