@@ -108,7 +108,7 @@ def _setting(name: str, scene: Scene, packing: Packing) -> dict[str, Any]:
         "t": _rounded(ts.tolist()),
         "alpha": _rounded(scene.sde.alpha(ts).tolist()),
         "sigma": _rounded(scene.sde.sigma(ts).tolist()),
-        "width": _rounded(scene.width.tolist()),
+        "width": _rounded(scene.width.tolist(), 7),
         "measured": measured,
         "floor": _rounded(floor),
         "least": _rounded(least),
