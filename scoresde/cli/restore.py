@@ -19,7 +19,7 @@ from ..noise import per_sample, seeds
 from ..process import Reverse
 from ..shapes import count, number
 from ..steps import Ancestral, Step, draw, started
-from .batches import complete, enter, in_batches
+from .batches import enter, held, in_batches
 from .common import as_bytes, code_of, fitting, join_processes, label_of, labelled, model_of, place
 from .folder import Folder, opened
 from .images import alone, first, of_file, require_images, visibly, warn_of_range
@@ -74,7 +74,7 @@ def restore(o: Namespace, command: str, measurement: Callable[[tuple[int, ...]],
     started(p, ts, (step,))
     kept = _recipe(o, seen) | {"label": label, "model": found.digest, "process": repr(p.sde), "method": repr(method)}
     with opened(o.out, code_of(o), rank, command=command, **kept) as folder:
-        if complete(folder, rank):
+        if held(folder, rank, len(y)) >= len(y):
             if rank == 0:
                 print((folder.read(SUMMARY) or b"").decode())
             return
@@ -85,7 +85,7 @@ def restore(o: Namespace, command: str, measurement: Callable[[tuple[int, ...]],
             every = seeds(o.seed, k * n, start * n)
             return draw(p, found.shape, ts, step, seeds=every, like=like).view(k, n, *found.shape)
 
-        x, calls = in_batches(folder, rank, len(y), batch, net, make, command)
+        x, calls = in_batches(folder, rank, len(y), batch, net, make, command, each=n)
         if x is None:
             return
         said = _written(folder, x, seen, found)

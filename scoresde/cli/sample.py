@@ -16,8 +16,9 @@ from ..process import LinearSDE, Reverse, Score
 from ..shapes import count, number
 from ..steps import Step, Tuning, draw, started
 from ..steps.fit import estimated
-from .batches import complete, enter, in_batches
+from .batches import DONE, enter, held, in_batches
 from .common import (
+    as_array,
     classifier_of,
     code_of,
     condition,
@@ -32,6 +33,7 @@ from .common import (
 from .folder import opened
 from .images import warn_of_range
 from .parts import eta_of, read, read_grid
+from .written import as_data
 
 
 def run(o: Namespace) -> None:
@@ -46,14 +48,14 @@ def run(o: Namespace) -> None:
     net = Watched(found.model)
     p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, guided(o, net, label, by), condition(o, label, by))
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
-    kept: dict[str, Any] = {k: getattr(o, k) for k in ("n", "seed", "no_denoise")}
+    kept: dict[str, Any] = {k: getattr(o, k) for k in ("seed", "no_denoise")}
     strength = 1.0 if by and o.guidance is None else o.guidance
     kept |= {"guidance": strength, "interval": o.interval} if strength is not None else {}
     kept |= {"classifier": by.digest} if by else {}
     kept |= {"temperature": o.temperature} if o.temperature is not None else {}
     kept |= {"label": label, "model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
     with opened(o.out, code_of(o), rank, command="sample", **kept) as folder:
-        if complete(folder, rank):
+        if (there := held(folder, rank, n)) >= n:
             return
         like = torch.empty(0, device=device)
 
@@ -61,15 +63,20 @@ def run(o: Namespace) -> None:
             every = seeds(o.seed, k, start)
             return draw(p, found.shape, ts, *steps, seeds=every, like=like, denoise=not o.no_denoise)
 
-        x, calls = in_batches(folder, rank, n, batch, net, make, "sample")
+        x, calls = in_batches(folder, rank, n, batch, net, make, "sample", there)
         if x is None:
             return
         if found.quantized:
             warn_of_range(x, found, "take more --steps" + (" or a higher --temperature" if o.temperature else ""))
         own = x if found.units is None else found.units.restore(x)
+        if there:
+            own = torch.cat([torch.from_numpy(as_array(folder.read(DONE) or b"")), own])
         picture(own, found.units, o.out / "samples.png")
+        written = as_data(own, found, o.out, there)
         enter(folder, own)
-    print(f"{n} samples in {o.out}: {calls}, on {f'the reverse SDE, eta = {p.eta:g}' if p.eta else 'the flow'}")
+    before = f", {there} of them from before" if there else ""
+    on = f"the reverse SDE, eta = {p.eta:g}" if p.eta else "the flow"
+    print(f"{n} samples in {o.out}{before}: {calls}, on {on}" + (f"; also in {written}" if written else ""))
 
 
 def _chosen(o: Namespace, found: Checkpoint, score: Score, _: str) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:

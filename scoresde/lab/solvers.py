@@ -99,17 +99,20 @@ def on_grid(method: Method, spacing: str) -> Solver:
 
 
 class Watched(Counted):
-    """Counts calls, and the seconds spent in them; before each of them `ask` is told its number, and may raise."""
+    """Counts calls, the seconds spent in them and the samples that they were of; before each of them `ask` is told its
+    number, and may raise.
+    """
 
     def __init__(self, f: Score, ask: Callable[[int], None] = lambda n: None) -> None:
         super().__init__(f)
-        self.ask, self.seconds = ask, 0.0
+        self.ask, self.seconds, self.evaluations = ask, 0.0, 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         self.ask(self.nfe + 1)
         began = perf_counter()
         said = super().__call__(*args, **kwargs)
         self.seconds += perf_counter() - began
+        self.evaluations += len(said)
         return said
 
 

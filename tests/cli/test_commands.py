@@ -267,14 +267,13 @@ def test_bad_input(capsys, tmp_path, ring, digits, case):
 
 
 def test_other_options_in_the_same_folder(capsys, tmp_path, ring):
-    """Results of another seed, number, sampler or checkpoint are not mixed with those of a folder, which stays."""
+    """Results of another seed, sampler or checkpoint are not mixed with those of a folder, which stays."""
     done = ["sample", str(ring), "--n", "3", "--steps", "2", "--out", str(tmp_path)]
     assert main(done) == 0
     before = contents(tmp_path)
     capsys.readouterr()
     for more, key in (
         (["--seed", "1"], "seed"),
-        (["--n", "4"], "n"),
         (["--steps", "3"], "solver"),
         (["--step", "Flow(Heun())"], "solver"),
         (["--eta", "1"], "eta"),

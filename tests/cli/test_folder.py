@@ -156,7 +156,7 @@ def test_a_recipe_that_was_removed_or_changed(capsys, tmp_path, model):
     line = ["sample", str(model), "--n", "4", "--steps", "3", "--out", str(out)]
     assert main(line) == 0
     recipe = (out / "recipe.json").read_text()
-    (out / "recipe.json").write_text(recipe.replace('"n": 4', '"n": 5'))
+    (out / "recipe.json").write_text(recipe.replace('"seed": 0', '"seed": 5'))
     capsys.readouterr()
     assert main(line) == 2
     assert "recipe.json is damaged" in one_line(capsys)
