@@ -13,7 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "scoresde"
 
 FLOORS = (
-    {"shapes", "progress", "files", "values", "noise", "ode", "brownian", "weighted"},  # anything but diffusion
+    {
+        "shapes",
+        "progress",
+        "files",
+        "values",
+        "noise",
+        "ode",
+        "brownian",
+        "weighted",
+        "bibliography",
+    },  # anything but diffusion
     {"process"},
     {"reference", "exact", "quantize", "units", "grid", "closures", "model", "loss", "data", "nn"},
     {"steps"},

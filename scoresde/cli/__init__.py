@@ -1,5 +1,5 @@
 """The command line: `scoresde demo | train | average | sample | inpaint | colorize | superres | interpolate |
-evaluate | tune | likelihood | compare | bench | explain | fetch | models`.
+evaluate | tune | likelihood | compare | bench | explain | fetch | models | cite`.
 
 Options and files; what is computed is the library's. Processes, networks and steps are typed as the library shows them
 (`parts`). An error is one line on standard error and exit status 2.
@@ -30,7 +30,8 @@ class Parser(ArgumentParser):
         said = inspect.getdoc(command)
         super().__init__(f"scoresde {name}", description=said, formatter_class=form, allow_abbrev=False)
         command(self)
-        places = [a.dest.upper() if a.nargs != "?" else f"[{a.dest.upper()}]" for a in self._get_positional_actions()]
+        shown = {"?": "[{}]", "*": "[{} ...]"}
+        places = [shown.get(str(a.nargs), "{}").format(a.dest.upper()) for a in self._get_positional_actions()]
         self.usage = " ".join([self.prog, *places, "[options]"])
 
     def error(self, message: str) -> NoReturn:

@@ -294,6 +294,14 @@ def models(parser: ArgumentParser) -> None:
     parser.add_argument("--commands", action="store_true", help="show the command that trained each")
 
 
+def cite(parser: ArgumentParser) -> None:
+    """Print BibTeX of this package and of the works that a run rests on: those that the docstrings name of all that the
+    folder of a checkpoint or of results tells of, or of a step, a process or another part that is typed.
+    """
+    said = "a folder, FILE.json of `scoresde tune`, UniPC(3), VE, Dopri5, package.module:Class"
+    parser.add_argument("used", nargs="*", help=said)
+
+
 def model(text: str) -> Path:
     """A folder that was typed, or else what comes with the library under that name."""
     path = place(text)
@@ -356,6 +364,6 @@ def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is
 
 EVERY = (
     demo, train, average, sample, inpaint, colorize, superres, interpolate, evaluate, tune, likelihood, compare, bench,
-    explain, fetch, models,
+    explain, fetch, models, cite,
 )  # fmt: skip
 COMMANDS = {command.__name__: command for command in EVERY}

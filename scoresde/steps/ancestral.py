@@ -257,7 +257,7 @@ class LearnedVariance(Posterior):
 
 @dataclass(frozen=True)
 class ConsistentAnnealed(Affine):
-    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021, Algorithm 2), for any linear SDE.
+    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021a, Algorithm 2), for any linear SDE.
 
     A Langevin step that leaves exactly the noise of the next level: in x~ = x/alpha and sigma~ = sigma/alpha,
 

@@ -28,7 +28,9 @@ def needs_flow(p: Reverse) -> None:
 
 @dataclass(frozen=True)
 class EulerMaruyama(Affine):
-    """x_s = x + (s - t) drift(x, t) + g_p(t) sqrt(t - s) z, on any process, linear or not. Strong and weak order 1."""
+    """x_s = x + (s - t) drift(x, t) + g_p(t) sqrt(t - s) z, on any process, linear or not (Maruyama 1955).
+    Strong and weak order 1.
+    """
 
     upwards: ClassVar[bool] = True
     noisy: ClassVar[bool] = True
