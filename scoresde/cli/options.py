@@ -11,6 +11,14 @@ LABEL = "the class, if the network has classes: its name, or its number from 0 o
 OWN_NET = "what makes the network, if the checkpoint cannot: package.module:function"
 INVERSE = ("one-of-four", "length-of-four", "upper-half", "blocks")
 OWN_STEP = "a step of your own besides: package.module:Class"
+CHOICES = ("step", "sde", "grid", "net", "data", "law", "method", "trace", "weight", "times")
+"""Options whose values are parts of the library, which `--help NAME` lists."""
+OWN = {("bench", "method")}
+"""Those that take what is your own alone."""
+
+
+class Rare(str):
+    """The help of an option that `--help-all` alone shows."""
 
 
 def demo(parser: ArgumentParser) -> None:
@@ -34,16 +42,21 @@ def train(parser: ArgumentParser) -> None:
     add("--steps", metavar="N", type=int, help="optimiser steps (5000)")
     add("--batch", metavar="N", type=int, help="samples a step, over all processes; 64 of many images (32)")
     add("--lr", metavar="X", type=float, help="learning rate of Adam; less for a wide network (0.004)")
-    add("--warmup", metavar="N", type=int, help="steps over which it rises from 0 (100)")
-    add("--decay", metavar="X", type=float, help="share of the steps, at the end, over which it falls to 0 (0.5)")
-    add("--beta2", metavar="X", type=float, help="Adam's memory of squared gradients (0.99)")
-    add("--clip", metavar="X", type=float, help="largest norm of a gradient (1.0)")
-    add("--ema", metavar="X", type=float, help="half-life of averaged weights, in units of the steps so far (0.05)")
-    add("--label-dropout", metavar="X", type=float, help="share of labels that are hidden (0.1)")
-    add("--not-stratified", action="store_true", help="draw the times of a batch independently")
-    add("--snapshots", metavar="N", type=int, help="averages to keep on the way, for `scoresde average` (0)")
-    add("--weight-decay", metavar="X", type=float, help="AdamW's, of weights of two and more dimensions (0)")
-    add("--accumulate", metavar="N", type=int, help="parts of a batch in the network one after the other (1)")
+    add("--warmup", metavar="N", type=int, help=Rare("steps over which it rises from 0 (100)"))
+    add("--decay", metavar="X", type=float, help=Rare("share of the steps, at the end, over which it falls to 0 (0.5)"))
+    add("--beta2", metavar="X", type=float, help=Rare("Adam's memory of squared gradients (0.99)"))
+    add("--clip", metavar="X", type=float, help=Rare("largest norm of a gradient (1.0)"))
+    add(
+        "--ema",
+        metavar="X",
+        type=float,
+        help=Rare("half-life of averaged weights, in units of the steps so far (0.05)"),
+    )
+    add("--label-dropout", metavar="X", type=float, help=Rare("share of labels that are hidden (0.1)"))
+    add("--not-stratified", action="store_true", help=Rare("draw the times of a batch independently"))
+    add("--snapshots", metavar="N", type=int, help=Rare("averages to keep on the way, for `scoresde average` (0)"))
+    add("--weight-decay", metavar="X", type=float, help=Rare("AdamW's, of weights of two and more dimensions (0)"))
+    add("--accumulate", metavar="N", type=int, help=Rare("parts of a batch in the network one after the other (1)"))
     add("--flips", action="store_true", default=None, help="show images and mirror images equally often")
     kinds = ("float32", "bfloat16", "float16")
     add("--precision", metavar="P", choices=kinds, help="what the network is computed in: bfloat16, float16 (float32)")
@@ -54,7 +67,7 @@ def train(parser: ArgumentParser) -> None:
         help="share weights out too: torchrun --nproc-per-node 2 -m scoresde -- train digits --shard",
     )
     add("--views", metavar="N", type=int, help="pictures of samples on the way (8)")
-    add("--save-every", metavar="S", type=float, default=60.0, help="seconds between checkpoints (60)")
+    add("--save-every", metavar="S", type=float, default=60.0, help=Rare("seconds between checkpoints (60)"))
     add("--conditional", action="store_true", help="tell the network the labels, if the data have them")
     add(
         "--classifier",
@@ -87,20 +100,16 @@ def sample(parser: ArgumentParser) -> None:
     add("--step", metavar="S", action="append", help="UniPC(3), Flow(Dopri5()), Langevin(SNR(0.3), n=5), module:Class")
     add("--steps", metavar="N", type=int, help="intervals of the grid (20; 1 where a step chooses its own)")
     add("--grid", metavar="G", help="reference, which is the default, uniform, quadratic, log_snr, karras(rho=7)")
-    add("--end", metavar="T", type=float, help="the last time (the process's own t_min)")
-    add(
-        "--eta",
-        metavar="X",
-        type=float,
-        help="0 for the flow, 1 for the reverse SDE (0; 1 for a step that is of the SDE)",
-    )
+    add("--end", metavar="T", type=float, help=Rare("the last time (the process's own t_min)"))
+    said = "0 for the flow, 1 for the reverse SDE (0; 1 for a step that is of the SDE)"
+    add("--eta", metavar="X", type=float, help=said)
     add("--sde", metavar="SDE", help="another process: VE(sigma_min=0.02, sigma_max=20), ..., package.module:Class")
     add("--tuned", metavar="FILE", type=place, help="what `scoresde tune` wrote: its step, grid and process")
     guidance(parser)
     add("--temperature", metavar="T", type=float, help="of Gaussian data p^(1/T): less varied below 1, more above it")
     add("--no-denoise", action="store_true", help="end without the mean of the data given the last state")
     add("--batch", metavar="N", type=int, default=256, help="samples drawn together; they do not depend on it")
-    add("--net", metavar="NET", help=OWN_NET)
+    add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/samples")
 
 
@@ -165,9 +174,15 @@ def tune(parser: ArgumentParser) -> None:
         "--eta", metavar="X", type=float, default=0.0, help="its noise: 0 for the flow, up to 1 for the reverse SDE (0)"
     )
     add("--pilots", metavar="N", type=int, default=64, help="trajectories in each of three sets: fit, decide, report")
-    add("--evaluations", metavar="N", type=int, default=150_000, help="of the network for one sample, in all (150000)")
+    add(
+        "--evaluations",
+        metavar="N",
+        type=int,
+        default=150_000,
+        help=Rare("of the network for one sample, in all (150000)"),
+    )
     guidance(parser, several=True)
-    add("--net", metavar="NET", help=OWN_NET)
+    add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/tuned.json", "the file to write")
 
 
@@ -193,10 +208,16 @@ def likelihood(parser: ArgumentParser) -> None:
     add("--dequantization", choices=kinds, default="uniform", help="how grey levels become continuous")
     add("--draws", metavar="N", type=int, default=1, help="draws of it inside the logarithm; many need --trace Exact")
     add("--fitted-prior", action="store_true", help="the prior fitted to the training data for N(0, sigma_T^2 I)")
-    add("--terms", metavar="N", type=int, default=8, help="times a sample for each of the two bounds; 0 for none")
-    add("--chain", metavar="N", type=int, default=1000, help="steps of the discrete chain, unless the model has one")
+    add("--terms", metavar="N", type=int, default=8, help=Rare("times a sample for each of the two bounds; 0 for none"))
+    add(
+        "--chain",
+        metavar="N",
+        type=int,
+        default=1000,
+        help=Rare("steps of the discrete chain, unless the model has one"),
+    )
     add("--batch", metavar="N", type=int, default=128, help="samples solved together; they do not depend on it")
-    add("--net", metavar="NET", help=OWN_NET)
+    add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/likelihood")
 
 
@@ -228,12 +249,18 @@ def compare(parser: ArgumentParser) -> None:
     add("--nfe", metavar="N", nargs="+", type=int, help="budgets of network calls (20 50 100, for a law also 200 500)")
     add("--n", metavar="N", type=int, help="samples (4000 of a law, else as many as are held out, at most 359)")
     add("--grid", choices=("uniform", "quadratic", "log_snr", "karras", "reference"), default="log_snr", help="times")
-    add("--r", metavar="X", type=float, default=0.16, help="signal-to-noise ratio of the corrector after a predictor")
-    add("--corrections", metavar="N", type=int, default=5, help="steps of annealed Langevin dynamics a level")
+    add(
+        "--r",
+        metavar="X",
+        type=float,
+        default=0.16,
+        help=Rare("signal-to-noise ratio of the corrector after a predictor"),
+    )
+    add("--corrections", metavar="N", type=int, default=5, help=Rare("steps of annealed Langevin dynamics a level"))
     add("--step", metavar="S", action="append", default=[], help=OWN_STEP)
     add("--eta", metavar="X", type=float, default=1.0, help="of its process")
     add("--batch", metavar="N", type=int, default=4096, help="samples drawn together; they do not depend on it")
-    add("--net", metavar="NET", help=OWN_NET)
+    add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/compare")
 
 
@@ -257,11 +284,11 @@ def bench(parser: ArgumentParser) -> None:
     add("--nfe-sde", metavar="N", nargs="+", type=int, help="budgets for the reverse SDE (10 20 50)")
     add("--only", metavar="NAME", nargs="+", help="the solvers to run, as the report names them (all)")
     add("--step", metavar="S", action="append", default=[], help=OWN_STEP)
-    add("--eta", metavar="X", type=float, help="of its process (0; 1 for a step that is of the SDE)")
+    add("--eta", metavar="X", type=float, help=Rare("of its process (0; 1 for a step that is of the SDE)"))
     add("--n", metavar="N", type=int, help="starts of the flow (128, or 384 if --full)")
     add("--n-sde", metavar="N", type=int, help="samples of the reverse SDE (1000, or 4000 if --full)")
     add("--full", action="store_true", help="all laws, three processes, more budgets and samples")
-    add("--net", metavar="NET", help=OWN_NET)
+    add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/bench")
 
 
@@ -300,6 +327,13 @@ def cite(parser: ArgumentParser) -> None:
     """
     said = "a folder, FILE.json of `scoresde tune`, UniPC(3), VE, Dopri5, package.module:Class"
     parser.add_argument("used", nargs="*", help=said)
+
+
+def completion(parser: ArgumentParser) -> None:
+    """Print what lets a shell complete commands and options: eval "$(scoresde completion bash)" in ~/.bashrc, and the
+    same with zsh in ~/.zshrc. It needs pip install 'scoresde[shell]'.
+    """
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that is to complete")
 
 
 def model(text: str) -> Path:
@@ -364,6 +398,6 @@ def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is
 
 EVERY = (
     demo, train, average, sample, inpaint, colorize, superres, interpolate, evaluate, tune, likelihood, compare, bench,
-    explain, fetch, models, cite,
+    explain, fetch, models, cite, completion,
 )  # fmt: skip
 COMMANDS = {command.__name__: command for command in EVERY}

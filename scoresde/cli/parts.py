@@ -182,7 +182,8 @@ def read_method(text: str) -> Restoration:
     """A method of `scoresde.inverse` with its options, or a function of your own of (score, seen), or a step of (step,
     seen) or of (seen) alone.
     """
-    methods = {k: partial(_with_options, v) for k, v in public(inverse).items() if _restores(v)}
+    methods = {k: partial(_with_options, v) for k, v in methods_of_inverse_problems().items()}
+    methods |= {k.lower(): v for k, v in methods.items()}
     if not own_module(text) and text.partition("(")[0].strip() not in methods:
         names = ", ".join(sorted({method.args[0].__name__ for method in methods.values()}))
         raise ValueError(f"method must be one of {names}, or package.module:function of (score, seen), got {text!r}")
@@ -194,6 +195,11 @@ def read_method(text: str) -> Restoration:
     if not callable(found):
         raise ValueError(f"method must name a function of (score, seen), got {text!r}, which is {found!r}")
     return Restoration(text, found)
+
+
+def methods_of_inverse_problems() -> dict[str, Any]:
+    """Those of `scoresde.inverse`, by their names."""
+    return {k: v for k, v in public(inverse).items() if k == v.__name__ and _restores(v)}
 
 
 def _restores(f: Any) -> bool:

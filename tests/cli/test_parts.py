@@ -570,6 +570,7 @@ NEEDED = {
     "sample": ["digits"],
     "evaluate": ["samples", "digits"],
     "fetch": ["mnist"],
+    "completion": ["bash"],
     **{name: ["digits"] for name in ("inpaint", "colorize", "superres", "interpolate")},
 }
 
