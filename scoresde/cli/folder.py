@@ -140,24 +140,46 @@ def opened(out: Path, code: dict[str, str], rank: int = 0, **values: Any) -> Ite
     of, now["code"] = identity(now)[:16], code
     with alone(out) if rank == 0 else nullcontext():
         if rank == 0:
-            there = sorted(f.name for f in out.iterdir() if not f.name.startswith(".") and f != file)
-            results = any((out / name).is_dir() or (out / name).stat().st_size for name in there)
-            if there and not file.is_file():
-                raise ValueError(
-                    f"out must be new, or a folder of this command, but {out} holds {there[0]!r} and no {RECIPE}"
-                )
-            was = plain(unsealed(file.read_bytes(), file)) if file.is_file() else now
-            try:
-                now["code"] = _agreed(was, now)
-            except ValueError:
-                if results:
-                    raise
+            if not _agrees(out, now):
                 for name in (LEDGER, JOURNAL, *(ledger.name for ledger in out.glob(LEDGERS))):
                     (out / name).unlink(missing_ok=True)
             write(file, sealed(now))
             yield Folder(out, of)
         else:
             yield Joined(out, of, rank)
+
+
+def require_fitting(out: Path, code: dict[str, str], **values: Any) -> bool:
+    """Whether there are results that `opened`, with the same arguments, would go on from. Nothing is written. Raises
+    ValueError as it.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out must be a folder, and {out} is a file")
+    return out.is_dir() and _agrees(out, {**plain({"version": __version__, **values}), "code": code}) and _results(out)
+
+
+def _results(out: Path) -> bool:
+    """Whether a folder holds more than a recipe."""
+    there = [f for f in out.iterdir() if not f.name.startswith(".") and f.name != RECIPE]
+    return any(f.is_dir() or f.stat().st_size for f in there)
+
+
+def _agrees(out: Path, now: Row) -> bool:
+    """Whether the recipe in a folder, if there is one, says the same as `now`, which then has the code of both. Raises
+    ValueError if there are results of another one, or files without one.
+    """
+    file = out / RECIPE
+    there = sorted(f.name for f in out.iterdir() if not f.name.startswith(".") and f != file)
+    if there and not file.is_file():
+        raise ValueError(f"out must be new, or a folder of this command, but {out} holds {there[0]!r} and no {RECIPE}")
+    was = plain(unsealed(file.read_bytes(), file)) if file.is_file() else now
+    try:
+        now["code"] = _agreed(was, now)
+    except ValueError:
+        if _results(out):
+            raise
+        return False
+    return True
 
 
 class Joined(Folder):

@@ -67,6 +67,7 @@ def train(parser: ArgumentParser) -> None:
         help="share weights out too: torchrun --nproc-per-node 2 -m scoresde -- train digits --shard",
     )
     add("--views", metavar="N", type=int, help="pictures of samples on the way (8)")
+    dry(parser)
     add("--save-every", metavar="S", type=float, default=60.0, help=Rare("seconds between checkpoints (60)"))
     add("--conditional", action="store_true", help="tell the network the labels, if the data have them")
     add(
@@ -107,6 +108,7 @@ def sample(parser: ArgumentParser) -> None:
     add("--tuned", metavar="FILE", type=place, help="what `scoresde tune` wrote: its step, grid and process")
     guidance(parser)
     add("--temperature", metavar="T", type=float, help="of Gaussian data p^(1/T): less varied below 1, more above it")
+    dry(parser)
     add("--no-denoise", action="store_true", help="end without the mean of the data given the last state")
     add("--batch", metavar="N", type=int, default=256, help="samples drawn together; they do not depend on it")
     add("--net", metavar="NET", help=Rare(OWN_NET))
@@ -182,6 +184,7 @@ def tune(parser: ArgumentParser) -> None:
         help=Rare("of the network for one sample, in all (150000)"),
     )
     guidance(parser, several=True)
+    dry(parser)
     add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/tuned.json", "the file to write")
 
@@ -206,6 +209,7 @@ def likelihood(parser: ArgumentParser) -> None:
     add("--label", metavar="K", help=f"of all samples, {LABEL}")
     add("--own-labels", action="store_true", help="tell the network each sample's own label, if the data have them")
     add("--dequantization", choices=kinds, default="uniform", help="how grey levels become continuous")
+    dry(parser)
     add("--draws", metavar="N", type=int, default=1, help="draws of it inside the logarithm; many need --trace Exact")
     add("--fitted-prior", action="store_true", help="the prior fitted to the training data for N(0, sigma_T^2 I)")
     add("--terms", metavar="N", type=int, default=8, help=Rare("times a sample for each of the two bounds; 0 for none"))
@@ -231,6 +235,7 @@ def evaluate(parser: ArgumentParser) -> None:
     add("data", help="digits, FILE.npy, a folder, ...: what the model was trained on")
     add("--features", metavar="F", help="classifier, as of images with labels, numbers, package.module:function of x")
     add("--n", metavar="N", type=int, help="how many of the samples (all)")
+    dry(parser)
     shared(parser, "runs/quality.json", "the file to write")
 
 
@@ -246,6 +251,7 @@ def compare(parser: ArgumentParser) -> None:
     add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
     add("--law", metavar="LAW", help="Modes(n=8), lattice, digitclasses, package.module:Class (modes)")
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
+    dry(parser)
     add("--nfe", metavar="N", nargs="+", type=int, help="budgets of network calls (20 50 100, for a law also 200 500)")
     add("--n", metavar="N", type=int, help="samples (4000 of a law, else as many as are held out, at most 359)")
     add("--grid", choices=("uniform", "quadratic", "log_snr", "karras", "reference"), default="log_snr", help="times")
@@ -287,6 +293,7 @@ def bench(parser: ArgumentParser) -> None:
     add("--eta", metavar="X", type=float, help=Rare("of its process (0; 1 for a step that is of the SDE)"))
     add("--n", metavar="N", type=int, help="starts of the flow (128, or 384 if --full)")
     add("--n-sde", metavar="N", type=int, help="samples of the reverse SDE (1000, or 4000 if --full)")
+    dry(parser)
     add("--full", action="store_true", help="all laws, three processes, more budgets and samples")
     add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/bench")
@@ -371,10 +378,16 @@ def sampled(parser: ArgumentParser, out: str) -> None:
     add("--n", metavar="N", type=int, default=8, help="samples for each image (8)")
     add("--method", metavar="M", default="pigdm", help="mmps, ddnm, diffpir(weight=2), DPS(zeta=0.5), module:f (pigdm)")
     add("--steps", metavar="N", type=int, default=200, help="of DDPM, the reverse SDE (200)")
+    dry(parser)
     add("--label", metavar="K", help=LABEL)
     add("--batch", metavar="N", type=int, help="images drawn together; samples do not depend on it (256 samples)")
     add("--net", metavar="NET", help=OWN_NET)
     shared(parser, out)
+
+
+def dry(parser: ArgumentParser) -> None:
+    """Of what takes long."""
+    parser.add_argument("--dry-run", action="store_true", help="check all, say what would be done, and write nothing")
 
 
 def guidance(parser: ArgumentParser, several: bool = False) -> None:

@@ -2,8 +2,10 @@
 
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..checkpoint import Checkpoint
@@ -30,9 +32,10 @@ from .common import (
     picture,
     place,
 )
-from .folder import opened
+from .folder import opened, require_fitting
 from .images import warn_of_range
 from .parts import eta_of, read, read_grid
+from .plan import calls_of, chooses, duration, network, seconds_a_call, tell, weighs
 from .written import as_data
 
 
@@ -46,7 +49,15 @@ def run(o: Namespace) -> None:
     by = classifier_of(o, found, device)
     label = label_of(o, by or found)
     net = Watched(found.model)
-    p, ts, steps = (_tuned if o.tuned else _chosen)(o, found, guided(o, net, label, by), condition(o, label, by))
+    choose = partial(_tuned if o.tuned else _chosen, o, found)
+    said = condition(o, label, by)
+    p, ts, steps = choose(guided(o, net, label, by), said)
+
+    def expected() -> int:
+        """Network calls of a sample, 0 if they are not known before."""
+        counted = partial(calls_of, lambda score: choose(guided(o, score, label, by), said)[0], found.model.sde)
+        return counted(found.shape, ts, *steps, denoise=not o.no_denoise)
+
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
     kept: dict[str, Any] = {k: getattr(o, k) for k in ("seed", "no_denoise")}
     strength = 1.0 if by and o.guidance is None else o.guidance
@@ -54,6 +65,11 @@ def run(o: Namespace) -> None:
     kept |= {"classifier": by.digest} if by else {}
     kept |= {"temperature": o.temperature} if o.temperature is not None else {}
     kept |= {"label": label, "model": found.digest, "process": repr(p.sde), "eta": p.eta, "solver": solver}
+    if o.dry_run:
+        if rank == 0:
+            require_fitting(o.out, code_of(o), command="sample", **kept)
+            _plan(o, found, p, ts, steps, expected())
+        return
     with opened(o.out, code_of(o), rank, command="sample", **kept) as folder:
         if (there := held(folder, rank, n)) >= n:
             return
@@ -63,7 +79,7 @@ def run(o: Namespace) -> None:
             every = seeds(o.seed, k, start)
             return draw(p, found.shape, ts, *steps, seeds=every, like=like, denoise=not o.no_denoise)
 
-        x, calls = in_batches(folder, rank, n, batch, net, make, "sample", there)
+        x, calls = in_batches(folder, rank, n, batch, net, make, "sample", there, expected=expected())
         if x is None:
             return
         if found.quantized:
@@ -79,6 +95,26 @@ def run(o: Namespace) -> None:
     print(f"{n} samples in {o.out}{before}: {calls}, on {on}" + (f"; also in {written}" if written else ""))
 
 
+def _plan(o: Namespace, found: Checkpoint, p: Reverse, ts: torch.Tensor, steps: tuple[Step, ...], calls: int) -> None:
+    """Say what would be drawn, and how long that would take."""
+    there = len(np.load(o.out / DONE, mmap_mode="r")) if (o.out / DONE).is_file() else 0
+    left, device = max(0, o.n - there), next(found.model.parameters()).device
+    size = min(o.batch, max(1, left))
+    x = torch.zeros(size, *found.shape, device=device)
+    each = seconds_a_call(found.model, x, ts[0])
+    batches = -(-left // o.batch)
+    held = f", which holds {there}" if there else ""
+    known = f"{calls} network calls a sample, {duration(calls * each * left / size)}"
+    shape, how = "x".join(map(str, found.shape)), ", ".join(map(repr, steps))
+    tell(
+        f"{o.n} samples of {shape} into {o.out}{held}: {batches} batches of up to {o.batch}",
+        network(found.model, device),
+        f"{p.sde!r}, eta {p.eta!r}, {len(ts) - 1} intervals from {ts[0]:g} to {ts[-1]:g}, {how}",
+        f"{known if calls else 'the steps choose how many network calls'}; one takes {each:.2g} s for {size} samples",
+        f"all samples take {weighs(o.n * x[0].numel() * x.element_size())}",
+    )
+
+
 def _chosen(o: Namespace, found: Checkpoint, score: Score, _: str) -> tuple[Reverse, torch.Tensor, tuple[Step, ...]]:
     """Process, times and steps as typed."""
     own: LinearSDE = found.model.sde
@@ -92,7 +128,7 @@ def _chosen(o: Namespace, found: Checkpoint, score: Score, _: str) -> tuple[Reve
     every = o.step or ["GaussianReference"]
     steps = tuple(read("step", text, Step, around=around) for text in every)
     p = replace(p, eta=max(map(eta_of, every, steps)) if o.eta is None else o.eta)
-    chosen = any(step.moves and hasattr(step, "run") for step in steps)  # by the step, which needs no grid
+    chosen = any(step.moves and chooses(step) for step in steps)  # by the step, which needs no grid
     n = count("steps", o.steps) if o.steps is not None else 1 if chosen else 20
     ts = read_grid(o.grid or "reference", around=around)(sde, n, o.end)
     try:

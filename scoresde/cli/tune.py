@@ -11,6 +11,7 @@ import torch
 from ..checkpoint import Checkpoint
 from ..lab import Problem
 from ..model import Counted, transport
+from ..noise import iid
 from ..process import LinearSDE, Score
 from ..reference import Reference, known
 from ..shapes import count, number
@@ -20,8 +21,9 @@ from ..steps.pilots import together
 from ..steps.renewed import bounds
 from ..values import build, describe
 from .common import classifier_of, code_of, condition, guided, label_of, model_of, one_subject, place
-from .folder import Journal, opened
+from .folder import Journal, opened, require_fitting
 from .parts import read
+from .plan import duration, seconds_a_call, tell
 
 KNOWN = 2000  # samples of an exact law that tell its mean and deviation
 
@@ -59,17 +61,26 @@ def run(o: Namespace) -> None:
     kept |= {"condition": said} if said else {}
     kept |= {"eta": o.eta} if o.eta else {}
     flow = together([sde.reverse(score, o.eta) for score in scores], pilots)
-    o.out.parent.mkdir(parents=True, exist_ok=True)
     fewest, most = cost(o, pilots, known(around, flow.score, like.shape[1:]) is not None, len(scores))
-    print(
+    x = sde.prior((pilots.n, *like.shape[1:]), iid(torch.Generator().manual_seed(0)), like.dtype, device)
+    each = seconds_a_call(scores[0], x, torch.tensor(sde.T, dtype=torch.float64)) / pilots.n
+    lasts = f"{duration(fewest * each)} to {duration(most * each).removeprefix('about ')}"
+    costs = (
         f"the fit takes from {fewest:,} to {most:,} evaluations of the network for one sample, as many as "
-        f"{max(1, most // 1000):,} samples of 1,000 steps"
+        f"{max(1, most // 1000):,} samples of 1,000 steps: {lasts}"
     )
-    with opened(o.out.with_name(f".{o.out.name}.work"), code_of(o), command="tune", **of, **kept) as folder:
+    work = o.out.with_name(f".{o.out.name}.work")
+    if o.dry_run:
+        require_fitting(work, code_of(o), command="tune", **of, **kept)
+        what = f"a solver of {o.nfe} calls for {o.model or repr(problem)} on {sde!r}{f', {said}' if said else ''}"
+        return tell(f"{what}, by {pilots.n} pilots, into {o.out}", costs)
+    print(costs)
+    o.out.parent.mkdir(parents=True, exist_ok=True)
+    with opened(work, code_of(o), command="tune", **of, **kept) as folder:
         journal, began = Journal(flow.score, folder).start(folder.of), monotonic()
         counted = Counted(journal)
-        work = sde.reverse(counted, o.eta), like, o.nfe, around, pilots
-        made = tune(*work, lambda text: print(f"... {text} ({monotonic() - began:.0f} s)"))
+        fitted = sde.reverse(counted, o.eta), like, o.nfe, around, pilots
+        made = tune(*fitted, lambda text: print(f"... {text} ({monotonic() - began:.0f} s)"))
         made = replace(made, condition=said)
         made.save(o.out)
         again = journal.recalled
