@@ -14,7 +14,7 @@ from ..loss import MaximumLikelihood, Times, Unbiased, UniformTime, Weight
 from ..model import ClassModel, Karras, LogSNR, NoisyModel, ScoreModel
 from ..noise import seeded
 from ..process import LinearSDE
-from ..shapes import number
+from ..shapes import count, number
 from ..steps import GaussianReference, draw
 from ..training import RECIPES, Recipe, Settings, train, usual_settings
 from ..training.loop import rehearse
@@ -46,7 +46,7 @@ def run(o: Namespace) -> None:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if o.compile:
         model.net = torch.compile(model.net)  # type: ignore[assignment]
-    number("views", VIEWS if o.views is None else o.views, least=0)
+    count("views", VIEWS if o.views is None else o.views, least=0)
     if o.dry_run:
         return _plan(o, model, data, settings, source, device, rank == 0)
     how = {
