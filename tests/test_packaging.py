@@ -1,11 +1,14 @@
 """What is built of the repository holds all that the library and its tests need."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import scoresde
 
 ROOT = Path(__file__).parents[1]
 BUILT = """
@@ -54,3 +57,10 @@ def test_the_source_distribution_holds_the_tests(built):
     assert files("scoresde", "tests", "benchmarks", "examples") <= built["sdist"]
     top = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "pyproject.toml"}
     assert top <= built["sdist"]
+
+
+def test_one_version():
+    """What is cited and what is told to be new are of the version of the package."""
+    now = scoresde.__version__
+    assert f"\nversion: {now}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^## .*\b{re.escape(now)}\b", (ROOT / "CHANGELOG.md").read_text(), re.M)
