@@ -184,6 +184,7 @@ def test_what_it_costs_is_what_is_told(capsys, monkeypatch, classes, tmp_path, t
     """Before it starts, by the evaluations that are made where no more is spent and the budget; afterwards, by the
     network's own count, whether it was cut off in between or not: of both, of those before, and of samples.
     """
+    monkeypatch.setattr("scoresde.cli.tune.seconds_a_call", lambda *about: 1e-3)  # it asks the network before
     monkeypatch.setattr("scoresde.cli.tune.Pilots", QUICK)
     args = ["tune", str(classes), "--nfe", "3", "--pilots", "16", "--evaluations", "20000", *told, "--device", "cpu"]
     monkeypatch.setattr(Journal, "PATIENCE", -1.0)
