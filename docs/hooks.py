@@ -44,6 +44,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links that lead out of docs/ into the repository, as GitHub shows the pages, lead to the same files here."""
+    """Links that lead out of docs/ into the repository, as they do where the repository is read, lead to the same files
+    here. Pages of results are wide.
+    """
+    if page.file.src_uri.startswith("results/"):
+        page.meta["hide"] = ["toc"]
     up = "../" * page.file.src_uri.count("/")
     return re.sub(rf"\]\({re.escape(up)}\.\./(?=[\w])", f"]({up}", markdown)

@@ -112,8 +112,9 @@ def first_sentence(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Markdown that shows the text as it is."""
-    return "".join("\\" + c if c in "*_[]<>`" else c for c in text)
+    """Markdown that shows the text as it is, but for names in back quotes."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part[:1] == "`" else re.sub(r"([*_\[\]<>])", r"\\\1", part) for part in parts)
 
 
 def commands() -> str:

@@ -271,3 +271,21 @@ def numbers(rows: Iterable[Row], name: str) -> list[float]:
 def quotients(over: Iterable[float], under: Iterable[float]) -> list[float]:
     """a/b for each pair."""
     return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def percent(values: Iterable[float]) -> list[float]:
+    """Shares as numbers of a hundred."""
+    return [100 * value for value in values]
+
+
+def singles(rows: Sequence[Row], by: str) -> list[float]:
+    """The best fitted peer's number over that of each single fit of `Tuned`."""
+    found = []
+    for cell in cells(rows):
+        best = fits(rows, by, cell).get("learned", (math.nan, ""))[0]
+        found += [
+            best / row[by]
+            for row in where(rows, solver="Tuned")
+            if (row["problem"], row["process"], row["calls"]) == cell and by in row
+        ]
+    return found
