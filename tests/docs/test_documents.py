@@ -1,5 +1,6 @@
 """What README and the pages of docs say runs: their Python, their commands, their links, and the lines they promise."""
 
+import math
 import os
 import re
 import runpy
@@ -23,6 +24,8 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if path.parent.name != "templates")]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 MADE = reference.pages()
+PRINTED = re.compile(r"`python (examples/\w+\.py)`\s+prints\n\n```text\n(.*?)^```$", re.M | re.S)
+OUTPUTS = {name: text for page in PAGES for name, text in PRINTED.findall(page.read_text())}
 FENCE = re.compile(r"^```python([^\n]*)\n(.*?)^```$", re.M | re.S)
 
 
@@ -54,11 +57,35 @@ def test_code_runs(name, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example, capsys, monkeypatch, tmp_path):
-    """Every example runs and says something."""
+    """Every example runs and says something, and what a page says that it prints, each number to 2 %."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(example)])
     runpy.run_path(str(example), run_name="__main__")
-    assert capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert printed
+    for line in OUTPUTS.get(f"examples/{example.name}", "").splitlines():
+        assert any(alike(line, other) for other in printed), line
+
+
+def alike(a, b):
+    """Whether two lines have the same words, and numbers that differ by 2 % at most."""
+    number = r"\d+(?:\.\d+)?(?:e[+-]\d+)?"
+    if re.sub(number, "", a).split() != re.sub(number, "", b).split():
+        return False
+    pairs = zip(re.findall(number, a), re.findall(number, b), strict=True)
+    return all(math.isclose(float(x), float(y), rel_tol=0.02, abs_tol=1.1 * 10.0 ** -digits(x)) for x, y in pairs)
+
+
+def digits(number):
+    """How many stand behind the point of a number that is written without an exponent, else as many as never matter."""
+    return 300 if "e" in number else len(number.partition(".")[2])
+
+
+def test_three_examples_are_told():
+    """Each with lines whose numbers would be missed."""
+    assert len(OUTPUTS) == 3 and all(len(text.splitlines()) >= 6 for text in OUTPUTS.values())
+    assert alike("r: 0.205 nats", "r: 0.204 nats") and not alike("r: 0.205 nats", "r: 0.211 nats")
+    assert alike("4.42e+13 steps", "4.43e+13 steps") and not alike("4.42e+13 steps", "4.42e+12 steps")
 
 
 @pytest.mark.slow
