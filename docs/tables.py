@@ -208,6 +208,11 @@ def learned(rows: Sequence[Row]) -> str:
     return table(["problem, process", "calls", "Tuned", "Tuned, more", "best learned", "best without a fit"], body)
 
 
+def problems(rows: Sequence[Row]) -> list[str]:
+    """Those in which both `Tuned` and a fitted peer were measured."""
+    return [name for name in dict.fromkeys(row["problem"] for row in rows) if advantage(rows, "learned", "rms", name)]
+
+
 def advantage(rows: Sequence[Row], kind: str, by: str, problem: str | None = None) -> list[float]:
     """The best of a kind over `Tuned`, a number for each cell where both were measured."""
     found = [fits(rows, by, cell) for cell in cells(rows) if problem in (None, cell[0])]
@@ -219,10 +224,11 @@ def cheaper(rows: Sequence[Row], by: str = "median") -> list[float]:
     found = []
     for cell in cells(rows):
         problem, process, calls = cell
-        of = where(rows, problem=problem, process=process, calls=calls)
-        whose = fits(rows, by, cell).get("learned", (0.0, ""))[1]
-        spent = [median(row["forward"] for row in of if row["solver"] == name) for name in (whose, "Tuned")]
-        found.append(spent[0] / spent[1])
+        of, best = where(rows, problem=problem, process=process, calls=calls), fits(rows, by, cell)
+        if "learned" in best and "Tuned" in best:
+            names = (best["learned"][1], "Tuned")
+            theirs, ours = (median(numbers(where(of, solver=name), "forward")) for name in names)
+            found.append(theirs / ours)
     return found
 
 
