@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scoresde import SDE, Reference, Step
-from scoresde.cli import Parser
+from scoresde.cli import Parser, main
 from scoresde.cli.parts import read
 
 ROOT = Path(__file__).parents[2]
@@ -183,6 +183,26 @@ def test_four_ways_in(monkeypatch, tmp_path):
         env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs" / "mine" / "summary.json").is_file()
+    assert not missing("bench", tmp_path / "runs" / "own") and not missing("likelihood", tmp_path / "runs" / "mine")
     assert '"Midpoint"' in (tmp_path / "runs" / "own" / "results.jsonl").read_text()
-    assert (tmp_path / "runs" / "own" / "report.html").is_file()
+
+
+def missing(command, folder):
+    """The files of a command, by the page of what each writes, that its folder lacks."""
+    page = (DOCS / "start" / "outputs.md").read_text()
+    (row,) = re.findall(rf"^\| `scoresde {command}`.*?\| (.*) \|$", page, re.M)
+    names = re.findall(r"`([\w*-]+\.\w+)`", row)
+    assert names
+    return [name for name in names if not [*folder.glob(name)]]
+
+
+def test_what_each_command_writes(tmp_path, monkeypatch):
+    """Training, samples, a fit of them to an image and a path leave what the page says."""
+    monkeypatch.chdir(tmp_path)
+    assert main("train digits --steps 2 --views 1 --net MLP(width=8) --out a".split()) == 0
+    assert main("sample a --n 2 --steps 2 --out b".split()) == 0
+    assert main("inpaint a --keep upper --n 2 --images 1 --steps 2 --out c".split()) == 0
+    assert main("interpolate a --n 2 --out d".split()) == 0
+    for command, folder in (("train", "a"), ("sample", "b"), ("inpaint", "c"), ("interpolate", "d")):
+        assert not missing(command, tmp_path / folder), command
+        assert (tmp_path / folder / ("manifest.json" if command == "train" else "recipe.json")).is_file()
