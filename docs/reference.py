@@ -28,7 +28,7 @@ PAGES = {
     "training": ("Training and checkpoints", ["training", "checkpoint", "logbook"]),
     "interop": ("Other libraries", ["interop"]),
     "lab": ("Laboratory", ["lab"]),
-    "ground": ("Ground floor", ["shapes", "values", "files", "progress", "weighted"]),
+    "ground": ("Ground floor", ["shapes", "values", "files", "progress", "weighted", "bibliography"]),
 }
 """Page -> its title, and the wings and modules that it tells of."""
 THEORY = {

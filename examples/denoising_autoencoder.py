@@ -6,8 +6,9 @@ An autoencoder D learns to restore x_0 from x_0 + sigma z by squared error. (D(x
 data smoothed by sigma: measured here against the exact score of a mixture of eight Gaussians. One autoencoder is
 trained for each of ten noise levels, by plain reconstruction and by nothing else; ancestral sampling from the noisiest
 to the least noisy one, each step of which denoises and adds back less noise, gives samples of the data. On the way it
-is checked that the reconstruction error is `dsm` in units of sigma^2, number for number. Where sigma is small the score
-is a small part of the noise that the error is made of, and a training as short as this one finds only some of it.
+is checked that the reconstruction error is `dsm` of the noise times sigma^2, number for number. Where sigma is small
+the score is a small part of the noise that the error is made of, and a training as short as this one finds only some
+of it.
 """
 
 import copy
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import Ancestral, ScoreModel, dsm, exact, iid, sample
+from scoresde.loss import Simple
 from scoresde.model import Data
 from scoresde.process import TabulatedVE
 from scoresde.process.chain import geometric_sigmas
@@ -60,7 +62,7 @@ def reconstruction_is_dsm(D: Autoencoder, sde: TabulatedVE, t: Tensor, generator
     x_0, z = LAW.sample(100, generator), torch.randn(100, 2, generator=generator, dtype=torch.float64)
     with torch.no_grad():
         error = (D(x_0 + D.sigma * z) - x_0).square().sum(1)
-        loss = D.sigma**2 * dsm(ScoreModel(D, sde, Data()), x_0, t.expand(100), noise=lambda *_: z)
+        loss = D.sigma**2 * dsm(ScoreModel(D, sde, Data()), x_0, t.expand(100), Simple(), noise=lambda *_: z)
     return float(((error - loss).abs() / error).max())
 
 

@@ -14,6 +14,7 @@ from . import noise as noise
 from . import ode as ode
 from . import process as process
 from . import steps as steps
+from .bibliography import citation as citation
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import load as load
 from .checkpoint import save as save

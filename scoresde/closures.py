@@ -9,6 +9,9 @@ from torch import Tensor
 from .process import LinearSDE, Score, needs_noise, require_linear, require_score_of
 from .shapes import answer, function, inside, like, number, wide
 
+EXACT = 1 << 24
+"""The most numbers that float32 can tell apart by their place, and that `torch.quantile` takes."""
+
 
 def clamped(score: Score, sde: LinearSDE, low: float = -1.0, high: float = 1.0) -> Score:
     """The score whose E[x_0 | x_t] is cut to [low, high] elementwise, as DDPM code does for images when it samples.
@@ -34,11 +37,23 @@ def thresholded(score: Score, sde: LinearSDE, ratio: float = 0.995, most: float 
     number("ratio", ratio, above=0, most=1), number("most", most, least=1)
 
     def cut(x_0: Tensor) -> Tensor:
-        s = torch.stack([row.quantile(ratio) for row in wide("x", x_0, dims=2).abs().flatten(1)]).clamp(1.0, most)
+        s = _quantile(wide("x", x_0, dims=2).abs().flatten(1), ratio).clamp(1.0, most)
         scale = torch.as_tensor(like(s, x_0))
         return x_0.clamp(-scale, scale) / scale
 
     return _by_data(score, sde, cut)
+
+
+def _quantile(x: Tensor, ratio: float) -> Tensor:
+    """That of each row, (B, n) -> (B,), linear between values in order: `torch.quantile` for any n."""
+    n = x.shape[1]
+    kind = x.dtype if n <= EXACT else torch.float64  # of the place among them: torch's own where it has one
+    rank = torch.tensor(ratio, dtype=kind, device="cpu") * (n - 1)
+    low = int(rank)
+    ordered = x.sort(1).values
+    below, above = ordered[:, low], ordered[:, min(low + 1, n - 1)]
+    found = below.lerp(above, torch.full_like(below, float(rank) - low))
+    return found.masked_fill(x.isnan().any(1), torch.nan)
 
 
 def _by_data(score: Score, sde: LinearSDE, cut: Callable[[Tensor], Tensor]) -> Score:

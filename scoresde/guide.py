@@ -150,7 +150,8 @@ def _for_each(name: str, value: Any, x: Tensor) -> Any:
 
 def combined(*parts: tuple[float, Score]) -> Guided:
     """sum_k w_k score_k, of parts (w_k, score_k): that of prod_k p_k^w_k at each noise level. Composition of conditions
-    c_k is s + sum_k w_k (s_k - s), negation has a negative w (Liu et al. 2022). All are told the same conditions.
+    c_k is s + sum_k w_k (s_k - s), negation has a negative w (Liu, Li, Du, Torralba & Tenenbaum 2022). All are told the
+    same conditions.
     """
     weights = [number(f"parts[{k}]", part[0]) for k, part in enumerate(parts)]
     if not parts:
@@ -179,7 +180,7 @@ def classifier_free(score: Score, w: float, *, low: float = 0.0, high: float = m
 
 
 def autoguided(score: Score, worse: Score, w: float, *, low: float = 0.0, high: float = math.inf) -> Guided:
-    """s_worse + w (s - s_worse), with a smaller or less trained network of the same task (Karras et al. 2024), between
+    """s_worse + w (s - s_worse), with a smaller or less trained network of the same task (Karras et al. 2024b), between
     noise levels as in `classifier_free`. Both are told the same conditions, if any.
     """
     number("w", w)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scoresde import VE, VP, Counted
+from scoresde import closures as module
 from scoresde.model import clamped, thresholded
 
 F64 = torch.float64
@@ -91,3 +92,29 @@ def test_rows_and_calls():
 def test_bad_input_is_named(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_the_quantile_is_torchs(dtype):
+    """To the last bit, of rows of any length that it takes, of one number on, and NaN where one is."""
+    g = torch.Generator().manual_seed(0)
+    for n in (1, 2, 3, 10, 784, 12288):
+        x = torch.randn(5, n, generator=g, dtype=dtype).abs()
+        for ratio in (1e-3, 1 / 3, 0.5, *RATIOS):
+            assert module._quantile(x, ratio).equal(x.quantile(ratio, 1))
+    x[1, 7] = torch.nan
+    assert module._quantile(x, 0.1).isnan().tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.slow
+def test_samples_of_any_size():
+    """Of more numbers than `torch.quantile` takes: of those from 0 to 2 in equal steps, a tenth is cut at 1.8."""
+    n, sde, t = (1 << 24) + 4, VP(), torch.tensor(0.4, dtype=F64)
+    alpha, var = float(sde.alpha(t)), float(sde.var(t))
+    x = torch.arange(n, dtype=torch.float32).div_(n).roll(n // 3)[None]
+    with pytest.raises(RuntimeError, match="too large"):
+        x.quantile(0.9)
+    score = thresholded(lambda x, t: x * ((2 * alpha - 1) / var), sde, 0.9)
+    found = sde.reverse(score).denoise(x, t)
+    torch.testing.assert_close(found, (2 * x / 1.8).clamp_max(1.0), rtol=1e-5, atol=1e-5)
+    assert float((found > 1 - 1e-6).double().mean()) == pytest.approx(0.1, abs=1e-4)

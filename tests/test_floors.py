@@ -3,6 +3,7 @@ checked without those above it.
 """
 
 import ast
+import re
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,7 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "scoresde"
 
 FLOORS = (
-    {"shapes", "progress", "files", "values", "noise", "ode", "brownian", "weighted"},  # anything but diffusion
+    {
+        "shapes",
+        "progress",
+        "files",
+        "values",
+        "noise",
+        "ode",
+        "brownian",
+        "weighted",
+        "bibliography",
+    },  # anything but diffusion
     {"process"},
     {"reference", "exact", "quantize", "units", "grid", "closures", "model", "loss", "data", "nn"},
     {"steps"},
@@ -148,6 +159,13 @@ def test_the_walk_sees_a_wrong_import(tmp_path, files, complaint):
         path.write_text(source)
     wrong = violations(tmp_path / "scoresde")
     assert [complaint in line for line in wrong] == [True] if complaint else not wrong
+
+
+def test_contributors_are_told_the_floors():
+    """The table of CONTRIBUTING.md has those that the walk keeps."""
+    told = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", told, re.M)
+    assert [(int(floor), set(re.findall(r"`(\w+)`", names))) for floor, names in rows] == list(enumerate(FLOORS[:-1]))
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "examples"])

@@ -18,9 +18,10 @@ from ..process import LinearSDE
 from ..progress import bar
 from ..shapes import count
 from .common import as_array, as_bytes, code_of, data_of, measured, model_of, place
-from .folder import Folder, Journal, opened
+from .folder import Folder, Journal, opened, require_fitting
 from .options import INVERSE
 from .parts import read, read_steps
+from .plan import duration, seconds_a_call, tell
 from .posteriors import measure as measure_posteriors
 
 LAWS = {"modes": lab.Modes(), "lattice": lab.Lattice(), "digits": lab.DigitClasses()}
@@ -35,7 +36,8 @@ def run(o: Namespace) -> None:
     if alone := sorted({*(o.problems or ())} & {*INVERSE}):
         raise ValueError(f"problems must be given with inverse to be of inverse problems, got {', '.join(alone)}")
     mine = read_steps(o)
-    measure(o, [*lab.flows([] if o.eta else mine), *lab.diffusions(mine if o.eta else [])])
+    on_flow, noisy = ([method for method in mine if bool(method.eta) == noise] for noise in (False, True))
+    measure(o, [*lab.flows(on_flow), *lab.diffusions(noisy)])
 
 
 def measure(
@@ -55,6 +57,17 @@ def measure(
     if not cells:
         raise ValueError("only must leave a solver to run, got none")
     every, floors = list(product(dict.fromkeys(o.problems), o.processes.items())), {}
+    if o.dry_run:
+        require_fitting(o.out, code_of(o), **kept)
+        (problem, (_, sde)), calls = every[0], sum(k for _, k in cells) * len(every)
+        subject = _subject(o, problem, sde, device, found, of and of[1])
+        x = subject.starts(max(o.n, o.n_sde), o.seed)
+        each = seconds_a_call(subject.score, x, torch.tensor(sde.T, dtype=torch.float64))
+        names = ", ".join(f"{problem} on {process}" for problem, (process, _) in every)
+        return tell(
+            f"{len(cells)} runs of {len({s.name for s in solvers})} solvers for each of {names}, into {o.out}",
+            f"at least {duration(calls * each)}: {calls:,} calls of {len(x)} samples at {each:.2g} s, and the truth",
+        )
     with opened(o.out, code_of(o), **kept) as folder:
         rows = folder.rows("results.jsonl", "problem", "process", "solver", "spacing", "budget")
         for problem, (process, sde) in every:

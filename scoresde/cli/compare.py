@@ -29,8 +29,9 @@ from ..shapes import count, number
 from ..steps import METHODS, Method
 from ..steps.catalogue import annealed_langevin, predictor_corrector
 from .common import as_array, as_bytes, code_of, data_of, measured, model_of, one_subject, place
-from .folder import Folder, Journal, opened
+from .folder import Folder, Journal, opened, require_fitting
 from .parts import read, read_steps
+from .plan import duration, seconds_a_call, tell
 
 
 def run(o: Namespace) -> None:
@@ -46,6 +47,9 @@ def run(o: Namespace) -> None:
         raise ValueError(f"nfe must pay for one sampler at least, got {' '.join(map(str, budgets))}")
     kept = {k: getattr(o, k) for k in ("seed", "grid", "r", "corrections")} | of
     cells = [(m, k) for k in sorted(set(budgets)) for m in every]
+    if o.dry_run:
+        require_fitting(o.out, code_of(o), command="compare", sde=subject.sde, n=subject.n, **kept)
+        return _plan(o, subject, [budget for _, budget in cells])
     with opened(o.out, code_of(o), command="compare", sde=subject.sde, n=subject.n, **kept) as folder:
         rows, journal = folder.rows("results.jsonl", "method", "budget"), Journal(subject.score, folder)
         subject = replace(subject, score=journal)
@@ -74,6 +78,17 @@ def run(o: Namespace) -> None:
         made = {**origin(device), "seconds": round(monotonic() - began)}
         compare_page(subject, table, lines, samples, real, made, o.out, laws, mapped, gaussians)
     print(f"{monotonic() - began:.0f} s; open {o.out / 'report.html'}")
+
+
+def _plan(o: Namespace, subject: Subject, budgets: list[int]) -> None:
+    """Say what would be compared, and how long the network calls alone would take."""
+    x = subject.starts(min(o.batch, subject.n), o.seed)
+    each = seconds_a_call(subject.score, x, torch.tensor(subject.sde.T, dtype=torch.float64))
+    calls = sum(budgets) * -(-subject.n // o.batch)
+    tell(
+        f"{len(budgets)} runs of {subject.n} samples each of {subject.name}, on {subject.sde!r}, into {o.out}",
+        f"at least {duration(calls * each)}: {calls:,} network calls of {len(x)} samples at {each:.2g} s, and measures",
+    )
 
 
 def _file(row: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from ..shapes import count, shown
 from ..units import Units
 from .common import as_array, code_of, join_processes, place, shared_out
 from .parts import evaluated, own_module, read_data, told
+from .plan import tell
 
 
 def run(o: Namespace) -> None:
@@ -26,6 +27,10 @@ def run(o: Namespace) -> None:
     data = source.load()
     content, x = _samples(file, data)
     n = len(x) if o.n is None else count("n", o.n, least=12, most=len(x))
+    if o.dry_run:
+        chosen = o.features or ("classifier, if the data are images with labels, else numbers")
+        against = f"{min(n, len(data.train))} samples of {file} against {len(data.held_out)} held out of {source!r}"
+        return tell(f"{against}, into {o.out}", f"features: {chosen}; device: {device}") if rank == 0 else None
     features, said = _features(o, data, device)
     units = Units.fit(data.train) if features is None and data.units is None and data.quantized is None else None
     dtype = torch.float32 if features else torch.float64

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..files import alone, digest, write
+from ..model import Counted
 from ..process import Score
 from ..values import identity, natural, plain, sealed, unsealed
 
@@ -139,24 +140,46 @@ def opened(out: Path, code: dict[str, str], rank: int = 0, **values: Any) -> Ite
     of, now["code"] = identity(now)[:16], code
     with alone(out) if rank == 0 else nullcontext():
         if rank == 0:
-            there = sorted(f.name for f in out.iterdir() if not f.name.startswith(".") and f != file)
-            results = any((out / name).is_dir() or (out / name).stat().st_size for name in there)
-            if there and not file.is_file():
-                raise ValueError(
-                    f"out must be new, or a folder of this command, but {out} holds {there[0]!r} and no {RECIPE}"
-                )
-            was = plain(unsealed(file.read_bytes(), file)) if file.is_file() else now
-            try:
-                now["code"] = _agreed(was, now)
-            except ValueError:
-                if results:
-                    raise
+            if not _agrees(out, now):
                 for name in (LEDGER, JOURNAL, *(ledger.name for ledger in out.glob(LEDGERS))):
                     (out / name).unlink(missing_ok=True)
             write(file, sealed(now))
             yield Folder(out, of)
         else:
             yield Joined(out, of, rank)
+
+
+def require_fitting(out: Path, code: dict[str, str], **values: Any) -> bool:
+    """Whether there are results that `opened`, with the same arguments, would go on from. Nothing is written. Raises
+    ValueError as it.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out must be a folder, and {out} is a file")
+    return out.is_dir() and _agrees(out, {**plain({"version": __version__, **values}), "code": code}) and _results(out)
+
+
+def _results(out: Path) -> bool:
+    """Whether a folder holds more than a recipe."""
+    there = [f for f in out.iterdir() if not f.name.startswith(".") and f.name != RECIPE]
+    return any(f.is_dir() or f.stat().st_size for f in there)
+
+
+def _agrees(out: Path, now: Row) -> bool:
+    """Whether the recipe in a folder, if there is one, says the same as `now`, which then has the code of both. Raises
+    ValueError if there are results of another one, or files without one.
+    """
+    file = out / RECIPE
+    there = sorted(f.name for f in out.iterdir() if not f.name.startswith(".") and f != file)
+    if there and not file.is_file():
+        raise ValueError(f"out must be new, or a folder of this command, but {out} holds {there[0]!r} and no {RECIPE}")
+    was = plain(unsealed(file.read_bytes(), file)) if file.is_file() else now
+    try:
+        now["code"] = _agreed(was, now)
+    except ValueError:
+        if _results(out):
+            raise
+        return False
+    return True
 
 
 class Joined(Folder):
@@ -190,13 +213,14 @@ class Journal:
 
     Cut off and begun again, the work asks the same questions in the same order, and those that were answered are not
     put to the network again. An answer belongs to its place in that order, to x and, on the CPU, to t; where they
-    differ, that one and all after it are asked anew.
+    differ, that one and all after it are asked anew. calls: of networks, so far, those of answers that were kept
+    included; recalled: of these.
     """
 
     PATIENCE, MOST = 1.0, 1 << 31  # seconds without a file; bytes in it
 
     def __init__(self, score: Score, folder: Folder) -> None:
-        self.score, self.file = score, folder.path / JOURNAL
+        self.score, self.file, self.calls = score, folder.path / JOURNAL, 0
         self.stop()
 
     def __getattr__(self, name: str) -> Any:
@@ -224,19 +248,27 @@ class Journal:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if not self.work or (torch.is_grad_enabled() and x.requires_grad):
-            return self.score(x, t)
+            return self._ask(x, t)[0]
         self.asked += 1
         if self.asked in self.answers:
-            question, answer = self.answers.pop(self.asked)
+            question, answer, calls = self.answers.pop(self.asked)
             if question == self._question(x, t):
-                self.recalled += 1
+                self.recalled += calls
+                self.calls += calls
                 return answer.to(x.device)
             self.answers = {}
             self.file.unlink(missing_ok=True)
-        said = self.score(x, t)
+        said, calls = self._ask(x, t)
         if monotonic() - self.began > self.PATIENCE:
-            self._keep(x, t, said)
+            self._keep(x, t, said, calls)
         return said
+
+    def _ask(self, x: Tensor, t: Tensor) -> tuple[Tensor, int]:
+        """What the score says, and the network calls that it took."""
+        counted = Counted(self.score)
+        said = counted(x, t)
+        self.calls += counted.nfe
+        return said, counted.nfe
 
     def _question(self, x: Tensor, t: Tensor) -> str:
         known = [a.detach().contiguous() for a in (x, torch.as_tensor(t)) if a.device.type == "cpu"]
@@ -244,10 +276,10 @@ class Journal:
             str(zlib.crc32(a.view(-1).view(torch.uint8).numpy().data)) for a in known
         )
 
-    def _keep(self, x: Tensor, t: Tensor, said: Tensor) -> None:
+    def _keep(self, x: Tensor, t: Tensor, said: Tensor, calls: int) -> None:
         content = safetensors.torch.save({"answer": said.detach().cpu().contiguous()})
         head = {"work": self.work, "number": self.asked, "question": self._question(x, t), "bytes": len(content)}
-        head["crc32"] = zlib.crc32(content)
+        head |= {"calls": calls, "crc32": zlib.crc32(content)}
         self.waiting += [json.dumps(head).encode() + b"\n", content]
         if monotonic() - self.written > self.PATIENCE / 2:
             if not self.file.is_file() or self.file.stat().st_size < self.MOST:
@@ -255,7 +287,7 @@ class Journal:
                     file.write(b"".join(self.waiting))
             self.waiting, self.written = [], monotonic()
 
-    def _read(self) -> Iterator[tuple[int, tuple[str, Tensor]]]:
+    def _read(self) -> Iterator[tuple[int, tuple[str, Tensor, int]]]:
         """The answers to this work that are whole; what follows one that is not is cut off."""
         with self.file.open("r+b") as file:
             while True:
@@ -266,7 +298,8 @@ class Journal:
                     if zlib.crc32(content) != head["crc32"]:
                         raise ValueError("it was cut off, or changed")
                     if head["work"] == self.work:
-                        yield head["number"], (head["question"], safetensors.torch.load(content)["answer"])
+                        answer = safetensors.torch.load(content)["answer"]
+                        yield head["number"], (head["question"], answer, head["calls"])
                 except (ValueError, KeyError, TypeError, safetensors.SafetensorError):
                     file.truncate(at)
                     return

@@ -11,7 +11,7 @@ from ..likelihood import AsNeeded, Integrator
 from ..model import Counted
 from ..ode import Embedded
 from ..shapes import count
-from .batches import complete, enter
+from .batches import enter, held
 from .common import as_bytes, code_of, fitting, join_processes, label_of, labelled, model_of, place
 from .folder import opened
 from .images import alone, held_out, of_file, require_images, visibly
@@ -39,7 +39,7 @@ def run(o: Namespace) -> None:
     of: dict[str, Any] = {"n": n, "method": repr(method), "label": label, "model": found.digest}
     of |= {"images": digest(as_bytes(x.numpy()))}
     with opened(o.out, code_of(o), command="interpolate", **of) as folder:
-        if complete(folder, 0):
+        if held(folder, 0, n) >= n:
             return
         a, b = x.to(device).split(1)
         made = interpolate(p, a, b, n, method, found.around)[:, 0].cpu()

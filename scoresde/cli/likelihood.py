@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from time import monotonic
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from ..reference import Reference
 from ..shapes import count
 from ..values import plain
 from .common import code_of, data_of, fitting, join_processes, label_of, model_of, one_subject, place, processes, wait
-from .folder import Folder, opened, read_rows
+from .folder import Folder, opened, read_rows, require_fitting
 from .parts import read
+from .plan import duration, tell
 
 KINDS: dict[str, type[Any]] = {
     "uniform": likelihood.Uniform,
@@ -28,6 +30,8 @@ KINDS: dict[str, type[Any]] = {
     "decoded": likelihood.Decoded,
 }
 LINES = "likelihood.jsonl"
+MEASURED = 8
+"""Samples by which a dry run tells the time."""
 
 
 def run(o: Namespace) -> int:
@@ -38,6 +42,9 @@ def run(o: Namespace) -> int:
     subject, of = (_exact if o.law else _trained)(o, device)
     kept = {k: getattr(o, k) for k in ("seed", "split", "dequantization", "draws", "fitted_prior", "terms", "chain")}
     kept |= {"sde": subject.sde, "method": repr(subject.how.method), "trace": repr(subject.how.trace), **of}
+    if o.dry_run:
+        require_fitting(o.out, code_of(o), command="likelihood", **kept)
+        return _plan(o, subject) if rank == 0 else 0
     with opened(o.out, code_of(o), rank, command="likelihood", **kept) as folder:
         if rank == 0:
             _gather(folder)
@@ -54,6 +61,21 @@ def run(o: Namespace) -> int:
                 shown.update(len(index))
         wait()
         return _report(o, subject, _gather(folder)) if rank == 0 else 0
+
+
+def _plan(o: Namespace, subject: Target) -> int:
+    """Say what would be computed, and how long that would take, by the first samples."""
+    n, few = len(subject.x), min(MEASURED, len(subject.x))
+    began = monotonic()
+    subject.rows(range(few), o.seed)
+    each = (monotonic() - began) / few
+    shape, method, trace = "x".join(map(str, subject.x.shape[1:])), o.method or "usual", o.trace or "usual"
+    tell(
+        f"likelihoods of {n} samples of {shape} under {subject.name}, in {subject.unit}",
+        f"{subject.sde!r}, method {method}, trace {trace}, {o.terms} terms a bound, into {o.out}",
+        f"{duration(n * each)} or less, by {few} samples at {each:.2g} s each, as larger batches are faster",
+    )
+    return 0
 
 
 def _report(o: Namespace, subject: Target, found: dict[int, dict[str, Any]]) -> int:

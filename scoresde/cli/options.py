@@ -11,6 +11,14 @@ LABEL = "the class, if the network has classes: its name, or its number from 0 o
 OWN_NET = "what makes the network, if the checkpoint cannot: package.module:function"
 INVERSE = ("one-of-four", "length-of-four", "upper-half", "blocks")
 OWN_STEP = "a step of your own besides: package.module:Class"
+CHOICES = ("step", "sde", "grid", "net", "data", "law", "method", "trace", "weight", "times")
+"""Options whose values are parts of the library, which `--help NAME` lists."""
+OWN = {("bench", "method")}
+"""Those that take what is your own alone."""
+
+
+class Rare(str):
+    """The help of an option that `--help-all` alone shows."""
 
 
 def demo(parser: ArgumentParser) -> None:
@@ -34,16 +42,21 @@ def train(parser: ArgumentParser) -> None:
     add("--steps", metavar="N", type=int, help="optimiser steps (5000)")
     add("--batch", metavar="N", type=int, help="samples a step, over all processes; 64 of many images (32)")
     add("--lr", metavar="X", type=float, help="learning rate of Adam; less for a wide network (0.004)")
-    add("--warmup", metavar="N", type=int, help="steps over which it rises from 0 (100)")
-    add("--decay", metavar="X", type=float, help="share of the steps, at the end, over which it falls to 0 (0.5)")
-    add("--beta2", metavar="X", type=float, help="Adam's memory of squared gradients (0.99)")
-    add("--clip", metavar="X", type=float, help="largest norm of a gradient (1.0)")
-    add("--ema", metavar="X", type=float, help="half-life of averaged weights, in units of the steps so far (0.05)")
-    add("--label-dropout", metavar="X", type=float, help="share of labels that are hidden (0.1)")
-    add("--not-stratified", action="store_true", help="draw the times of a batch independently")
-    add("--snapshots", metavar="N", type=int, help="averages to keep on the way, for `scoresde average` (0)")
-    add("--weight-decay", metavar="X", type=float, help="AdamW's, of weights of two and more dimensions (0)")
-    add("--accumulate", metavar="N", type=int, help="parts of a batch in the network one after the other (1)")
+    add("--warmup", metavar="N", type=int, help=Rare("steps over which it rises from 0 (100)"))
+    add("--decay", metavar="X", type=float, help=Rare("share of the steps, at the end, over which it falls to 0 (0.5)"))
+    add("--beta2", metavar="X", type=float, help=Rare("Adam's memory of squared gradients (0.99)"))
+    add("--clip", metavar="X", type=float, help=Rare("largest norm of a gradient (1.0)"))
+    add(
+        "--ema",
+        metavar="X",
+        type=float,
+        help=Rare("half-life of averaged weights, in units of the steps so far (0.05)"),
+    )
+    add("--label-dropout", metavar="X", type=float, help=Rare("share of labels that are hidden (0.1)"))
+    add("--not-stratified", action="store_true", help=Rare("draw the times of a batch independently"))
+    add("--snapshots", metavar="N", type=int, help=Rare("averages to keep on the way, for `scoresde average` (0)"))
+    add("--weight-decay", metavar="X", type=float, help=Rare("AdamW's, of weights of two and more dimensions (0)"))
+    add("--accumulate", metavar="N", type=int, help=Rare("parts of a batch in the network one after the other (1)"))
     add("--flips", action="store_true", default=None, help="show images and mirror images equally often")
     kinds = ("float32", "bfloat16", "float16")
     add("--precision", metavar="P", choices=kinds, help="what the network is computed in: bfloat16, float16 (float32)")
@@ -54,7 +67,8 @@ def train(parser: ArgumentParser) -> None:
         help="share weights out too: torchrun --nproc-per-node 2 -m scoresde -- train digits --shard",
     )
     add("--views", metavar="N", type=int, help="pictures of samples on the way (8)")
-    add("--save-every", metavar="S", type=float, default=60.0, help="seconds between checkpoints (60)")
+    dry(parser)
+    add("--save-every", metavar="S", type=float, default=60.0, help=Rare("seconds between checkpoints (60)"))
     add("--conditional", action="store_true", help="tell the network the labels, if the data have them")
     add(
         "--classifier",
@@ -87,15 +101,17 @@ def sample(parser: ArgumentParser) -> None:
     add("--step", metavar="S", action="append", help="UniPC(3), Flow(Dopri5()), Langevin(SNR(0.3), n=5), module:Class")
     add("--steps", metavar="N", type=int, help="intervals of the grid (20; 1 where a step chooses its own)")
     add("--grid", metavar="G", help="reference, which is the default, uniform, quadratic, log_snr, karras(rho=7)")
-    add("--end", metavar="T", type=float, help="the last time (the process's own t_min)")
-    add("--eta", metavar="X", type=float, help="0 for the flow, 1 for the reverse SDE (0; 1 if a step needs noise)")
+    add("--end", metavar="T", type=float, help=Rare("the last time (the process's own t_min)"))
+    said = "0 for the flow, 1 for the reverse SDE (0; 1 for a step that is of the SDE)"
+    add("--eta", metavar="X", type=float, help=said)
     add("--sde", metavar="SDE", help="another process: VE(sigma_min=0.02, sigma_max=20), ..., package.module:Class")
     add("--tuned", metavar="FILE", type=place, help="what `scoresde tune` wrote: its step, grid and process")
     guidance(parser)
     add("--temperature", metavar="T", type=float, help="of Gaussian data p^(1/T): less varied below 1, more above it")
+    dry(parser)
     add("--no-denoise", action="store_true", help="end without the mean of the data given the last state")
     add("--batch", metavar="N", type=int, default=256, help="samples drawn together; they do not depend on it")
-    add("--net", metavar="NET", help=OWN_NET)
+    add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/samples")
 
 
@@ -147,19 +163,29 @@ def interpolate(parser: ArgumentParser) -> None:
 
 
 def tune(parser: ArgumentParser) -> None:
-    """Fit a solver of the probability flow to one model: grid, residual size and weights from its own trajectories. The
-    result is JSON, which `scoresde sample MODEL --tuned FILE` takes; where a method without a fit is better, that is
-    what is written. Without a MODEL the score is that of an exact law.
+    """Fit a solver to one model, of its probability flow or, with --eta, of a process with noise: grid, residual size
+    and weights from its own trajectories. The result is JSON, which `scoresde sample MODEL --tuned FILE` takes; where a
+    method without a fit is better, that is what is written. Without a MODEL the score is that of an exact law.
     """
     add = parser.add_argument
     add("model", type=model, nargs="?", help=MODEL)
     add("--law", metavar="LAW", help="modes, lattice, digitclasses, package.module:Class (modes)")
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
     add("--nfe", metavar="N", type=int, default=10, help="network calls of the solver")
+    add(
+        "--eta", metavar="X", type=float, default=0.0, help="its noise: 0 for the flow, up to 1 for the reverse SDE (0)"
+    )
     add("--pilots", metavar="N", type=int, default=64, help="trajectories in each of three sets: fit, decide, report")
-    add("--evaluations", metavar="N", type=int, default=150_000, help="of the network for one sample, in all (150000)")
+    add(
+        "--evaluations",
+        metavar="N",
+        type=int,
+        default=150_000,
+        help=Rare("of the network for one sample, in all (150000)"),
+    )
     guidance(parser, several=True)
-    add("--net", metavar="NET", help=OWN_NET)
+    dry(parser)
+    add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/tuned.json", "the file to write")
 
 
@@ -183,12 +209,19 @@ def likelihood(parser: ArgumentParser) -> None:
     add("--label", metavar="K", help=f"of all samples, {LABEL}")
     add("--own-labels", action="store_true", help="tell the network each sample's own label, if the data have them")
     add("--dequantization", choices=kinds, default="uniform", help="how grey levels become continuous")
+    dry(parser)
     add("--draws", metavar="N", type=int, default=1, help="draws of it inside the logarithm; many need --trace Exact")
     add("--fitted-prior", action="store_true", help="the prior fitted to the training data for N(0, sigma_T^2 I)")
-    add("--terms", metavar="N", type=int, default=8, help="times a sample for each of the two bounds; 0 for none")
-    add("--chain", metavar="N", type=int, default=1000, help="steps of the discrete chain, unless the model has one")
+    add("--terms", metavar="N", type=int, default=8, help=Rare("times a sample for each of the two bounds; 0 for none"))
+    add(
+        "--chain",
+        metavar="N",
+        type=int,
+        default=1000,
+        help=Rare("steps of the discrete chain, unless the model has one"),
+    )
     add("--batch", metavar="N", type=int, default=128, help="samples solved together; they do not depend on it")
-    add("--net", metavar="NET", help=OWN_NET)
+    add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/likelihood")
 
 
@@ -202,6 +235,7 @@ def evaluate(parser: ArgumentParser) -> None:
     add("data", help="digits, FILE.npy, a folder, ...: what the model was trained on")
     add("--features", metavar="F", help="classifier, as of images with labels, numbers, package.module:function of x")
     add("--n", metavar="N", type=int, help="how many of the samples (all)")
+    dry(parser)
     shared(parser, "runs/quality.json", "the file to write")
 
 
@@ -217,15 +251,22 @@ def compare(parser: ArgumentParser) -> None:
     add("--data", metavar="DATA", help="digits, FILE.npy, a folder, ... (what the model was trained on, if bundled)")
     add("--law", metavar="LAW", help="Modes(n=8), lattice, digitclasses, package.module:Class (modes)")
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
+    dry(parser)
     add("--nfe", metavar="N", nargs="+", type=int, help="budgets of network calls (20 50 100, for a law also 200 500)")
     add("--n", metavar="N", type=int, help="samples (4000 of a law, else as many as are held out, at most 359)")
     add("--grid", choices=("uniform", "quadratic", "log_snr", "karras", "reference"), default="log_snr", help="times")
-    add("--r", metavar="X", type=float, default=0.16, help="signal-to-noise ratio of the corrector after a predictor")
-    add("--corrections", metavar="N", type=int, default=5, help="steps of annealed Langevin dynamics a level")
+    add(
+        "--r",
+        metavar="X",
+        type=float,
+        default=0.16,
+        help=Rare("signal-to-noise ratio of the corrector after a predictor"),
+    )
+    add("--corrections", metavar="N", type=int, default=5, help=Rare("steps of annealed Langevin dynamics a level"))
     add("--step", metavar="S", action="append", default=[], help=OWN_STEP)
     add("--eta", metavar="X", type=float, default=1.0, help="of its process")
     add("--batch", metavar="N", type=int, default=4096, help="samples drawn together; they do not depend on it")
-    add("--net", metavar="NET", help=OWN_NET)
+    add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/compare")
 
 
@@ -249,12 +290,25 @@ def bench(parser: ArgumentParser) -> None:
     add("--nfe-sde", metavar="N", nargs="+", type=int, help="budgets for the reverse SDE (10 20 50)")
     add("--only", metavar="NAME", nargs="+", help="the solvers to run, as the report names them (all)")
     add("--step", metavar="S", action="append", default=[], help=OWN_STEP)
-    add("--eta", metavar="X", type=float, default=0.0, help="of its process")
+    add("--eta", metavar="X", type=float, help=Rare("of its process (0; 1 for a step that is of the SDE)"))
     add("--n", metavar="N", type=int, help="starts of the flow (128, or 384 if --full)")
     add("--n-sde", metavar="N", type=int, help="samples of the reverse SDE (1000, or 4000 if --full)")
+    dry(parser)
     add("--full", action="store_true", help="all laws, three processes, more budgets and samples")
-    add("--net", metavar="NET", help=OWN_NET)
+    add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/bench")
+
+
+def explain(parser: ArgumentParser) -> None:
+    """Write one HTML page that plays DDPM, annealed Langevin, predictor-corrector, DDIM and the probability flow from
+    the same start along the same Brownian path, beside their exact errors. The page needs no network and no server; all
+    of its numbers are computed here, in a minute or two. What is at --out is replaced if this command wrote it.
+    """
+    add = parser.add_argument
+    add("--particles", metavar="N", type=int, default=1024, help="particles that errors are measured with (1024)")
+    add("--shown", metavar="N", type=int, default=256, help="of these, particles that are drawn (256)")
+    add("--seed", metavar="N", type=int, default=0, help="of everything random: the same seed, the same page")
+    add("--out", metavar="PATH", type=place, default=Path("runs/explain.html"), help="the file (runs/explain.html)")
 
 
 def fetch(parser: ArgumentParser) -> None:
@@ -272,6 +326,21 @@ def models(parser: ArgumentParser) -> None:
     of a sample, how they were trained, and how good they are on data that were held out.
     """
     parser.add_argument("--commands", action="store_true", help="show the command that trained each")
+
+
+def cite(parser: ArgumentParser) -> None:
+    """Print BibTeX of this package and of the works that a run rests on: those that the docstrings name of all that the
+    folder of a checkpoint or of results tells of, or of a step, a process or another part that is typed.
+    """
+    said = "a folder, FILE.json of `scoresde tune`, UniPC(3), VE, Dopri5, package.module:Class"
+    parser.add_argument("used", nargs="*", help=said)
+
+
+def completion(parser: ArgumentParser) -> None:
+    """Print what lets a shell complete commands and options: eval "$(scoresde completion bash)" in ~/.bashrc, and the
+    same with zsh in ~/.zshrc. It needs pip install 'scoresde[shell]'.
+    """
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that is to complete")
 
 
 def model(text: str) -> Path:
@@ -309,10 +378,16 @@ def sampled(parser: ArgumentParser, out: str) -> None:
     add("--n", metavar="N", type=int, default=8, help="samples for each image (8)")
     add("--method", metavar="M", default="pigdm", help="mmps, ddnm, diffpir(weight=2), DPS(zeta=0.5), module:f (pigdm)")
     add("--steps", metavar="N", type=int, default=200, help="of DDPM, the reverse SDE (200)")
+    dry(parser)
     add("--label", metavar="K", help=LABEL)
     add("--batch", metavar="N", type=int, help="images drawn together; samples do not depend on it (256 samples)")
     add("--net", metavar="NET", help=OWN_NET)
     shared(parser, out)
+
+
+def dry(parser: ArgumentParser) -> None:
+    """Of what takes long."""
+    parser.add_argument("--dry-run", action="store_true", help="check all, say what would be done, and write nothing")
 
 
 def guidance(parser: ArgumentParser, several: bool = False) -> None:
@@ -336,6 +411,6 @@ def shared(parser: ArgumentParser, out: str, what: str = "the folder for what is
 
 EVERY = (
     demo, train, average, sample, inpaint, colorize, superres, interpolate, evaluate, tune, likelihood, compare, bench,
-    fetch, models,
+    explain, fetch, models, cite, completion,
 )  # fmt: skip
 COMMANDS = {command.__name__: command for command in EVERY}

@@ -83,14 +83,23 @@ def read(name: str, text: str | None, kind: Any, **known: Any) -> Any:
     return value
 
 
+def eta_of(text: str, step: steps.Step) -> float:
+    """That of the process that a step is taken on where none is said: 1 for a method of the reverse SDE, 0 for others.
+    SA-Solver is one by its name alone: it is a `Multistep`, as methods of the flow are.
+    """
+    return float(step.noisy or text.partition("(")[0].strip().lower() == "sasolver")
+
+
 def read_steps(o: Namespace) -> list[Method]:
     """The steps of your own, by what was typed after the module, and eta. Raises ValueError for a name in use."""
     found: list[Method] = []
     for text in o.step:
-        name = (text.partition(":")[2] or text) + (f", eta {o.eta:g}" if o.eta else "")
+        step = read("step", text, steps.Step)
+        eta = eta_of(text, step) if o.eta is None else o.eta
+        name = (text.partition(":")[2] or text) + (f", eta {eta:g}" if eta else "")
         if name in (*steps.METHODS, *(method.name for method in found)):
             raise ValueError(f"step must have a name of its own, got {name!r}, which is in the table already")
-        found.append(own(name, read("step", text, steps.Step), o.eta))
+        found.append(own(name, step, eta))
     return found
 
 
@@ -173,7 +182,8 @@ def read_method(text: str) -> Restoration:
     """A method of `scoresde.inverse` with its options, or a function of your own of (score, seen), or a step of (step,
     seen) or of (seen) alone.
     """
-    methods = {k: partial(_with_options, v) for k, v in public(inverse).items() if _restores(v)}
+    methods = {k: partial(_with_options, v) for k, v in methods_of_inverse_problems().items()}
+    methods |= {k.lower(): v for k, v in methods.items()}
     if not own_module(text) and text.partition("(")[0].strip() not in methods:
         names = ", ".join(sorted({method.args[0].__name__ for method in methods.values()}))
         raise ValueError(f"method must be one of {names}, or package.module:function of (score, seen), got {text!r}")
@@ -185,6 +195,11 @@ def read_method(text: str) -> Restoration:
     if not callable(found):
         raise ValueError(f"method must name a function of (score, seen), got {text!r}, which is {found!r}")
     return Restoration(text, found)
+
+
+def methods_of_inverse_problems() -> dict[str, Any]:
+    """Those of `scoresde.inverse`, by their names."""
+    return {k: v for k, v in public(inverse).items() if k == v.__name__ and _restores(v)}
 
 
 def _restores(f: Any) -> bool:

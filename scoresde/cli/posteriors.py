@@ -9,8 +9,9 @@ from ..process import VP, LinearSDE
 from ..progress import bar
 from ..shapes import count
 from .common import code_of, join_processes
-from .folder import opened
+from .folder import opened, require_fitting
 from .parts import evaluated, own_module, read
+from .plan import tell
 
 UNUSED = ("model", "data", "processes", "nfe_sde", "n_sde", "step", "eta", "net", "full")
 STEPS, SAMPLES = (50, 200), 2000
@@ -31,6 +32,10 @@ def measure(o: Namespace) -> None:
     tasks, methods = _tasks(o), _methods(o)
     sde, n = read("sde", o.sde, LinearSDE) or VP(), SAMPLES if o.n is None else count("n", o.n, least=2)
     budgets = sorted({count("nfe", k) for k in o.nfe or STEPS})
+    if o.dry_run:
+        require_fitting(o.out, code_of(o), command="bench --inverse", seed=o.seed, n=n, sde=sde)
+        what = f"{', '.join(methods)} for {', '.join(tasks)}, on {sde!r}"
+        return tell(f"{what}: {n} samples of each by {' and '.join(map(str, budgets))} steps, into {o.out}")
     with opened(o.out, code_of(o), command="bench --inverse", seed=o.seed, n=n, sde=sde) as folder:
         rows = folder.rows("results.jsonl", "task", "method", "steps")
         cells = [(task, k) for task in tasks for k in budgets]

@@ -19,11 +19,12 @@ from ..noise import per_sample, seeds
 from ..process import Reverse
 from ..shapes import count, number
 from ..steps import Ancestral, Step, draw, started
-from .batches import complete, enter, in_batches
+from .batches import enter, held, in_batches
 from .common import as_bytes, code_of, fitting, join_processes, label_of, labelled, model_of, place
-from .folder import Folder, opened
+from .folder import Folder, opened, require_fitting
 from .images import alone, first, of_file, require_images, visibly, warn_of_range
 from .parts import read_method
+from .plan import duration, network, seconds_a_call, tell
 
 SUMMARY = "summary.txt"
 NOISE = 2**31
@@ -73,8 +74,20 @@ def restore(o: Namespace, command: str, measurement: Callable[[tuple[int, ...]],
     p, step = given(y[:1])
     started(p, ts, (step,))
     kept = _recipe(o, seen) | {"label": label, "model": found.digest, "process": repr(p.sde), "method": repr(method)}
+    if o.dry_run:
+        if rank == 0:
+            require_fitting(o.out, code_of(o), command=command, **kept)
+            p, _ = given(y[:1].repeat_interleave(n, 0))
+            x = p.sde.prior((n, *found.shape), per_sample(seeds(o.seed, n)), device=device)
+            each = seconds_a_call(p.score, x, ts[0])
+            tell(
+                f"{n} samples for each of {len(y)} images of {seen.A.m} measured numbers, by {method}, into {o.out}",
+                network(found.model, device),
+                f"{steps} steps of {p.sde!r}, {duration((steps + 1) * each * len(y))}, at {each:.2g} s for an image's",
+            )
+        return
     with opened(o.out, code_of(o), rank, command=command, **kept) as folder:
-        if complete(folder, rank):
+        if held(folder, rank, len(y)) >= len(y):
             if rank == 0:
                 print((folder.read(SUMMARY) or b"").decode())
             return
@@ -85,7 +98,7 @@ def restore(o: Namespace, command: str, measurement: Callable[[tuple[int, ...]],
             every = seeds(o.seed, k * n, start * n)
             return draw(p, found.shape, ts, step, seeds=every, like=like).view(k, n, *found.shape)
 
-        x, calls = in_batches(folder, rank, len(y), batch, net, make, command)
+        x, calls = in_batches(folder, rank, len(y), batch, net, make, command, each=n)
         if x is None:
             return
         said = _written(folder, x, seen, found)

@@ -9,16 +9,18 @@ import torch
 
 from .. import grid
 from ..checkpoint import exists, load
-from ..data import Dataset
+from ..data import Dataset, Source
 from ..loss import MaximumLikelihood, Times, Unbiased, UniformTime, Weight
 from ..model import ClassModel, Karras, LogSNR, NoisyModel, ScoreModel
 from ..noise import seeded
 from ..process import LinearSDE
-from ..shapes import number
+from ..shapes import count, number
 from ..steps import GaussianReference, draw
 from ..training import RECIPES, Recipe, Settings, train, usual_settings
+from ..training.loop import rehearse
 from .common import join_processes, picture, place, visible
 from .parts import own_module, read, read_data, read_net
+from .plan import duration, tell, weighs
 
 SEEN, CALLS, VIEWS = 64, 12, 8
 """Samples of a picture on the way, network calls of each, and how many pictures there are."""
@@ -44,6 +46,9 @@ def run(o: Namespace) -> None:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if o.compile:
         model.net = torch.compile(model.net)  # type: ignore[assignment]
+    count("views", VIEWS if o.views is None else o.views, least=0)
+    if o.dry_run:
+        return _plan(o, model, data, settings, source, device, rank == 0)
     how = {
         "resume": exists(o.out),
         "save_every": o.save_every,
@@ -54,6 +59,31 @@ def run(o: Namespace) -> None:
     train(model, data, settings, folder=o.out, source=source, on_view=view, **how)
     if rank == 0:
         print(f"trained {settings.steps} steps; the checkpoint is in {o.out}")
+
+
+def _plan(
+    o: Namespace,
+    model: NoisyModel,
+    data: Dataset,
+    settings: Settings,
+    source: Source,
+    device: torch.device,
+    here: bool,
+) -> None:
+    """Say what would be trained, and how long that would take, by two steps in memory."""
+    if o.out.exists() and not o.out.is_dir():
+        raise ValueError(f"out must be a folder, and {o.out} is a file")
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    how = {"folder": o.out, "source": source, "resume": exists(o.out), "sharded": device if o.shard else False}
+    said, start, each = rehearse(model, data, settings, **how)
+    left = max(0, settings.steps - start)
+    if here:
+        tell(
+            said,
+            f"on {device}, into {o.out}" + (f", where {start} steps are done" if start else ""),
+            f"{left} steps of {each:.2g} s, {duration(left * each)}",
+            f"weights, gradients, Adam's moments and averages take {weighs((5 + 2 * bool(settings.snapshots)) * size)}",
+        )
 
 
 def _settings(o: Namespace, start: Settings) -> Settings:

@@ -11,22 +11,26 @@ import torch
 from ..checkpoint import Checkpoint
 from ..lab import Problem
 from ..model import Counted, transport
+from ..noise import iid
 from ..process import LinearSDE, Score
-from ..reference import Reference
-from ..shapes import count
+from ..reference import Reference, known
+from ..shapes import count, number
 from ..steps import Pilots, Tuning, tune
+from ..steps.fit import least
 from ..steps.pilots import together
+from ..steps.renewed import bounds
 from ..values import build, describe
 from .common import classifier_of, code_of, condition, guided, label_of, model_of, one_subject, place
-from .folder import Journal, opened
+from .folder import Journal, opened, require_fitting
 from .parts import read
+from .plan import duration, seconds_a_call, tell
 
 KNOWN = 2000  # samples of an exact law that tell its mean and deviation
 
 
 def run(o: Namespace) -> None:
     """Tune, and say how good the result is."""
-    count("nfe", o.nfe, least=2)
+    count("nfe", o.nfe, least=2), number("eta", o.eta, least=0, most=1)
     pilots = Pilots(o.pilots, o.seed, evaluations=o.evaluations)
     device, around = place(o), None
     one_subject(o)
@@ -55,18 +59,28 @@ def run(o: Namespace) -> None:
     of = {"subject": found.digest if o.model else repr(problem), "sde": sde, "around": around, "device": device.type}
     kept = {k: getattr(o, k) for k in ("seed", "nfe", "pilots", "evaluations")}
     kept |= {"condition": said} if said else {}
-    flow = together([sde.reverse(score, 0.0) for score in scores], pilots)
-    o.out.parent.mkdir(parents=True, exist_ok=True)
-    least, most = pilots.least(o.nfe), max(pilots.least(o.nfe), o.evaluations)
-    print(
-        f"the fit takes from about {least:,} to {most:,} evaluations of the network for one sample, as many as "
-        f"{max(1, most // 1000):,} samples of 1,000 steps"
+    kept |= {"eta": o.eta} if o.eta else {}
+    flow = together([sde.reverse(score, o.eta) for score in scores], pilots)
+    fewest, most = cost(o, pilots, known(around, flow.score, like.shape[1:]) is not None, len(scores))
+    x = sde.prior((pilots.n, *like.shape[1:]), iid(torch.Generator().manual_seed(0)), like.dtype, device)
+    each = seconds_a_call(scores[0], x, torch.tensor(sde.T, dtype=torch.float64)) / pilots.n
+    lasts = f"{duration(fewest * each)} to {duration(most * each).removeprefix('about ')}"
+    costs = (
+        f"the fit takes from {fewest:,} to {most:,} evaluations of the network for one sample, as many as "
+        f"{max(1, most // 1000):,} samples of 1,000 steps: {lasts}"
     )
-    with opened(o.out.with_name(f".{o.out.name}.work"), code_of(o), command="tune", **of, **kept) as folder:
+    work = o.out.with_name(f".{o.out.name}.work")
+    if o.dry_run:
+        require_fitting(work, code_of(o), command="tune", **of, **kept)
+        what = f"a solver of {o.nfe} calls for {o.model or repr(problem)} on {sde!r}{f', {said}' if said else ''}"
+        return tell(f"{what}, by {pilots.n} pilots, into {o.out}", costs)
+    print(costs)
+    o.out.parent.mkdir(parents=True, exist_ok=True)
+    with opened(work, code_of(o), command="tune", **of, **kept) as folder:
         journal, began = Journal(flow.score, folder).start(folder.of), monotonic()
         counted = Counted(journal)
-        work = sde.reverse(counted, 0.0), like, o.nfe, around, pilots
-        made = tune(*work, lambda text: print(f"... {text} ({monotonic() - began:.0f} s)"))
+        fitted = sde.reverse(counted, o.eta), like, o.nfe, around, pilots
+        made = tune(*fitted, lambda text: print(f"... {text} ({monotonic() - began:.0f} s)"))
         made = replace(made, condition=said)
         made.save(o.out)
         again = journal.recalled
@@ -78,8 +92,19 @@ def run(o: Namespace) -> None:
     if not made.tuned:
         print("no fit was better, so that method is what was written")
     calls = f"{counted.nfe} network calls to tune" + (f", {again} of them before it was cut off" if again else "")
-    print(f"noise amplification {made.noise_amplification:.2f}; {calls}; {o.out}")
+    rough = f"roughness in t {made.roughness:.2g}"
+    print(f"noise amplification {made.noise_amplification:.2f}; {rough}; {calls}; {o.out}")
     print(f"{made.evaluations:,} evaluations of the network for one sample in {monotonic() - began:.0f} s")
+
+
+def cost(o: Namespace, pilots: Pilots, told_around: bool, flows: int) -> tuple[int, int]:
+    """The fewest and the most evaluations of the network for one sample: guidance that is free of a classifier asks it
+    twice each time, and where it is given an interval only there.
+    """
+    once = least(o.nfe, pilots, told_around, flows)
+    fewest, most = bounds(o.nfe, pilots, told_around, flows) if o.eta else (once, once)
+    each = 2 if o.guidance and not o.classifier else 1
+    return fewest * (1 if o.interval else each), max(each * most, o.evaluations)
 
 
 def told(o: Namespace, found: Checkpoint, device: torch.device) -> tuple[str, list[Score]]:
@@ -89,6 +114,6 @@ def told(o: Namespace, found: Checkpoint, device: torch.device) -> tuple[str, li
     if labels == ["all"] and "all" not in (by or found).names:
         labels = [str(k) for k in range(getattr((by or found).model.net, "classes", 0))] or labels
     each = [Namespace(**{**vars(o), "label": label, "guidance": w}) for label, w in product(labels, weights)]
-    known = [label_of(one, by or found) for one in each]
-    nets = [guided(one, found.model, label, by) for one, label in zip(each, known, strict=True)]
-    return "; ".join(condition(one, label, by) for one, label in zip(each, known, strict=True)), nets
+    those = [label_of(one, by or found) for one in each]
+    nets = [guided(one, found.model, label, by) for one, label in zip(each, those, strict=True)]
+    return "; ".join(condition(one, label, by) for one, label in zip(each, those, strict=True)), nets

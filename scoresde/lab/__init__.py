@@ -12,7 +12,7 @@ from .metrics import Classifier, energy_distance, frechet, frechet_bias, nearest
 from .orders import Limit, PathErrors, Slope, path_errors, paths, resolved, slope
 from .plane import PlaneLaw, plane_law_of
 from .posteriors import Task, inverse_rows, of_score, posterior_distances, score_error
-from .problems import DigitClasses, Lattice, Modes, Problem
+from .problems import DigitClasses, Lattice, Modes, Peaks, Problem
 from .provenance import origin
 from .solvers import COMPARED, PROCESSES, SPACINGS, Solver, adaptive, bench, compare, diffusions, flows, on_grid, tuned
 from .spectrum import Mixing, mixing
@@ -20,8 +20,8 @@ from .subjects import Row, Subject, exact_subject, floors, memorised_subject, tr
 
 __all__ = [
     "COMPARED", "LINE", "PROCESSES", "SPACINGS", "SPREAD", "Classifier", "DigitClasses", "GaussianLaw", "Lattice",
-    "Limit", "LineLaw", "Mixing", "Modes", "Neighbourhoods", "PathErrors", "PlaneLaw", "Problem", "Quality", "Row",
-    "Slope", "Solver", "Subject", "Target", "Task", "adaptive", "bench", "compare", "copied", "density_paths",
+    "Limit", "LineLaw", "Mixing", "Modes", "Neighbourhoods", "PathErrors", "Peaks", "PlaneLaw", "Problem", "Quality",
+    "Row", "Slope", "Solver", "Subject", "Target", "Task", "adaptive", "bench", "compare", "copied", "density_paths",
     "diffusions", "energy_distance", "error_budget", "exact_rows", "exact_subject", "floors", "flows", "frechet",
     "frechet_bias", "gaussian_law_of", "inverse_rows", "kernel_distance", "law_of", "law_path", "memorised_subject",
     "mixing", "nearest", "neighbour_test", "of_score", "on_grid", "origin", "path_errors", "paths", "plane_law_of",

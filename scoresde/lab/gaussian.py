@@ -69,9 +69,10 @@ def gaussian_law_of(
         raise ValueError("p must be a Reverse whose score knows the law of the data, such as law.diffuse(sde)")
     if prior is not None and (not isinstance(prior, Gaussian) or prior.shape != shape):
         raise ValueError(f"prior must be a Gaussian of shape {tuple(shape)}, got {prior!r}")
-    if any(isinstance(step, MALA) for step in steps):
+    if mala := [step for step in steps if isinstance(step, MALA)]:
         raise ValueError(
-            "MALA accepts by what it draws, which is not affine, so that its law is not Gaussian: sample it"
+            f"steps must be affine in x and their noise, got {mala[0]!r}, which accepts by what it draws: take "
+            "Langevin(Constant(0.1)), say, or sample it"
         )
     if math.prod(shape) > MOST:
         raise ValueError(f"the data must have at most {MOST} dimensions, got {tuple(shape)}")

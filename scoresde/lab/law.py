@@ -67,7 +67,10 @@ def law_of(
     with torch.no_grad():
         memory = remembers(p, ts, steps, (1,))
         if memory and p.eta:
-            raise ValueError(f"{memory} remembers earlier states, so that its law is no chain of kernels: sample it")
+            raise ValueError(
+                f"steps must each be a kernel of their own for eta > 0, got {memory!r} on eta = {p.eta:g}, which "
+                "remembers earlier states: take one that does not, such as Ancestral(), or eta = 0, or sample it"
+            )
         if memory:
             laws = [_carried(law, lambda x: end(p, x, ts, *steps, noise=_none), steps, whole=True) for law in laws]
         else:
@@ -94,7 +97,10 @@ def law_path(
     laws = [tabulated(prior, count("n", n, least=64))]
     with torch.no_grad():
         if memory := remembers(p, ts, steps, (1,)):
-            raise ValueError(f"{memory} remembers earlier states, so that its law is told at the end alone: law_of")
+            raise ValueError(
+                f"steps must each be a kernel of their own, got {memory!r}, which remembers earlier states: take one "
+                "that does not, such as Ancestral(), or `law_of`, which tells the law at the end alone on the flow"
+            )
         return [(float(ts[0]), laws[0]), *((t, law) for t, (law,) in _along(laws, p, ts, steps))]
 
 

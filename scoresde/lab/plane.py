@@ -119,11 +119,17 @@ def plane_law_of(p: Reverse, ts: Tensor, *steps: Step, prior: Law | None = None,
     """
     ts, start = beginning(p, ts, prior, (2,), False)
     n = count("n", n, least=32)
-    if any(isinstance(step, MALA) for step in steps):
-        raise ValueError("MALA accepts and rejects, which is no map with noise: sample it")
+    if mala := [step for step in steps if isinstance(step, MALA)]:
+        raise ValueError(
+            f"steps must each be a map with noise, got {mala[0]!r}, which accepts and rejects: take Langevin, or "
+            "sample it"
+        )
     with torch.no_grad():
         if memory := remembers(p, ts, steps, (2,)):
-            raise ValueError(f"{memory} remembers earlier states, so that its law is no chain of kernels: sample it")
+            raise ValueError(
+                f"steps must each be a kernel of their own, got {memory!r}, which remembers earlier states: take one "
+                "that does not, such as Ancestral(), or sample it"
+            )
         fine, half = (_through(_tabulated(start, k), p, ts, steps) for k in (n, n // 2))
     if not abs(fine.mass - 1) < LOST:
         raise ValueError(

@@ -59,9 +59,36 @@ class Lattice(Problem):
         return _equal(torch.cartesian_prod(line, line), self.std)
 
 
-def _deviation(std: float) -> None:
+@dataclass(frozen=True)
+class Peaks(Problem):
+    """Gaussians on a line, of different weights, means and standard deviations."""
+
+    weights: tuple[float, ...] = (0.5, 0.2, 0.3)
+    """Their shares, up to a factor."""
+    means: tuple[float, ...] = (-1.3, 0.1, 1.2)
+    """Where they stand."""
+    stds: tuple[float, ...] = (0.15, 0.1, 0.2)
+    """Their standard deviations."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("weights", 0.0), ("means", -math.inf), ("stds", 0.0)):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or not 0 < len(values) == len(self.weights) <= MODES:
+                raise ValueError(f"{name} must be a tuple of as many numbers as weights, at least 1, got {values!r}")
+            for value in values:
+                number(name, value, above=least)
+        for std in self.stds:
+            _deviation(std, "stds")
+
+    def law(self) -> GaussianMixture:
+        """On the line, shape (1,)."""
+        w, m, s = (torch.tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.stds))
+        return GaussianMixture(w, m[:, None], s**2)
+
+
+def _deviation(std: float, name: str = "std") -> None:
     """One whose square is a number above 0."""
-    number("std", std, least=1e-100, most=1e100)
+    number(name, std, least=1e-100, most=1e100)
 
 
 def _equal(means: torch.Tensor, std: float) -> GaussianMixture:

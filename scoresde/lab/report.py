@@ -23,7 +23,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.legend import Legend  # noqa: E402
 from matplotlib.ticker import NullLocator  # noqa: E402
+
+GREY = "#7f7f7f"
+"""Equally far from black and white."""
 
 
 @dataclass
@@ -117,6 +121,26 @@ def save_figure(figure: Figure, file: Path, paper: bool = False) -> None:
         figure.savefig(content, format=kind, bbox_inches="tight", **more)
         write(file.with_suffix(f".{kind}"), content.getvalue())
     plt.close(figure)
+
+
+def embedded(figure: Figure, caption: str) -> str:
+    """A figure as one line of HTML with its picture inside, an SVG whose text and axes are grey on nothing, to be read
+    on light and on dark pages; the figure is closed.
+    """
+    for legend in figure.findobj(Legend):
+        legend.set_frame_on(False)
+    content = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": caption}):
+        figure.savefig(content, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    svg = (
+        content.getvalue()
+        .decode()
+        .replace("#000000", GREY)
+        .replace("<defs>", f"<style>text{{fill:{GREY}}}</style><defs>", 1)
+    )
+    data, said = base64.b64encode(svg.encode()).decode(), escape(caption)
+    return f'<figure><img alt="{said}" src="data:image/svg+xml;base64,{data}"><figcaption>{said}</figcaption></figure>'
 
 
 def _show(axes: Axes, x: Tensor, columns: int, size: float = 4) -> None:

@@ -18,10 +18,10 @@ from ..noise import iid, seeds
 from ..ode import Dopri5
 from ..process import EDM, VE, VP, Cosine, LinearSDE, RectifiedFlow, Score, SubVP
 from ..shapes import count
+from ..steps import Pilots, tune
 from ..steps.adaptive import DPMSolverAdaptive, GottaGoFast, Tallied
 from ..steps.catalogue import FLOWS, METHODS, Method
 from ..steps.euler import Flow
-from ..steps.fit import Pilots, tune
 from ..steps.step import Step, draw, sample
 from ..steps.tuned import Error, distance
 from .subjects import Row, Subject
@@ -99,17 +99,20 @@ def on_grid(method: Method, spacing: str) -> Solver:
 
 
 class Watched(Counted):
-    """Counts calls, and the seconds spent in them; before each of them `ask` is told its number, and may raise."""
+    """Counts calls, the seconds spent in them and the samples that they were of; before each of them `ask` is told its
+    number, and may raise.
+    """
 
     def __init__(self, f: Score, ask: Callable[[int], None] = lambda n: None) -> None:
         super().__init__(f)
-        self.ask, self.seconds = ask, 0.0
+        self.ask, self.seconds, self.evaluations = ask, 0.0, 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         self.ask(self.nfe + 1)
         began = perf_counter()
         said = super().__call__(*args, **kwargs)
         self.seconds += perf_counter() - began
+        self.evaluations += len(said)
         return said
 
 

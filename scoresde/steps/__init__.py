@@ -7,12 +7,12 @@ from .catalogue import METHODS, Known, Method
 from .consistency import Consistency
 from .euler import Churn, EulerMaruyama, Flow, ReverseDiffusion
 from .exponential import BH1, Centred, EqualSteps, Exponential, HalfBent, InLogSNR, InSigma, Interpolation, InTime
-from .fit import Pilots, tune
 from .inversion import exact_inverse, invert
 from .langevin import NCSN, SNR, Constant, Langevin, StepSize, ncsnv2_step
 from .metropolis import MALA, Calibrated
 from .multistep import DDIM, DEIS, IPNDM, LMS, PNDM, DPMSolverPP, GaussianReference, Multistep, SASolver, UniPC
 from .parallel import Parallel, sample_parallel
+from .pilots import Pilots
 from .singlestep import (
     RES,
     DPMSolver,
@@ -29,6 +29,7 @@ from .startup import FullOrder, Rising, Staged, StartUp
 from .step import Affine, Prepared, Run, Step, draw, run, sample, started, trajectory
 from .stochastic import DPMSolverPPSDE, Renoised, TwoStage
 from .tuned import Error, Tuned, Tuning, distance
+from .tuning import tune
 
 __all__ = [
     "BH1", "DDIM", "DEIS", "IPNDM", "LMS", "MALA", "METHODS", "NCSN", "PNDM", "RES", "SNR", "Adaptive", "Affine",

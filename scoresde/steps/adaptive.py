@@ -123,7 +123,7 @@ class ImprovedEuler(Compared):
 
 @dataclass(frozen=True)
 class GottaGoFast(Adaptive):
-    """The adaptive solver of reverse SDEs of Jolicoeur-Martineau et al. (2021, Algorithm 1), each sample with its own
+    """The adaptive solver of reverse SDEs of Jolicoeur-Martineau et al. (2021b, Algorithm 1), each sample with its own
     times and steps, on a Brownian path that rejections do not change.
 
     x' = x - h drift(x, t) + g(t) dW is compared with x'' = (x' + x~)/2, x~ = x - h drift(x', t - h) + g(t - h) dW; E

@@ -100,6 +100,11 @@ class Ancestral(FixedVariance):
     def __post_init__(self) -> None:
         number("v", self.v, least=0, most=1)
 
+    @property
+    def noisy(self) -> bool:  # type: ignore[override]
+        """It is with a variance of its own, v > 0; without one it is DDIM as well."""
+        return self.v > 0
+
     def variance(self, p: Reverse, t: Tensor, s: Tensor) -> Tensor:
         """u^(1 - v) large^v."""
         return self.between(p, t, s, self.v)
@@ -252,7 +257,7 @@ class LearnedVariance(Posterior):
 
 @dataclass(frozen=True)
 class ConsistentAnnealed(Affine):
-    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021, Algorithm 2), for any linear SDE.
+    """Consistent annealed sampling (Jolicoeur-Martineau et al. 2021a, Algorithm 2), for any linear SDE.
 
     A Langevin step that leaves exactly the noise of the next level: in x~ = x/alpha and sigma~ = sigma/alpha,
 

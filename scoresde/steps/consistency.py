@@ -25,7 +25,8 @@ Jump = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Consistency(Prepared):
-    """The step of the module. f: (x, t, u) -> x_u, (B, *D), t and u 0-dim; a network that knows `end` alone is told so
+    """The step of the module, of consistency models (Song et al. 2023) and of those of whole trajectories (Kim et al.
+    2024). f: (x, t, u) -> x_u, (B, *D), t and u 0-dim; a network that knows `end` alone is told so
     by lambda x, t, u: net(x, t). None reads the score so, with E = E[x_0 | x_t]:
 
         x_u = alpha_u E + sigma_u (x - alpha_t E)/sigma_t,

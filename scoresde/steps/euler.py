@@ -28,9 +28,12 @@ def needs_flow(p: Reverse) -> None:
 
 @dataclass(frozen=True)
 class EulerMaruyama(Affine):
-    """x_s = x + (s - t) drift(x, t) + g_p(t) sqrt(t - s) z, on any process, linear or not. Strong and weak order 1."""
+    """x_s = x + (s - t) drift(x, t) + g_p(t) sqrt(t - s) z, on any process, linear or not (Maruyama 1955).
+    Strong and weak order 1.
+    """
 
     upwards: ClassVar[bool] = True
+    noisy: ClassVar[bool] = True
     order: ClassVar[int] = 1
     strong: ClassVar[float] = 1.0
     weak: ClassVar[float] = 1.0
@@ -56,6 +59,7 @@ class ReverseDiffusion(Affine):
     With x_t | x_s ~ N(a x_s, v I): x_s = (2 - a) x + (1 + eta^2)/2 v score + eta sqrt(v) z.
     """
 
+    noisy: ClassVar[bool] = True
     order: ClassVar[int] = 1
     strong: ClassVar[float] = 1.0
     weak: ClassVar[float] = 1.0

@@ -97,7 +97,8 @@ class EqualSteps(InSigma):
 @dataclass(frozen=True)
 class Centred(InLogSNR):
     """u = lambda, and a line is taken at the middle of the interval instead of being integrated, as in the published
-    formulas of DPM-Solver-2, DPM-Solver++(2M) (Lu et al. 2022a,b) and UniPC (Zhao et al. 2023, B(h) = e^h - 1).
+    formulas of DPM-Solver-2 (Lu et al. 2022a), DPM-Solver++(2M) (Lu et al. 2022b) and UniPC (Zhao et al. 2023,
+    B(h) = e^h - 1).
     """
 
     def __call__(self, sde: LinearSDE, nodes: Tensor, lam: Tensor, mass: Tensor) -> Tensor:

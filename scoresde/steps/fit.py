@@ -14,32 +14,36 @@ Pilots are trajectories of the flow, solved with hundreds of calls in batches of
 All of it is forward calls and linear algebra. A second set of pilots decides between the fits and the best method that
 needs none, by the mean of the square roots of the errors, among those whose mean square is not larger than the least
 one beyond chance. Mean squares hang on the few samples that end in another mode, and medians do not see them. Where the
-weights are worse than that method beyond chance, no more is spent on them. A third set says how far the one chosen is
-from the flow.
+weights are far worse than that method, no more is spent on them. A third set says how far the one chosen is from the
+flow.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from .. import grid
 from ..process import Reverse
-from ..reference import Reference, known
-from ..shapes import count
+from ..reference import Reference
 from .catalogue import METHODS, Known
 from .exponential import Exponential, Seen, advance, asking
 from .multistep import DPMSolverPP, Multistep
 from .newton import LEAST, Ends, improve, trust, typical
-from .pilots import SCREENED, Metered, Pilots, Trajectories, centred, ends, mean_like, parts, residual, together
+from .pilots import SCREENED, Course, Metered, Pilots, Trajectories, centred, ends, mean_like, parts, residual
 from .step import Step, end, sample
 from .tuned import BAND, Error, Tuned, Tuning, distance, masses, with_weights
 
 RIDGE = 1e-3
 HUGE = 1e100  # in place of an error that is not finite
+HOPELESS = 1.5
+"""Above this part of the square root of the best usual method's error nothing more is spent on a fit: one that began
+at 1.1 ended at a thirtieth.
+"""
 WORTH = 8
 """The methods that need no fit which are tried on all pilots of the second set."""
 TRIED = ((2, 0.05, True), (2, 0.2, True), (2, 0.2, False))
@@ -48,29 +52,11 @@ taken without a call: what suits depends on the dimension and the budget.
 """
 
 
-@torch.no_grad()
-def tune(
-    q: Reverse | Sequence[Reverse],
-    like: Tensor,
-    calls: int,
-    around: Reference | None = None,
-    pilots: Pilots = Pilots(),
-    progress: Callable[[str], None] = lambda said: None,
+def fitted(
+    q: Reverse, like: Tensor, calls: int, around: Reference | None, pilots: Pilots, progress: Callable[[str], None]
 ) -> Tuning:
-    """The best solver that is found of the flow q for that number of network calls, from T to q.sde.t_min.
-
-    q: also several flows of one process, such as under several labels and guidances, which share the pilots in turn.
-    like: a state (any, *D), whose shape, type and place the pilots have. around: the mean and deviation of the data;
-    unless given, those that the score was made for, or of the pilots' own ends. progress: called with a line before
-    each part of the work.
-
-    Raises ValueError unless eta is 0, for flows of several processes or more of them than pilots, for fewer than 2
-    calls, and for a reference of another shape.
-    """
-    count("calls", calls, least=2)
-    fine = pilots.calls(calls)
-    q = together(q, pilots)
-    around, starts = known(around, q.score, like.shape[1:]), pilots.sets(q, like)
+    """`tune` of a flow, whose arguments are checked."""
+    fine, starts = pilots.calls(calls), pilots.sets(q, like)
     meter = Metered(q.score)
     q = replace(q, score=meter)
     if around is None:
@@ -80,42 +66,74 @@ def tune(
 
     progress("pilots, and what they tell of size and grid")
     flights = Trajectories(q, starts[0], centre, fine)
-    fitted = list(_fitted(flights, calls, progress))
+    rough, _, _ = flights.roughness()
+    progress(f"roughness in t {rough:.2g}")
+    fits = list(_fits(flights, calls, progress))
     progress("a second set of pilots, and methods that need no fit")
     first, second = (Ends(x, y) for x, y in ((starts[0], flights.end), (starts[1], ends(q, starts[1], centre, fine))))
-    off = {one: _off(q, one, second) for one in fitted}
     other, off_other = _usual(q, calls, around, second)
-    off[other] = off_other
-    chosen = best(fitted, off)
-    most = pilots.evaluations - pilots.n * (fine + 3 * calls)  # of which the rest is needed further down
-    said = f"the weights leave {_share(off[chosen], off_other)} of the error of {other.name}"
-    if isinstance(chosen.step, Tuned) and not _worse(off[chosen], off_other):
-        progress(f"{said}; weights and times together")
-        whole = _whole(q, chosen.step, first, second, lambda: most - meter.evaluations)
-        if whole is None:
-            progress(f"{pilots.evaluations:,} evaluations are too few for that")
-        else:
-            fitted.append(whole)
-            off[whole] = _off(q, whole, second)
-    else:
-        progress(f"{said}, so no more is spent on them")
-    found = best([*fitted, other], off)
+    off = {other: off_other, **{one: _off(q, one, second) for one in fits}}
+    kept = pilots.n * (fine + 3 * calls)  # which are needed further down
+    left = lambda: (pilots.evaluations - meter.evaluations) // meter.each - kept  # noqa: E731
+    for whole in _improved(q, best(fits, off), other, off, Sets(first, second), left, progress):
+        fits.append(whole)
+        off[whole] = _off(q, whole, second)
+    found = best([*fits, other], off)
 
     progress("a third set of pilots")
     fresh = Error.of(sample(q, starts[2], found.ts, found.step), ends(q, starts[2], centre, fine))
     loud = noise_amplification(found.step, q, found.ts) if isinstance(found.step, Exponential) else 1.0
     validation = (Error.over(off[found]), fresh, other.name, Error.over(off[other]))
     of = (found.step, found.ts, q.sde, found.name, found is not other, calls, found.left)
-    return Tuning(*of, *validation, loud, evaluations=meter.evaluations)
+    return Tuning(*of, *validation, loud, evaluations=meter.evaluations, roughness=rough)
 
 
-def _whole(q: Reverse, solver: Tuned, first: Ends, second: Ends, left: Callable[[], int]) -> "Candidate | None":
-    """The solver improved as a whole, where there are evaluations left for it."""
-    step = improve(q, solver, first, second, left, max(LEAST, parts(q.score)))
+def least(calls: int, pilots: Pilots = Pilots(), known: bool = True, flows: int = 1) -> int:
+    """The evaluations of the score for one sample that `tune` takes where nothing is improved as a whole: no fit takes
+    fewer, and none more than the larger of this and `pilots.evaluations`. calls: of the network, that the solver makes;
+    known: whether the Gaussian of the data is; flows: how many share the pilots. A guided score may ask its network
+    twice each time.
+    """
+    fine, few = pilots.calls(calls), min(pilots.n, max(SCREENED, flows))
+    trajectories = 3 * fine + 2 + (0 if known else max(fine // 2, 2))
+    fits, usual = 4 * len(TRIED) + 1, len(UNTUNED) * len(grid.usual())
+    return pilots.n * (trajectories + calls * (fits + WORTH)) + few * calls * usual
+
+
+class Sets(NamedTuple):
+    """Pilots: those that a solver is fitted to, and those that decide."""
+
+    first: Ends
+    second: Ends
+
+
+def _improved(
+    q: Reverse,
+    chosen: "Candidate",
+    other: "Candidate",
+    off: dict["Candidate", Tensor],
+    of: Sets,
+    left: Callable[[], int],
+    progress: Callable[[str], None],
+) -> Iterator["Candidate"]:
+    """The best fit improved as a whole, from weights of 0 if it has none: none where it is far worse than the method
+    that needs no fit, or where too few evaluations are left.
+    """
+    said = f"the fit leaves {share(off[chosen], off[other])} of the error of {other.name}"
+    if worse(off[chosen], off[other], HOPELESS):
+        progress(f"{said}, so no more is spent on it")
+        return
+    progress(f"{said}; weights and times together")
+    nothing = torch.zeros(len(chosen.ts) - 1, BAND + 1, dtype=torch.float64, device="cpu")
+    base = chosen.step
+    solver = base if isinstance(base, Tuned) else Tuned(cast(Multistep, base), q.sde, chosen.ts, nothing)
+    step = improve(q, solver, *of, left, max(LEAST, parts(q.score)))
     if step is solver:
-        return None
-    error = Error.of(sample(q, first.x_T, step.ts, step), first.end)
-    return Candidate("tuned weights and times", step, step.ts, error)
+        progress("too few evaluations are left for that")
+        return
+    yield Candidate(
+        "tuned weights and times", step, step.ts, Error.of(sample(q, of.first.x_T, step.ts, step), of.first.end)
+    )
 
 
 def _off(q: Reverse, one: "Candidate", pilots: Ends) -> Tensor:
@@ -141,18 +159,18 @@ def _ratio(off: Tensor, other: Tensor) -> tuple[float, float]:
     return r, float((a - r * b).std() / b.mean() / math.sqrt(len(a)))
 
 
-def _worse(off: Tensor, other: Tensor) -> bool:
-    """Whether errors are larger than others beyond chance."""
+def worse(off: Tensor, other: Tensor, factor: float = 1.0) -> bool:
+    """Whether errors are larger than others by more than a factor, beyond chance; a factor of the square roots."""
     r, error = _ratio(off, other)
-    return r - 2 * error > 1
+    return r - 2 * error > factor
 
 
-def _share(off: Tensor, other: Tensor) -> str:
+def share(off: Tensor, other: Tensor) -> str:
     """How much of others errors are."""
     return "{:.0%} +- {:.0%}".format(*_ratio(off, other))
 
 
-def _fitted(flights: Trajectories, calls: int, progress: Callable[[str], None]) -> Iterator["Candidate"]:
+def _fits(flights: Trajectories, calls: int, progress: Callable[[str], None]) -> Iterator["Candidate"]:
     """Two a setting of TRIED: with fitted size and grid, and with fitted weights as well."""
     sized, lam, density = residual(flights)
     for n, (predictor, floor, analytic) in enumerate(TRIED, 1):
@@ -204,24 +222,27 @@ def untuned(q: Reverse, calls: int, around: Reference) -> Iterator[tuple[str, St
         yield f"{method.name} on grid.{name}", step, ts
 
 
-def fit(pilots: Trajectories, base: Multistep, ts: Tensor) -> tuple[Tuned, Error, Error]:
+def fit(pilots: Course, base: Multistep, ts: Tensor) -> tuple[Tuned, Error, Error]:
     """The weights that `base` should be given besides on ts, the error that it is then left with, and that without."""
     q, x, mean = pilots.q, pilots.x_T, mean_like(base.around, pilots.x_T)
-    truth, unit, ask = pilots.at(ts), masses(q.sde, base.around, ts), asking(q, mean)
+    truth, unit, ask = pilots.at(ts), masses(q, base.around, ts), asking(q, mean)
     extra = torch.zeros(len(ts) - 1, BAND + 1, dtype=torch.float64, device="cpu")
+    bare = Tuned(base, q.sde, ts, extra.clone(), q.eta)
     known: Seen = ()
     added = torch.zeros(0, dtype=torch.float64, device="cpu")
-    for n, now in enumerate(base.plan(q, ts[:-1], ts[1:])):
-        a = now.stages[0].a
+    for n, now in enumerate(bare.plan(q, ts[:-1], ts[1:])):
+        a = now.stages[0].a if base.corrector else 0.0
         extra[n, 1 : len(added) + 1] -= a * added  # the corrector redoes the last interval without what was added
         x, known = advance(with_weights(now, extra[n].tolist())._replace(kept=BAND + 1), x, known, mean, ask)
+        if now.std:
+            x = x.add_(pilots.noise(x, ts[n], ts[n + 1]), alpha=now.std)
         seen = torch.stack([k.flatten(1).to("cpu", torch.float64) for k in known[:BAND]], -1) * unit[n]
         added = ridge(seen, (truth[n + 1] - x).flatten(1).to("cpu", torch.float64)) * unit[n]
         extra[n, : len(added)] += added
         for w, k in zip(added.tolist(), known, strict=False):
             x = x + w * k
-    before = Error.of(end(q, pilots.x_T, ts, base), truth[-1])
-    return Tuned(base, q.sde, ts, extra), Error.of(x, truth[-1]), before
+    before = Error.of(end(q, pilots.x_T, ts, bare, noise=pilots.noise), truth[-1])
+    return replace(bare, extra=extra), Error.of(x, truth[-1]), before
 
 
 def ridge(seen: Tensor, off: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def exact_inverse(p: Reverse, x: Tensor, ts: Tensor, step: Step, tol: float = 1e
     whatever its neighbours are, at most `most` times: each is a step. A tol below the digits of x may not be reached.
 
     Raises ValueError as `sample`, and unless eta is 0 and the step is of one step and without noise; RuntimeError
-    naming the first sample, and the interval, that is not solved.
+    naming the first sample, and the interval, that is not solved, at once where what the step makes is not finite.
     """
     ts = _flow(p, x, ts)
     if not isinstance(step, Step) or not step.moves or step.fixed:
@@ -72,6 +72,11 @@ def _solved(p: Reverse, x: Tensor, t: Tensor, s: Tensor, step: Step, tol: float,
     y = ratio * x
     for _ in range(most):
         off = step(p, y, t, s, noise) - x
+        if wrong := (~off.flatten(1).isfinite().all(1)).nonzero().flatten().tolist():
+            raise RuntimeError(
+                f"sample {wrong[0]} is not finite between t = {t:.6g} and {s:.6g}: the score must be finite there, and "
+                "steps so short that the iteration converges"
+            )
         there = _rms(off) <= tol * size
         if there.all():
             return y

@@ -250,7 +250,8 @@ def IPNDM(order: int = 4, interpolation: Interpolation = InSigma()) -> Multistep
 
 def LMS(order: int = 4) -> Multistep:
     """The linear multistep method of k-diffusion and diffusers through `order` nodes, 1 to 4: `IPNDM` whose orders just
-    rise, and which goes on with all nodes to sigma = 0. Of second order by its start, beyond one node.
+    rise, and which goes on with all nodes to sigma = 0: in these variables the rhoAB-DEIS of Zhang & Chen 2023. Of
+    second order by its start, beyond one node.
     """
     return Multistep(order, around=NOISE, interpolation=InSigma(), startup=Rising(), through=True)
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..noise import Noise, iid
 from ..process import Reverse
 from .exponential import Interval, Seen, advance, asking
 from .pilots import mean_like
@@ -32,6 +33,8 @@ SHORT = 0.02
 """An interval may not become shorter than this part of what it was."""
 UPDATES = 10
 """Steps by one derivative."""
+TRIES = 4
+"""Steps that are tried, each damped more, before there is none."""
 PATIENCE = 5
 """Steps in a row that bring nothing on the second set."""
 STEPS = 40
@@ -42,14 +45,15 @@ COORDINATES = 4096
 
 
 class Ends(NamedTuple):
-    """Starts x_T and where the flow takes them, (B, *D)."""
+    """Starts x_T and where the flow takes them, (B, *D), with the noise on the way if there is any, which is drawn."""
 
     x_T: Tensor
     end: Tensor
+    noise: Noise = iid()
 
     def first(self, n: int) -> "Ends":
         """Of the first n."""
-        return Ends(self.x_T[:n], self.end[:n])
+        return Ends(self.x_T[:n], self.end[:n], self.noise)
 
 
 def trust(off: Tensor, far: float = 1.0) -> Tensor:
@@ -68,7 +72,8 @@ def typical(off: Tensor) -> float:
 @dataclass(frozen=True, eq=False)
 class Family:
     """The solvers of q near one: theta changes the weights of the last q on each interval, in units of its mass, and
-    then the inner times, in units of the shorter interval beside them.
+    then the inner times, in units of the shorter interval beside them; with eta > 0 the weights alone, since the noise
+    of other times leads elsewhere.
     """
 
     q: Reverse
@@ -88,30 +93,36 @@ class Family:
     @property
     def size(self) -> int:
         """Of theta."""
-        return len(self.weights) + self.n - 1
+        return len(self.weights) + self.inner
+
+    @property
+    def inner(self) -> int:
+        """Times that may change."""
+        return 0 if self.solver.eta else self.n - 1
 
     @property
     def cost(self) -> int:
         """Evaluations for one pilot that a derivative costs."""
         after = sum(self.n - n - 1 for n, _ in self.weights)
-        times = sum(self.n - n + 1 for n in range(1, self.n))
-        return self.n + after + times - int(self.solver.base.analytic) * (1 + (self.n > 1))
+        times = sum(self.n - n + 1 for n in range(1, self.inner + 1))
+        return self.n + after + times - int(self.solver.base.analytic) * (1 + (self.inner > 0))
 
     @cached_property
     def masses(self) -> Tensor:
         """Those of its intervals."""
-        return masses(self.q.sde, self.solver.around, self.solver.ts)
+        return masses(self.q, self.solver.around, self.solver.ts)
 
     def at(self, theta: Tensor) -> Tuned | None:
         """The solver, None where an interval would be too short."""
         sde, ts = self.q.sde, self.solver.ts.clone()
         lam, extra = sde.log_snr(ts), self.solver.extra.clone()
         h = lam.diff()
-        moved = lam.clone()
-        moved[1:-1] += theta[len(self.weights) :] * torch.minimum(h[:-1], h[1:])
-        if (moved.diff() < SHORT * h).any():
-            return None
-        ts[1:-1] = torch.where(theta[len(self.weights) :] == 0, ts[1:-1], sde.time(moved)[1:-1])
+        if self.inner:
+            moved, change = lam.clone(), theta[len(self.weights) :]
+            moved[1:-1] += change * torch.minimum(h[:-1], h[1:])
+            if (moved.diff() < SHORT * h).any():
+                return None
+            ts[1:-1] = torch.where(change == 0, ts[1:-1], sde.time(moved)[1:-1])
         rows, places = torch.tensor(self.weights, device="cpu").T
         extra[rows, places] += theta[: len(self.weights)] * self.masses[rows]
         return replace(self.solver, ts=ts, extra=extra)
@@ -133,12 +144,18 @@ class Runs:
         drawn = torch.randperm(d, generator=torch.Generator().manual_seed(0), device="cpu")[:COORDINATES]
         self.seen = (drawn if d > COORDINATES else torch.arange(d, device="cpu")).to(pilots.end.device)
 
-    def __call__(self, plan: list[Interval], start: tuple[Tensor, Seen] | None = None) -> Tensor:
-        """The last states; from what is known at the first of the intervals, unless that is the start."""
-        x, known = start or (self.pilots.x_T, ())
-        for now in plan:
-            x, known = advance(now, x, known, self.mean, self.ask)
-        return x
+    def __call__(self, plan: list[Interval], start: tuple[Tensor, Seen] | None = None, first: int = 0) -> Tensor:
+        """The last states; after the intervals from `first` on, from what is known there, unless that is the start."""
+        at = start or (self.pilots.x_T, ())
+        for n, now in enumerate(plan[first:], first):
+            at = self.next(n, now, *at)
+        return at[0]
+
+    def next(self, n: int, now: Interval, x: Tensor, known: Seen) -> tuple[Tensor, Seen]:
+        """What is known after the n-th interval."""
+        x, known = advance(now, x, known, self.mean, self.ask)
+        t, s = self.family.solver.ts[n : n + 2]
+        return (x.add_(self.pilots.noise(x, t, s), alpha=now.std) if now.std else x), known
 
     def coordinates(self, x: Tensor) -> Tensor:
         """Those that are compared, (B, d)."""
@@ -152,20 +169,20 @@ class Runs:
         """Of the last states by theta, (B, d, size of theta)."""
         plan = self.family.plan(theta)
         at: list[tuple[Tensor, Seen]] = [(self.pilots.x_T, ())]
-        for now in plan:
-            at.append(advance(now, *at[-1], self.mean, self.ask))
+        for n, now in enumerate(plan):
+            at.append(self.next(n, now, *at[-1]))
         end, columns = self.coordinates(at[-1][0]), []
         unit = self.family.masses.tolist()
         for n, j in self.family.weights:
             x, known = at[n + 1]
-            x = self(plan[n + 1 :], (x.add(known[j], alpha=SMALL * unit[n]), known))
+            x = self(plan, (x.add(known[j], alpha=SMALL * unit[n]), known), n + 1)
             columns.append((self.coordinates(x) - end) / SMALL)
-        for n in range(1, self.family.n):
+        for n in range(1, self.family.inner + 1):
             change = torch.zeros_like(theta)
             change[len(self.family.weights) + n - 1] = SMALL
             way = 1 if self.family.at(theta + change) else -1  # where the next interval would be too short
             moved = self.family.plan(theta + way * change)
-            columns.append((self.coordinates(self(moved[n - 1 :], at[n - 1])) - end) / (way * SMALL))
+            columns.append((self.coordinates(self(moved, at[n - 1], n - 1)) - end) / (way * SMALL))
         return torch.stack(columns, -1)
 
 
@@ -192,7 +209,7 @@ class Descent:
         gram = torch.einsum("bdi,bdj,b->ij", self.J, self.J, weight)
         slope = torch.einsum("bdi,bd,b->i", self.J, self.off, weight)
         scale = gram.diagonal().clamp_min(1e-3 * gram.diagonal().mean()).clamp_min(1e-300)
-        for _ in range(4):
+        for _ in range(TRIES):
             pull = RIDGE * scale
             change = -torch.linalg.solve(gram + torch.diag(pull + self.damping * scale), slope + pull * self.theta)
             if not change.isfinite().all():
@@ -214,29 +231,33 @@ def improve(q: Reverse, solver: Tuned, first: Ends, second: Ends, left: Callable
     """The solver near `solver` whose last states are nearest to the flow's on the second pilots, of those that are met
     on the way to the best on the first.
 
-    left: the evaluations of the network that there still are. No derivative is taken that would need more; if two would
-    with all pilots, fewer are taken, but at least `least`. The solver itself is returned where there are too few.
+    left: the evaluations of the network that there still are, each of the score for one sample; no more are spent. If
+    two derivatives would need more with all pilots of the first set, fewer are taken, but at least `least`. The solver
+    itself is returned where there are too few.
     """
     family = Family(q, solver)
     few = min(len(first.x_T), left() // (2 * family.cost + 2 * UPDATES * family.n))
-    if few < min(least, len(first.x_T)) or not family.size:
+    look = family.n * len(second.x_T)
+    one = family.n * TRIES * few + look
+    derivative = few * (family.cost + family.n) + one
+    if few < min(least, len(first.x_T)) or not family.size or left() < look + derivative:
         return solver
     runs, held = Runs(family, first.first(few)), Runs(family, second)
     theta = torch.zeros(family.size, dtype=torch.float64, device="cpu")
     best, kept, stale, taken = _typical_of(held, theta), theta, 0, 0
-    while taken < STEPS and stale < PATIENCE and left() >= few * family.cost:
+    while taken < STEPS and stale < PATIENCE and left() >= derivative:
         way = Descent(runs, theta, runs.off(runs(family.plan(theta))), runs.derivative(theta))
         before = way.typical
         for _ in range(UPDATES):
             now = way.typical
-            if not way.step():
+            if left() < one or not way.step():
                 break
             taken += 1
             there = _typical_of(held, way.theta)
             stale = 0 if there < best else stale + 1
             if there < best:
                 best, kept = there, way.theta
-            if way.typical > 0.99 * now or stale == PATIENCE or left() < 2 * few * family.n:
+            if way.typical > 0.99 * now or stale == PATIENCE:
                 break
         theta = way.theta
         if not way.typical < 0.998 * before:

@@ -18,11 +18,13 @@ Where the iteration ends each q is that of x itself, and x what the sampler come
 of many stages, with memory, or with noise, which is drawn once for each interval.
 """
 
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +33,8 @@ from ..process import LinearSDE, Reverse, require_linear, require_reverse
 from ..reference import UNIT, Reference, known, warn_of_misfit
 from ..shapes import choose, count, lifted, number, place, state, times
 from .step import Step, predictor, started
+
+NUMBERS = (int, np.integer, np.ndarray, list, tuple)
 
 
 class Parallel(NamedTuple):
@@ -64,9 +68,9 @@ def sample_parallel(
     row that are made at once for a sample; the network sees B window states at most. The states between the slowest
     sample and the fastest are held. around: the data's Gaussian; unless given, that which the score was made for, or
     N(0, I). It decides how many sweeps are needed, not what they come to. noise: drawn once for each interval, in the
-    order of `sample`. cond: what the score is told beside x and t, such as label=y, y () or (B,). The score is asked
-    about K states at K times, (K,), some of the samples at several, so that it must not hold anything for each sample
-    itself. A sample does not depend on its neighbours.
+    order of `sample`. cond: what the score is told beside x and t, such as label=y, a whole number or a tensor () or
+    (B,). The score is asked about K states at K times, (K,), some of the samples at several, so that it must not hold
+    anything for each sample itself. A sample does not depend on its neighbours.
 
     Raises ValueError before any work if an argument is not as stated, and unless p.sde is linear and the step is a
     predictor that asks the score at times of its own, such as DDIM() or UniPC(); RuntimeError naming a sample whose
@@ -87,8 +91,13 @@ def sample_parallel(
 
 def _for_each(name: str, c: Any, x: Tensor) -> Tensor:
     """A condition as (B, ...), where x is."""
+    given = c
+    if isinstance(c, NUMBERS):
+        with suppress(TypeError, ValueError, RuntimeError):  # what is no array of numbers is told below
+            c = torch.as_tensor(c)
     if not isinstance(c, Tensor) or (c.ndim and len(c) != len(x)):
-        raise ValueError(f"{name} must be a tensor, () or one row for each of the {len(x)} samples, got {c!r}")
+        said = f"{name} must be a whole number or a tensor, () or one row for each of the {len(x)} samples"
+        raise ValueError(f"{said}, got {given!r}")
     return c.to(x.device) if c.ndim else c.to(x.device).expand(len(x))
 
 

@@ -9,7 +9,7 @@ known factor) the states at any times.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .. import grid
 from ..model import Counted
-from ..noise import iid
+from ..noise import Noise, iid
 from ..process import Reverse, Score, require_reverse
 from ..reference import DATA, Reference
 from ..shapes import answer, count, lifted
-from .exponential import Seen, advance, asking, stages_of
+from .exponential import Seen, advance, asking, lagrange, stages_of
 from .multistep import GaussianReference, Multistep
 from .step import sample
 
@@ -58,10 +58,6 @@ class Pilots:
         """Those of a pilot, for a solver of that many. Raises ValueError unless they are twice as many or more."""
         return max(FINE, 8 * solver) if self.fine is None else count("fine", self.fine, least=2 * solver)
 
-    def least(self, solver: int) -> int:
-        """About what a fit for a solver of that many calls costs in any case, in evaluations."""
-        return 7 * self.n * self.calls(solver) // 2 + solver * (40 * SCREENED + 23 * self.n)
-
     def sets(self, q: Reverse, like: Tensor) -> list[Tensor]:
         """Three sets of starts, as states like `like` (any, *D), in float32 if that is of half precision."""
         g, kind = torch.Generator().manual_seed(self.seed), lifted(like).dtype
@@ -69,16 +65,18 @@ class Pilots:
 
 
 class Metered(Counted):
-    """A score that counts the samples that networks are asked for."""
+    """A score that counts the samples that networks are asked for. each: the most networks that it asks for one."""
 
     def __init__(self, f: Any) -> None:
         super().__init__(f)
-        self.evaluations = 0
+        self.evaluations, self.each = 0, 1
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         before = self.nfe
         said = super().__call__(*args, **kwargs)
-        self.evaluations += len(args[0]) * (self.nfe - before) // parts(self.f)
+        made, flows = self.nfe - before, parts(self.f)
+        self.evaluations += len(args[0]) * made // flows
+        self.each = max(self.each, math.ceil(made / flows))
         return said
 
 
@@ -108,20 +106,20 @@ def parts(score: Any) -> int:
 
 
 def together(flows: Reverse | Sequence[Reverse], pilots: Pilots) -> Reverse:
-    """One flow or several, by rows. Raises ValueError unless all are of one process with eta = 0, and no more than
-    there are pilots.
+    """One process or several, by rows. Raises ValueError unless all are of one SDE and one eta, and no more than there
+    are pilots.
     """
     several = [flows] if isinstance(flows, Reverse) else list(flows)
     if not several:
         raise ValueError("q must be a probability flow, or several, got none")
     for q in several:
-        if require_reverse(q).eta:
-            raise ValueError(f"q must be a probability flow, eta=0, got eta={q.eta}")
-        if q.sde != several[0].sde:
+        if require_reverse(q).sde != several[0].sde:
             raise ValueError(f"q must be flows of one process, got {several[0].sde!r} and {q.sde!r}")
+        if q.eta != several[0].eta:
+            raise ValueError(f"q must be of one eta, got {several[0].eta:g} and {q.eta:g}")
     if len(several) > pilots.n:
         raise ValueError(f"pilots must be at least as many as flows, {len(several)}, got {pilots.n}")
-    return several[0] if len(several) == 1 else several[0].sde.reverse(Divided([q.score for q in several]), 0.0)
+    return several[0] if len(several) == 1 else replace(several[0], score=Divided([q.score for q in several]))
 
 
 def mean_like(around: Reference, x: Tensor) -> Tensor:
@@ -139,11 +137,22 @@ def ends(q: Reverse, x_T: Tensor, around: Reference, fine: int) -> Tensor:
     return sample(q, x_T, grid.reference(q.sde, fine, around=around), fine_step(around))
 
 
+class Course(Protocol):
+    """What weights are fitted to: starts x_T of q, where they should be at the times of a grid, and by which noise."""
+
+    q: Reverse
+    x_T: Tensor
+    noise: Noise
+
+    def at(self, ts: Tensor) -> list[Tensor]: ...
+
+
 class Trajectories:
     """Pilots of q from x_T, in `fine` calls: ts, states and residuals seen, (K, B, *D), around a Gaussian."""
 
     def __init__(self, q: Reverse, x_T: Tensor, around: Reference, fine: int) -> None:
         self.q, self.x_T, self.around = q, x_T, around
+        self.noise: Noise = iid()
         self.ts = ts = grid.reference(q.sde, fine, around=around)
         mean = mean_like(around, x_T)
         ask, x = asking(q, mean), x_T
@@ -162,6 +171,30 @@ class Trajectories:
     def end(self) -> Tensor:
         """The last states."""
         return self.states[-1]
+
+    def roughness(self) -> tuple[float, Tensor, Tensor]:
+        """What no polynomial of a solver's order carries of how q changes in t: the root mean square, over samples,
+        dimensions and every other node k, of what the cubic polynomial in lambda through the nodes k - 3, k - 1, k + 1
+        and k + 3 misses q_k by, over that of q_(k+1) - q_(k-1). In all, and at each of these nodes: (ratio, lambda of
+        the nodes (n,), their ratios (n,)). It falls with the cube of the nodes' distance if q is smooth; for q that are
+        independent at equal steps it is sqrt(105/128) = 0.906. Changes below the square root of what x can tell, in
+        units of the data's deviation, are rounding, and smooth. It does not depend on the data's scale; NaN for fewer
+        than 7 nodes.
+        """
+        lam = self.q.sde.log_snr(self.ts)
+        k = torch.arange(3, len(lam) - 3, 2, device="cpu")
+        at = torch.stack([k - 3, k - 1, k + 1, k + 3], 1)
+        weights = lagrange(lam[at], lam[k, None])[..., 0]
+        least = (self.around.std * math.sqrt(torch.finfo(self.x_T.dtype).eps)) ** 2
+        missed, changed = torch.zeros(2, len(k), dtype=torch.float64, device="cpu")
+        for i, (nodes, w) in enumerate(zip(at.tolist(), weights.tolist(), strict=True)):
+            near = sum(a * self.seen[j] for a, j in zip(w, nodes, strict=True))
+            missed[i] = (self.seen[int(k[i])] - near).double().square().mean()
+            changed[i] = (self.seen[nodes[2]] - self.seen[nodes[1]]).double().square().mean()
+        told = torch.where(changed > least, (missed / changed.clamp_min(least)).sqrt(), 0.0)
+        clear = bool(changed.mean() > least)
+        whole = float((missed.sum() / changed.sum()).sqrt()) if clear else 0.0
+        return (whole if len(k) else math.nan), lam[k], told
 
     def at(self, ts: Tensor) -> list[Tensor]:
         """The states at times ts, by cubic polynomials through two nodes and the derivatives there."""

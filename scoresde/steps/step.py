@@ -33,6 +33,8 @@ class Step(ABC):
     """Whether, once started on a grid, it can take no other intervals: what it remembers belongs to those."""
     upwards: ClassVar[bool] = False
     """Whether its formula on the flow, eta = 0, carries x from t up to s > t as well: see `invert`."""
+    noisy: ClassVar[bool] = False
+    """Whether it is a method of the reverse SDE: the command line then takes eta = 1, unless it is told another."""
     order: ClassVar[int | None] = None
     """The order of convergence on the flow, eta = 0."""
     strong: ClassVar[float | None] = None
@@ -96,9 +98,14 @@ class Affine(Prepared):
 
 def predictor(step: Any) -> Step:
     """Return step; raise ValueError unless it is one that carries samples through the intervals that it is given."""
-    if not isinstance(step, Step) or not step.moves or hasattr(step, "run"):
-        raise ValueError(f"step must be a predictor that takes the intervals of ts, such as Ancestral(), got {step!r}")
-    return step
+    if isinstance(step, Step) and step.moves and not hasattr(step, "run"):
+        return step
+    why = ""
+    if isinstance(step, Step) and step.moves:
+        why = ", which may choose sizes of its own: take EDMHeun() or DPMSolver(2) on the flow, Ancestral() on the SDE"
+    elif isinstance(step, Step):
+        why = ", a corrector, which stays at its time: only `sample` takes one, beside a predictor"
+    raise ValueError(f"step must be a predictor that takes the intervals of ts, such as Ancestral(), got {step!r}{why}")
 
 
 def memoryless(step: Any) -> Affine:

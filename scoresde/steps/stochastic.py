@@ -1,6 +1,6 @@
-"""Steps of several calls for eta > 0: ancestral sampling by any step of the flow, and two stages on one path."""
+"""Steps for eta > 0: ancestral sampling by any step of the flow, and two stages on one path."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,40 @@ from .singlestep import DPMSolverPP2S, Line, substeps
 from .step import Prepared, Step, Wrapping, predictor
 
 
+def farther(p: Reverse, t: Tensor, s: Tensor) -> Tensor:
+    """lambda at u < s, from where as much noise leads back to s as eta adds from t to s: sigma~_u^2 = sigma~_s^2
+    (1 - eta^2 (1 - sigma~_s^2/sigma~_t^2)), the eta of DDIM (Song, Meng & Ermon 2021, eq. 16); at t = 0 at most.
+    """
+    low, high = p.sde.log_snr(t), p.sde.log_snr(s)
+    there = high - torch.log1p(p.eta_at(t) ** 2 * torch.expm1(2 * (low - high))) / 2
+    return torch.minimum(there, p.sde.log_snr(torch.zeros_like(t)))
+
+
+def there_and_back(p: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(u, a, std) of the intervals from t to s: down to u, which is s where there is no noise, and x_s = a x_u + std z
+    back.
+    """
+    noisy = (p.sde.var(s) > 0) & (torch.as_tensor(p.eta_at(t), device="cpu") > 0)
+    u = torch.where(noisy, torch.minimum(p.sde.time(farther(p, t, s)).clamp_min(0), s), s)
+    a, v = p.sde.transition(s, u)
+    return u, a, v.sqrt()
+
+
+def and_back(step: Exponential, p: Reverse, t: Tensor, s: Tensor) -> list[Interval]:
+    """The intervals of a multistep method on the flow from t to u, and by the forward transition x_s | x_u back to s.
+    The nodes are still those at t.
+    """
+    u, a, std = there_and_back(p, t, s)
+    made = []
+    plan = step.plan(replace(p, eta=0.0), t, u)
+    for now, *to in zip(plan, s.tolist(), a.tolist(), std.tolist(), strict=True):
+        at, c, loud = to
+        *first, last = now.stages
+        last = last._replace(a=c * last.a, k=c * last.k, w=tuple(c * w for w in last.w))
+        made.append(now._replace(s=at, stages=[*first, last], std=loud))
+    return made
+
+
 @dataclass(frozen=True)
 class Renoised(Prepared):
     """Farther than s on the flow, and back by noise: ancestral sampling by any step of the flow, for 0 <= eta <= 1.
@@ -22,12 +56,14 @@ class Renoised(Prepared):
     `step` goes on the flow to the time u < s with sigma~_u^2 = sigma~_s^2 (1 - eta^2 (1 - sigma~_s^2/sigma~_t^2)), and
     the forward transition x_s | x_u draws the rest. Wrapping `Ancestral()` it is that step, around `DPMSolver(2)` the
     dpm_2_ancestral and around `DPMSolverPP2S()` the dpmpp_2s_ancestral of k-diffusion. Where `step` solves the flow
-    exactly all marginals are exact, so begun at p_t its weak order is that of the step. The hop to sigma_s = 0 is the
-    step's own. Raises ValueError for a multistep method, whose memory does not outlast noise, and when used for
-    eta > 1, and where u would be before t = 0.
+    exactly all marginals are exact, so begun at p_t its weak order is that of the step. Of a process that has noise at
+    t = 0, such as `VE`, u is 0 where it would be before that, and less noise brings back from there: none to t = 0
+    itself. The hop to sigma_s = 0 is the step's own. Raises ValueError for a multistep method, whose memory does not
+    outlast noise, and when used for eta > 1.
     """
 
     step: Step = DPMSolverPP2S()
+    noisy: ClassVar[bool] = True
     strong: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -45,25 +81,14 @@ class Renoised(Prepared):
         return None if self.step.order is None else float(self.step.order)
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
-        """eta is at most 1, and u inside [0, T]."""
+        """eta is at most 1."""
         number("eta", float(torch.as_tensor(p.eta_at(t), dtype=torch.float64, device="cpu").max()), most=1)
-        beyond = (self._farther(p, t, s) > p.sde.log_snr(0.0)) & (p.sde.var(s) > 0)
-        if beyond.any():
-            raise ValueError(f"s must leave less noise than its own to come back from, got s = {float(s[beyond][0]):g}")
 
     def prepare(self, p: Reverse, t: Tensor, s: Tensor) -> Step:
         """With `step` started on the intervals to u."""
-        farther = (p.sde.var(s) > 0) & (torch.as_tensor(p.eta_at(t), device="cpu") > 0)
-        u = torch.where(farther, torch.minimum(p.sde.time(self._farther(p, t, s)), s), s)
-        a, v = p.sde.transition(s, u)
+        u, a, std = there_and_back(p, t, s)
         flow = Reverse(p.sde, p.score, 0.0)
-        return _Renoised(self, t, s, zip(u, a.tolist(), v.sqrt().tolist(), strict=True), self.step.start(flow, t, u))
-
-    @staticmethod
-    def _farther(p: Reverse, t: Tensor, s: Tensor) -> Tensor:
-        """lambda at u."""
-        low, high = p.sde.log_snr(t), p.sde.log_snr(s)
-        return high - torch.log1p(p.eta_at(t) ** 2 * torch.expm1(2 * (low - high))) / 2
+        return _Renoised(self, t, s, zip(u, a.tolist(), std.tolist(), strict=True), self.step.start(flow, t, u))
 
 
 class _Renoised(Wrapping):
@@ -88,6 +113,7 @@ class TwoStage(Exponential):
 
     c2: float = 0.5
     around: Reference = DATA
+    noisy: ClassVar[bool] = True
     order: ClassVar[int] = 2
     strong: ClassVar[float] = 1.0
     weak: ClassVar[float] = 2.0

@@ -1,5 +1,6 @@
 """A solver that was fitted to one model, and the file that keeps it: see `tune`."""
 
+import math
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ..files import write
-from ..process import LinearSDE, Reverse
+from ..process import Between, LinearSDE, Reverse
 from ..reference import Reference
-from ..shapes import times
+from ..shapes import number, times
 from ..values import build, later, sealed, unsealed
 from .exponential import Exponential, Interval
 from .multistep import Multistep
 from .step import Step
+from .stochastic import and_back, farther
 
 BAND = 4
 """The q that a fitted weight is found for on each interval."""
@@ -54,9 +56,11 @@ class Error:
 class Tuned(Exponential):
     """A multistep method with fitted weights, for one process and one grid.
 
-    base: the method that the weights are added to. sde, ts: what it was fitted for. extra: (n, 5), what is added to the
-    weights of the last q on each interval, newest first. Raises ValueError for anything else, and when used on another
-    process, or on other times.
+    base: the method that the weights are added to. sde, ts, eta: what it was fitted for. extra: (n, 5), what is added
+    to the weights of the last q on each interval, newest first. With eta > 0 each interval goes on along the flow to
+    u < s, and back to s by noise (see `Renoised`): so all marginals are exact where the flow is solved exactly, as it
+    is for data that are `around`, whatever the weights and eta. Raises ValueError for anything else, for eta above 1,
+    and when used on another process, with another eta, or on other times.
     """
 
     fixed: ClassVar[bool] = True
@@ -64,6 +68,7 @@ class Tuned(Exponential):
     sde: LinearSDE
     ts: Tensor
     extra: Tensor
+    eta: float | Between = later(0.0)
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, Multistep | Tuned) or not isinstance(self.sde, LinearSDE):
@@ -73,6 +78,10 @@ class Tuned(Exponential):
             raise ValueError(f"extra must be {wanted}, got {tuple(getattr(self.extra, 'shape', ())) or self.extra!r}")
         if not self.extra.isfinite().all():
             raise ValueError(f"extra must be finite, got {self.extra.tolist()}")
+        noise = self.eta.eta if isinstance(self.eta, Between) else self.eta
+        number("eta", noise, least=0, most=1)
+        if isinstance(self.base, Tuned) and self.base.eta != self.eta:
+            raise ValueError(f"eta must be that of base, {self.base.eta}, got {self.eta}")
 
     @property
     def around(self) -> Reference:  # type: ignore[override]
@@ -80,14 +89,15 @@ class Tuned(Exponential):
         return self.base.around
 
     def __repr__(self) -> str:
-        return f"Tuned({self.base!r} on {len(self.ts) - 1} intervals of {self.sde!r})"
+        noise = f", eta={self.eta:g}" if self.eta else ""
+        return f"Tuned({self.base!r} on {len(self.ts) - 1} intervals of {self.sde!r}{noise})"
 
     def check(self, p: Reverse, t: Tensor, s: Tensor) -> None:
-        """p and the intervals are those of the fit, and eta is 0."""
+        """p and the intervals are those of the fit."""
         if p.sde != self.sde:
             raise ValueError(f"sde must be {self.sde!r}, which the solver was tuned for, got {p.sde!r}")
-        if p.eta:
-            raise ValueError(f"a tuned solver solves the probability flow, eta=0, got eta={p.eta:g}")
+        if p.eta != self.eta:
+            raise ValueError(f"eta must be {self.eta:g}, which the solver was tuned for, got {p.eta:g}")
         ends = torch.stack([t, s])
         if len(t) != len(self.ts) - 1 or (ends - torch.stack([self.ts[:-1], self.ts[1:]])).abs().max() > 1e-9 * p.T:
             raise ValueError(
@@ -97,14 +107,18 @@ class Tuned(Exponential):
 
     def plan(self, p: Reverse, t: Tensor, s: Tensor, hops: int = 0) -> list[Interval]:
         """That of `base`, with the weights added."""
-        plan = self.base.plan(p, t, s, hops)
+        there = not self.eta or isinstance(self.base, Tuned)
+        plan = self.base.plan(p, t, s, hops) if there else and_back(self.base, p, t, s)
         return [with_weights(now, row) for now, row in zip(plan, self.extra.tolist(), strict=True)]
 
 
-def masses(sde: LinearSDE, around: Reference, ts: Tensor) -> Tensor:
-    """alpha int (S_1/S) g dlambda over each interval of ts: what q = 1 all along it would add to the state."""
-    lam = sde.log_snr(ts)
-    return sde.alpha(ts[1:]) * around.masses(lam[:-1], lam[1:], 0.0)[1].sum(1)
+def masses(p: Reverse, around: Reference, ts: Tensor) -> Tensor:
+    """alpha int (S_1/S) g dlambda over each interval of ts, or as far as the flow is followed with eta > 0: what q = 1
+    all along it would add to the state.
+    """
+    lam, sde = p.sde.log_snr(ts), p.sde
+    to = farther(p, ts[:-1], ts[1:]) if p.eta else lam[1:]
+    return sde.alpha(ts[1:]) * around.masses(lam[:-1], to, 0.0)[1].sum(1)
 
 
 def with_weights(now: Interval, extra: list[float]) -> Interval:
@@ -124,7 +138,9 @@ class Tuning:
     fit the best on those that decided, and its error. noise_amplification: the sum of |w| over |the sum of w|, w being
     what each q weighs in the last state: how much louder errors of the network come out than they would with positive
     weights. condition: in words what the score was told, such as a label and a guidance; nothing unless said.
-    evaluations: of the network for one sample, that the fit cost.
+    evaluations: of the network for one sample, that the fit cost. roughness: of the network in t along the pilots, what
+    no polynomial of a solver's order carries of how its residual changes from node to node, over that change: see
+    `Trajectories.roughness`. Near 0 it is smooth at the pilots' steps; near 1 it is noise there. NaN if nobody told.
     """
 
     step: Step
@@ -141,6 +157,12 @@ class Tuning:
     noise_amplification: float
     condition: str = later("")
     evaluations: int = later(0)
+    roughness: float = later(math.nan)
+
+    @property
+    def eta(self) -> float | Between:
+        """Of the process that it is for."""
+        return self.step.eta if isinstance(self.step, Tuned) else 0.0
 
     def save(self, file: str | Path) -> None:
         """Write it as JSON with a seal, so that no changed entry is taken for what was fitted."""

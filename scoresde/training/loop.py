@@ -102,6 +102,27 @@ def train(
         return run.averaged()
 
 
+def rehearse(
+    model: NoisyModel,
+    data: Dataset,
+    settings: Settings,
+    *,
+    folder: str | Path | None = None,
+    source: Source | None = None,
+    resume: bool = False,
+    sharded: bool | torch.device = False,
+) -> tuple[str, int, float]:
+    """What `train` would do with the same arguments, in words; the step that it would begin after, and how many seconds
+    a step takes, measured on the second of two, which change the model. Nothing is written. Raises ValueError as it.
+    """
+    run = _started(model, data, settings, folder, source, resume, sharded)
+    said, start = _said(run.form if run.shards else model, data, settings), run.step
+    run.advance()
+    began = monotonic()
+    _require_finite(run.advance(), run.step)
+    return said, start, monotonic() - began
+
+
 def _said(model: NoisyModel, data: Dataset, s: Settings) -> str:
     """What is about to be trained, and on what."""
     shape, weights = "x".join(map(str, data.shape)), sum(p.numel() for p in model.parameters())

@@ -403,6 +403,15 @@ def test_ones_own_with_noise(quick, monkeypatch, tmp_path):
     assert row["eta"] == 0.5 and row["nfe"] == 8 and row["n"] == WEAK and "energy_distance" in row
 
 
+def test_steps_of_both_kinds_stand_where_they_belong(quick, monkeypatch, tmp_path):
+    """Unless an eta is given, a method of the reverse SDE is measured on that, and one of the flow there."""
+    without_pictures(monkeypatch)
+    measures(monkeypatch, *2 * [lambda own: [on_grid(method, "log_snr") for method in own]])
+    own = ("--step", f"{__name__}:Mine", "--step", "TwoStage()")
+    found = benched(tmp_path, "--nfe", 8, "--nfe-sde", 8, *own)
+    assert [(row["solver"], row["eta"]) for row in found] == [("Mine", 0.0), ("TwoStage(), eta 1", 1.0)]
+
+
 def test_ones_own_on_two_processes(quick, monkeypatch, tmp_path):
     """In one folder the rows of one eta are not taken for those of another: the name tells them apart."""
     without_pictures(monkeypatch)

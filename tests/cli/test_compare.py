@@ -643,8 +643,8 @@ def test_bad_input(capsys, tmp_path, ring, case):
 
 
 def test_help(capsys):
-    """--help tells what the command does and has every option."""
-    assert main(["compare", "--help"]) == 0
+    """--help-all tells what the command does and has every option."""
+    assert main(["compare", "--help-all"]) == 0
     said = capsys.readouterr().out
     assert re.sub(r"\s", "", inspect.getdoc(options.compare)) in re.sub(r"\s", "", said)
     for name in ("nfe", "n", "grid", "law", "sde", "step", "eta", "r", "corrections", "batch", "seed", "device", "out"):

@@ -14,13 +14,14 @@ import pytest
 import torch
 from made import one_line
 
-from scoresde import VE, VP, ScoreModel
+from scoresde import VE, VP, Counted, ScoreModel
 from scoresde.checkpoint import Checkpoint, load, save
 from scoresde.cli import main
 from scoresde.cli.common import measured
 from scoresde.cli.folder import JOURNAL, LEDGER, Folder, Journal, opened
 from scoresde.data import Array, Images
 from scoresde.files import alone
+from scoresde.guide import combined
 from scoresde.lab import Modes, Target, exact_subject
 from scoresde.nn import MLP
 
@@ -155,7 +156,7 @@ def test_a_recipe_that_was_removed_or_changed(capsys, tmp_path, model):
     line = ["sample", str(model), "--n", "4", "--steps", "3", "--out", str(out)]
     assert main(line) == 0
     recipe = (out / "recipe.json").read_text()
-    (out / "recipe.json").write_text(recipe.replace('"n": 4', '"n": 5'))
+    (out / "recipe.json").write_text(recipe.replace('"seed": 0', '"seed": 5'))
     capsys.readouterr()
     assert main(line) == 2
     assert "recipe.json is damaged" in one_line(capsys)
@@ -367,6 +368,22 @@ def test_answers_to_other_work(folder):
         work(Journal(asked(9)[0], folder).start("this"))
     score, made = asked()
     assert torch.equal(work(Journal(score, folder).start("that")), work(asked()[0])) and len(made) == 20
+
+
+@pytest.mark.parametrize("stop", [4, 17])
+def test_network_calls_of_a_score_that_makes_several(folder, stop):
+    """All are counted once, kept answers and what follows them: 2 an answer here."""
+
+    def twice(made):
+        return combined((0.5, made[0]), (0.5, made[0])), made[1]
+
+    with pytest.raises(Cut):
+        work(Journal(twice(asked(stop))[0], folder).start("this"))
+    score, made = twice(asked())
+    counted = Counted(Journal(score, folder).start("this"))
+    work(counted)
+    assert counted.nfe == counted.f.calls == 40
+    assert counted.f.recalled == 40 - len(made) == 2 * (stop // 2)
 
 
 def test_a_question_that_is_another(folder):

@@ -570,6 +570,7 @@ NEEDED = {
     "sample": ["digits"],
     "evaluate": ["samples", "digits"],
     "fetch": ["mnist"],
+    "completion": ["bash"],
     **{name: ["digits"] for name in ("inpaint", "colorize", "superres", "interpolate")},
 }
 
@@ -628,7 +629,7 @@ def test_stated_defaults_are_those_of_options(name):
 def test_stated_defaults_of_samples(tmp_path, capsys, ring):
     """`sample` takes as many intervals and network calls as it states."""
     assert main(["sample", str(ring), "--out", str(tmp_path)]) == 0
-    calls = re.search(r" (\d+) network calls, for", capsys.readouterr().out)[1]
+    calls = re.search(r" (\d+) network calls a sample", capsys.readouterr().out)[1]
     assert f"By default {calls} network calls" in " ".join(helped(capsys, "sample").split())
     n = int(re.match(r"\d+", stated(helps("sample")["steps"]))[0])
     assert len(json.loads((tmp_path / "recipe.json").read_text())["solver"][1]) == n + 1

@@ -1,6 +1,7 @@
 """`scoresde tune` writes the library's solver of a law or a checkpoint, and `scoresde sample --tuned` takes it."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,12 +14,16 @@ from test_compare import Network
 from scoresde import EDM, VE, VP, Counted, LinearSDE, Reference, grid, transport
 from scoresde.checkpoint import load
 from scoresde.cli import main
+from scoresde.cli.folder import Journal
 from scoresde.data import Ring
 from scoresde.guide import classifier_free, conditioned
 from scoresde.lab.problems import Modes
+from scoresde.model import ScoreModel
 from scoresde.noise import seeds
-from scoresde.steps.fit import Pilots, tune
+from scoresde.steps import Pilots, tune
+from scoresde.steps.fit import least
 from scoresde.steps.multistep import DDIM
+from scoresde.steps.renewed import bounds
 from scoresde.steps.step import draw
 from scoresde.steps.tuned import Error, Tuning
 from scoresde.values import describe
@@ -67,10 +72,11 @@ def test_tune_a_law(capsys, tmp_path):
     assert f"{want.name}, 4 network calls: error {want.fresh} on fresh noise" in said
     assert str(want.validation) in said and f"{want.untuned}, the best method without a fit: " in said
     assert f"{score.nfe} network calls to tune; {out}" in said and "no fit was better" not in said
-    assert f"noise amplification {want.noise_amplification:.2f};" in said
+    assert f"noise amplification {want.noise_amplification:.2f}; roughness in t {want.roughness:.2g}; " in said
     lines = [line.rpartition(" (")[0] for line in said.splitlines() if line.startswith("...")]
     assert lines == [f"... {part}" for part in parts]
-    assert said.startswith("the fit takes from about 3,856 to 150,000 evaluations of the network for one sample, as ")
+    fewest = f"{least(4, QUICK(8, 3)):,}"
+    assert said.startswith(f"the fit takes from {fewest} to 150,000 evaluations of the network for one sample, as many")
     assert f"\n{want.evaluations:,} evaluations of the network for one sample in " in said
 
 
@@ -129,7 +135,8 @@ def test_sample_with_it(capsys, ring, solver, tmp_path):
         args = ["--tuned", str(solver), "--n", "30", "--batch", batch, "--device", "cpu", "--out", str(folder)]
         capsys.readouterr()
         assert main(["sample", str(ring), *args, *more]) == 0
-        assert f"30 samples in {folder}: {calls} network calls, for the " in capsys.readouterr().out
+        each = 5 if more else 6
+        assert f"{folder}: {each} network calls a sample ({calls} network calls, for the " in capsys.readouterr().out
         out[batch, more] = drawn(folder)
     torch.testing.assert_close(out["7", ()], out["30", ()], rtol=0, atol=1e-6)
     found, model = Tuning.load(solver), load(ring).model
@@ -160,6 +167,81 @@ def test_interrupted_at_any_network_call(capsys, monkeypatch, ring, tmp_path, la
         f"{len(whole.answered)} network calls to tune, {cut} of them before it was cut off" in capsys.readouterr().out
     )
     assert sorted(f.name for f in tmp_path.iterdir()) == ["cut.json", "whole.json"]
+
+
+def numbers(said, before, after=""):
+    """The whole numbers between two texts of what was printed."""
+    return [int(n.replace(",", "")) for n in re.findall(rf"{before}([\d,]+){after}", said)]
+
+
+@pytest.mark.parametrize(
+    ("told", "asks"),
+    [(("--label", "all"), (1, 1)), (("--label", "all", "--guidance", "2"), (2, 2))]
+    + [(("--label", "all", "--guidance", "1", "2", "--interval", "0.1", "1"), (1, 2))],
+    ids=["labels", "guided", "in an interval"],
+)
+def test_what_it_costs_is_what_is_told(capsys, monkeypatch, classes, tmp_path, told, asks):
+    """Before it starts, by the evaluations that are made where no more is spent and the budget; afterwards, by the
+    network's own count, whether it was cut off in between or not: of both, of those before, and of samples.
+    """
+    monkeypatch.setattr("scoresde.cli.tune.Pilots", QUICK)
+    args = ["tune", str(classes), "--nfe", "3", "--pilots", "16", "--evaluations", "20000", *told, "--device", "cpu"]
+    monkeypatch.setattr(Journal, "PATIENCE", -1.0)
+    made, real = [], ScoreModel.forward
+    monkeypatch.setattr(
+        ScoreModel, "forward", lambda self, x, *a, **k: (made.append(len(x)), real(self, x, *a, **k))[1]
+    )
+    assert main([*args, "--out", str(tmp_path / "whole.json")]) == 0
+    said, whole, rows = capsys.readouterr().out, len(made), sum(made)
+    ((low,), (high,)) = numbers(said, "the fit takes from "), numbers(said, r"[\d,]+ to ", " evaluations")
+    once = least(3, QUICK(16), flows=2 * (len(told) > 4) + 2)
+    assert (low, high) == (asks[0] * once, max(20000, asks[1] * once)) and low <= rows <= high
+    assert numbers(said, "\n", " evaluations of the network for one sample in ") == [rows]
+    assert numbers(said, "; ", " network calls to tune; ") == [whole]
+    for stop in (whole // 3, whole // 2):
+        made.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(ScoreModel, "forward", cut(made, stop, real))
+            assert main([*args, "--out", str(tmp_path / "cut.json")]) == 130
+    capsys.readouterr(), made.clear()
+    assert main([*args, "--out", str(tmp_path / "cut.json")]) == 0
+    said = capsys.readouterr().out
+    ((before,),) = (numbers(said, " network calls to tune, ", " of them before it was cut off"),)
+    assert numbers(said, "; ", " network calls to tune, ") == [whole] and 0 < before == whole - len(made)
+    assert numbers(said, "\n", " evaluations of the network for one sample in ") == [rows]
+    assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_a_solver_with_noise(capsys, ring, tmp_path):
+    """With --eta it is of that process, costs what it says, and `sample` draws by it from the process."""
+    file, folder = tmp_path / "solver.json", tmp_path / "drawn"
+    args = ["tune", str(ring), "--nfe", "4", "--eta", "0.5", "--pilots", "8", "--evaluations", "0", "--device", "cpu"]
+    assert main([*args, "--out", str(file)]) == 0
+    said = capsys.readouterr().out
+    ((low,), (high,)) = numbers(said, "the fit takes from "), numbers(said, r"[\d,]+ to ", " evaluations")
+    (spent,) = numbers(said, "\n", " evaluations of the network for one sample in ")
+    assert (low, high) == bounds(4, Pilots(8)) and low <= spent <= high
+    found = Tuning.load(file)
+    assert found.eta == found.step.eta == 0.5 and found.evaluations == spent
+    assert main(["sample", str(ring), "--tuned", str(file), "--n", "3", "--out", str(folder), "--device", "cpu"]) == 0
+    loaded = load(ring, dtype=torch.float32)
+    p = loaded.model.sde.reverse(loaded.model, 0.5)
+    want = draw(p, loaded.shape, found.ts, found.step, seeds=seeds(0, 3))
+    torch.testing.assert_close(drawn(folder).to(want), want, rtol=1e-5, atol=1e-5)
+    assert main([*args[:5], "1.5", "--out", str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().err.endswith("scoresde: eta must be a finite number >= 0 and <= 1, got 1.5\n")
+
+
+def cut(made, stop, real):
+    """The network, until it has answered so often."""
+
+    def forward(self, x, *args, **cond):
+        if len(made) == stop:
+            raise KeyboardInterrupt
+        made.append(len(x))
+        return real(self, x, *args, **cond)
+
+    return forward
 
 
 @dataclass(frozen=True)

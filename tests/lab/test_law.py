@@ -7,7 +7,7 @@ import torch
 
 from scoresde import VE, VP, DPMSolverPP, Reference, grid, iid, sample
 from scoresde.exact import Gaussian, GaussianMixture
-from scoresde.lab import LINE, exact_rows, law_of, tabulated
+from scoresde.lab import LINE, exact_rows, law_of, law_path, tabulated
 from scoresde.lab.exactly import KNOWN
 from scoresde.ode import Heun
 from scoresde.steps import (
@@ -214,11 +214,19 @@ def test_what_is_no_chain_of_gaussian_kernels_is_refused():
     p, q, ts = sde.reverse(LINE.diffuse(sde)), sde.reverse(LINE.diffuse(sde), eta=0), grid.log_snr(sde, 8)
     for steps, said in (
         ((Langevin(SNR()),), r"SNR.*does not enter linearly"),
-        ((SASolver(),), "remembers earlier states"),
+        (
+            (SASolver(),),
+            r"^steps must each be a kernel of their own for eta > 0, got Multistep\(.* on eta = 1, which remembers "
+            r"earlier states: take one that does not, such as Ancestral\(\), or eta = 0, or sample it$",
+        ),
         ((DPMSolverPP(2),), "remembers earlier states"),
     ):
         with pytest.raises(ValueError, match=said):
             law_of(p, ts, *steps, n=64)
+    with pytest.raises(
+        ValueError, match=r"^steps must each .* got Multistep\(.*, or `law_of`, which tells the law at the"
+    ):
+        law_path(q, ts, DPMSolverPP(2))
     with pytest.raises(ValueError, match="change places on the flow by Multistep"):
         law_of(q, grid.log_snr(sde, 5), GaussianReference(Reference(0.0, 0.9)), n=64)
     with pytest.raises(ValueError, match=r"of shape \(1,\)"):

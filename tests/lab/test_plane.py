@@ -118,8 +118,11 @@ P, TS = VP().reverse(PLANE.diffuse(VP())), grid.log_snr(VP(), 4)
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"step": SASolver()}, "remembers earlier states"),
-        ({"step": MALA(Constant(0.1))}, "MALA accepts and rejects"),
+        ({"step": SASolver()}, r"^steps must each be a kernel of their own, got Multistep\(.*such as Ancestral\(\)"),
+        (
+            {"step": MALA(Constant(0.1))},
+            r"^steps must each be a map with noise, got MALA\(.*: take Langevin, or sample",
+        ),
         ({"step": Langevin(SNR(0.16))}, "depends on x|does not enter linearly"),
         ({"step": LearnedVariance(lambda x, t: (P.score(x, t), torch.sigmoid(x)))}, "depends on x"),
         ({"n": 8}, "n must be a whole number >= 32"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from scoresde.lab.problems import DigitClasses, Lattice, Modes
+from scoresde.lab.problems import DigitClasses, Lattice, Modes, Peaks
 
 F64 = torch.float64
 STD = st.floats(0.02, 2)
@@ -52,6 +52,18 @@ def test_lattice(side, std, seed):
     means = torch.tensor([[-1 + 2 * i / (side - 1)] for i in range(side)], dtype=F64)
     close(law.log_prob(x), equal_mixture(x[:, :1], means, std) + equal_mixture(x[:, 1:], means, std))
     assert law.shape == (2,) and len(law.weights) == side**2
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(-2, 2), STD), min_size=1, max_size=5), st.integers(0, 2**16))
+def test_peaks(parts, seed):
+    """log sum_k w_k N(x; m_k, s_k^2) / sum_k w_k, written out, whatever the order of the peaks."""
+    x = points(20, seed)[:, :1]
+    p = sum(w * torch.exp(-((x - m) ** 2) / (2 * s**2)) / (s * math.sqrt(2 * math.pi)) for w, m, s in parts)
+    law, back = (Peaks(*map(tuple, zip(*order))).law() for order in (parts, parts[::-1]))
+    assert law.shape == (1,)
+    near = p[:, 0] > 1e-200
+    close(law.log_prob(x)[near], (p / sum(w for w, _, _ in parts)).log()[near, 0], atol=1e-8)
+    close(back.log_prob(x), law.log_prob(x))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +150,13 @@ def test_digit_classes_have_their_density(classes):
         (lambda: Lattice(0), "side"),
         (lambda: Lattice(10**6), "side"),
         (lambda: Lattice(std=0.0), "std"),
+        (lambda: Peaks(weights=()), "weights"),
+        (lambda: Peaks(weights=(0.5, 0.0, 0.3)), "weights"),
+        (lambda: Peaks(weights=[0.5, 0.2, 0.3]), "weights"),
+        (lambda: Peaks(means=(0.0, 1.0)), "means"),
+        (lambda: Peaks(means=(0.0, 1.0, math.nan)), "means"),
+        (lambda: Peaks(stds=(0.1, 0.1, -0.1)), "stds"),
+        (lambda: Peaks(stds=(0.1, 0.1, 1e-200)), "stds"),
         (lambda: DigitClasses(0), "rank"),
         (lambda: DigitClasses(-1), "rank"),
         (lambda: DigitClasses(64).law(), "rank"),

@@ -24,6 +24,7 @@ from scoresde.lab.report import (
     Diagram,
     Report,
     curves,
+    embedded,
     grid_picture,
     heat_maps,
     path_picture,
@@ -390,6 +391,30 @@ def test_a_figure_becomes_a_picture(tmp_path):
     assert image.format == "PNG" and (np.asarray(image.convert("RGB")) == [255, 0, 0]).all(2).mean() > 0.3
     assert not plt.fignum_exists(figure.number)
     assert [f.name for f in tmp_path.iterdir()] == ["new.png"]
+
+
+def test_embedded_figure_needs_nothing_beside_it():
+    """One line of HTML, the same each time, that holds the picture as an SVG without a dark or light background, and
+    says what it is."""
+
+    def shown():
+        figure, axes = plt.subplots()
+        axes.plot([0, 1], label="a line")
+        axes.set(xlabel="x label")
+        axes.legend()
+        line = embedded(figure, HTML)
+        assert not plt.fignum_exists(figure.number)
+        return line
+
+    line = shown()
+    assert line == shown() and "\n" not in line
+    said = re.fullmatch(
+        r'<figure><img alt="(.*)" src="data:image/svg\+xml;base64,(.*)"><figcaption>(.*)</figcaption></figure>', line
+    )
+    assert unescape(said[1]) == unescape(said[3]) == HTML and "<" not in said[1] + said[3]
+    svg = base64.b64decode(said[2]).decode()
+    assert "x label" in svg and "a line" in svg and module.GREY in svg
+    assert not any(word in svg for word in ("#000000", "#ffffff", 'href="http'))
 
 
 def test_pictures_show_their_images(tmp_path, figure):

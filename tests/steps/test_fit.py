@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -29,11 +30,12 @@ from scoresde import (
     sample,
 )
 from scoresde.exact import Gaussian, GaussianMixture
+from scoresde.guide import combined
 from scoresde.lab.problems import Modes
 from scoresde.reference import NOISE
-from scoresde.steps import DPMSolver, Multistep
+from scoresde.steps import DPMSolver, Multistep, Pilots, tune
 from scoresde.steps import fit as module
-from scoresde.steps.fit import Pilots, noise_amplification, tune, untuned
+from scoresde.steps.fit import noise_amplification, untuned
 from scoresde.steps.multistep import DDIM, DPMSolverPP
 from scoresde.steps.tuned import Error, Tuned, Tuning
 from scoresde.values import SEAL, describe, sealed
@@ -243,28 +245,44 @@ def bad(extra):
 
 
 def test_a_bad_fit_is_not_taken(monkeypatch):
-    """If its weights are bad, the grid alone is."""
-    real = module.fit
+    """If its weights are bad, the grid alone is, and what is improved as a whole begins there, with weights of 0: what
+    comes of it is no worse where it was decided.
+    """
+    real, whole, begun = module.fit, module.improve, []
 
     def fit(*args):
         step, *errors = real(*args)
         return bad(step), *errors
 
+    def improve(improving, q, solver, first, second, *rest):
+        begun.append((solver, second))
+        return whole(q, solver, first, second, *rest) if improving else solver
+
     monkeypatch.setattr(module, "fit", fit)
-    found = tuned(flow(("mixture", "VE")), (16,), CALLS, data(LAWS["mixture"]), pilots=16, fine=40, dtype=F64)
-    assert found.name == "tuned size and grid" and found.tuned and isinstance(found.step, Multistep)
+    q, made = flow(("mixture", "VE")), []
+    for improving in (False, True):
+        monkeypatch.setattr(module, "improve", partial(improve, improving))
+        made.append(tuned(q, (16,), CALLS, data(LAWS["mixture"]), pilots=16, fine=40, dtype=F64))
+    alone, better = made
+    assert alone.name == "tuned size and grid" and alone.tuned and isinstance(alone.step, Multistep)
+    for solver, _ in begun:
+        assert solver.base == alone.step and solver.ts.equal(alone.ts) and not solver.extra.any()
+    assert better.name == "tuned weights and times" and better.step.extra.abs().max() < 1
+    _, second = begun[1]
+    off = [module.distance(sample(q, second.x_T, one.ts, one.step), second.end).sqrt().mean() for one in made]
+    assert off[1] < off[0]
 
 
 @pytest.mark.parametrize("worse", [True, False])
 def test_where_weights_do_not_help_no_more_is_spent(monkeypatch, worse):
     """They are improved together unless they are worse than the best usual method beyond chance, and it is said."""
     said, asked = [], []
-    monkeypatch.setattr(module, "_worse", lambda off, other: worse)
+    monkeypatch.setattr(module, "worse", lambda *args: worse)
     monkeypatch.setattr(module, "improve", lambda q, solver, *_: asked.append(solver) or solver)
     tuned(flow(("mixture", "VE")), (16,), 6, data(LAWS["mixture"]), pilots=16, fine=40, dtype=F64, progress=said.append)
-    line = next(text for text in said if text.startswith("the weights leave "))
+    line = next(text for text in said if text.startswith("the fit leaves "))
     assert len(asked) == (0 if worse else 1)
-    assert line.endswith("so no more is spent on them" if worse else "weights and times together")
+    assert line.endswith("so no more is spent on it" if worse else "weights and times together")
 
 
 def test_worse_beyond_chance():
@@ -284,8 +302,9 @@ def test_worse_beyond_chance():
     assert sum(ratios) / 400 == pytest.approx(1.1 * math.exp(0.01 / 2), rel=3 * spread / 20)
     one = torch.ones(64, dtype=F64)
     far = torch.cat([one[:1] * 100, one[1:]])
-    assert not module._worse(far, one) and module._worse(1.1 * one, one) and not module._worse(one, 1.1 * one)
-    assert module._ratio(0 * one, 0 * one) == (1.0, 0.0) and module._worse(one, 0 * one)
+    assert not module.worse(far, one) and module.worse(1.1 * one, one) and not module.worse(one, 1.1 * one)
+    assert module.worse(4 * one, one, 1.9) and not module.worse(4 * one, one, 2.0)
+    assert module._ratio(0 * one, 0 * one) == (1.0, 0.0) and module.worse(one, 0 * one)
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +332,30 @@ def test_where_no_fit_is_better(untuned_one):
     (ts, step) = next((ts, step) for name, step, ts in untuned(q, 8, around) if name == found.name)
     x_T = fresh(q, (2,), 16)
     assert sample(q, x_T, found.ts, found.step).equal(sample(q, x_T, ts, step))
+
+
+@pytest.mark.parametrize(
+    ("calls", "n", "fine", "flows", "told"), [(2, 8, 20, 1, True), (5, 20, 40, 1, False), (3, 24, 25, 20, True)]
+)
+def test_what_a_fit_costs_in_any_case(monkeypatch, calls, n, fine, flows, told):
+    """By the rows that the networks were given, where nothing is improved as a whole, to one."""
+    monkeypatch.setattr(module, "worse", lambda *args: True)
+    law, rows = LAWS["modes"].diffuse(VP()), []
+    silent = [VP().reverse(lambda x, t: (rows.append(len(x)), law(x, t))[1], 0.0) for _ in range(flows)]
+    found = tuned(silent, (2,), calls, data(LAWS["modes"]) if told else None, pilots=n, fine=fine, dtype=F64)
+    assert sum(rows) == module.least(calls, Pilots(n, fine=fine), told, flows) == found.evaluations
+
+
+@pytest.mark.parametrize("evaluations", [0, 9_000, 30_000])
+@pytest.mark.parametrize("asks", [1, 2])
+def test_no_more_is_spent_than_was_said(few_others, evaluations, asks):
+    """The budget, if it is more than what is spent in any case; also by a score that asks its network twice."""
+    law, rows = LAWS["modes"].diffuse(VP()), []
+    counted = lambda x, t: (rows.append(len(x)), law(x, t))[1]  # noqa: E731
+    q = VP().reverse(combined(*[(1 / asks, counted)] * asks), 0.0)
+    pilots = Pilots(16, fine=20, evaluations=evaluations)
+    found = tune(q, torch.empty(1, 2, dtype=F64), 5, Reference.fit(data(LAWS["modes"])), pilots)
+    assert found.evaluations == sum(rows) <= max(asks * module.least(5, pilots), evaluations)
 
 
 @pytest.mark.parametrize("calls", [2, 3, 7])
@@ -350,7 +393,8 @@ def test_progress(few_others):
     q = flow(("modes", "VP"))
     silent = replace(q, score=lambda x, t: q.score(x, t))  # it does not say what data it was made for
     tuned(silent, (2,), 3, pilots=8, fine=10, progress=said.append)
-    assert len(said) == len(set(said)) == 5 + len(module.TRIED) and said[-1] == "a third set of pilots"
+    assert re.fullmatch(r"roughness in t [0-9.e-]+|roughness in t nan", said[2])
+    assert len(said) == len(set(said)) == 6 + len(module.TRIED) and said[-1] == "a third set of pilots"
 
 
 def test_many_calls(monkeypatch, few_others):
@@ -379,7 +423,7 @@ def test_many_calls(monkeypatch, few_others):
         ({"x_0": torch.zeros(1, 2)}, "x_0 must hold at least 2 samples"),
         ({"x_0": torch.ones(9, 2)}, "data must vary, got 9 samples that are all the same"),
         ({"x_0": torch.full((9, 2), math.nan)}, "x_0 must be finite"),
-        ({"q": VP().reverse(Modes().law().diffuse(VP()))}, "q must be a probability flow, eta=0, got eta=1"),
+        ({"q": VP().reverse(Modes().law().diffuse(VP()), 1.5)}, "eta must be a finite number <= 1, got 1.5"),
     ],
     ids=str,
 )
@@ -768,8 +812,8 @@ def test_other_uses(tunings):
     for p, times, said in (
         (other.reverse(law.diffuse(other), 0.0), ts, "sde must be VE(sigma_min=0.01, sigma_max=50.0), which"),
         (VP().reverse(law.diffuse(VP()), 0.0), ts, "sde must be VE("),
-        (sde.reverse(law.diffuse(sde)), ts, "a tuned solver solves the probability flow, eta=0, got eta=1"),
-        (sde.reverse(law.diffuse(sde), 0.5), ts, "a tuned solver solves the probability flow, eta=0, got eta=0.5"),
+        (sde.reverse(law.diffuse(sde)), ts, "eta must be 0, which the solver was tuned for, got 1"),
+        (sde.reverse(law.diffuse(sde), 0.5), ts, "eta must be 0, which the solver was tuned for, got 0.5"),
         (flow(case), grid.log_snr(sde, len(ts) - 1, 0.1), "ts must be the "),
         (flow(case), moved, "ts must be the "),
         (flow(case), ts[1:], "ts must be the "),

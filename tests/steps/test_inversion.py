@@ -272,12 +272,17 @@ def test_bad_input_is_named(inverse, values, says):
 
 
 def test_what_is_not_solved_is_told():
-    """The first sample whose step has no such beginning, and the interval."""
-    q = VP().reverse(lambda x, t: torch.where(x > 5, torch.full_like(x, math.nan), -x), 0.0)
+    """The first sample whose step has no such beginning, and the interval; at once where it is not finite."""
+    score = Counted(lambda x, t: torch.where(x > 5, torch.full_like(x, math.nan), -x))
+    q = VP().reverse(score, 0.0)
     x = torch.tensor([[0.1, 0.2], [900.0, 0.1], [0.3, 0.1]], dtype=F64)
     with pytest.raises(
-        RuntimeError, match=r"^sample 1 is not solved to tol = 1e-06 between t = 0\.\d+ and 0\.\d+ in 7"
+        RuntimeError, match=r"^sample 1 is not finite between t = 0\.\d+ and 0\.\d+: the score must be finite there"
     ):
-        exact_inverse(q, x, TS, DDIM(), most=7)
+        exact_inverse(q, x, TS, DDIM())
+    assert score.nfe == 1
+    far = VP().reverse(lambda x, t: 40 * torch.sin(30 * x), 0.0)
+    with pytest.raises(RuntimeError, match=r"^sample 0 is not solved to tol = 1e-06 between t = .* in 7 iterations"):
+        exact_inverse(far, x, TS, DDIM(), most=7)
     with pytest.raises(RuntimeError, match=r"^sample 1 is not finite at t = 0\.\d+ and after"):
         invert(q, x, TS, DDIM())

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from papers import APART, F64, MEAN, MIDDLE, MIXTURE, SDES, STD, VARIANCE, normal, smooth
@@ -28,6 +29,8 @@ from scoresde import (
     per_sample,
     sample,
 )
+from scoresde.guide import conditioned
+from scoresde.lab import Modes
 from scoresde.steps import (
     DEIS,
     RES,
@@ -77,6 +80,9 @@ def mixture(sde):
 
 def gaussian(sde, std=STD, mean=MEAN):
     return exact.Gaussian(mean, std**2).diffuse(sde)
+
+
+LABEL = "label must be a whole number or a tensor, () or one row for each of the 6 samples"
 
 
 def start(sde, d=2):
@@ -249,6 +255,20 @@ def test_each_interval_draws_once_in_the_order_of_the_sampler():
     assert drawn == list(zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True))
 
 
+@pytest.mark.parametrize("label", [1, np.int64(1), np.array(1), torch.tensor(1), [1] * 6, (1,) * 6], ids=repr)
+def test_a_condition_may_be_a_number(label):
+    """As `conditioned` takes it, for `sample`: one for all, or one for each."""
+    sde, law = VP(), Modes(3).law().diffuse(VP())
+
+    def score(x, t, label):
+        assert label.dtype == torch.long and label.shape == (len(x),)
+        return law(x, t) * (1 + 0.1 * label[:, None])
+
+    x, ts = start(sde), grid.log_snr(sde, 6)
+    found = sample_parallel(sde.reverse(score, 0.0), x, ts, DDIM(), tol=0.0, label=label)
+    assert off(found.x, sample(sde.reverse(conditioned(score, label=label), 0.0), x, ts, DDIM())) < 1e-12
+
+
 def test_a_condition_goes_with_its_sample():
     sde = VP()
     mean = torch.tensor([[-1.0, 0.0], [0.5, 2.0]], dtype=F64)
@@ -321,7 +341,15 @@ def test_what_cannot_be_done_is_said_before_any_work():
         ("around must be a Reference", {"around": 0.5}),
         ("around must have a standard deviation above 0", {"around": Reference()}),
         ("noise must be a callable", {"noise": 3}),
-        ("label must be a tensor, () or one row for each of the 6 samples", {"label": torch.zeros(5)}),
+        (
+            "label must be a whole number or a tensor, () or one row for each of the 6 samples",
+            {"label": torch.zeros(5)},
+        ),
+        ("label must be a whole number or a tensor, () or one row for each of the 6 samples", {"label": [1, 2]}),
+        (
+            "label must be a whole number or a tensor, () or one row for each of the 6 samples, got 'cat'",
+            {"label": "cat"},
+        ),
     ):
         call = {"p": q, "x": x, "ts": ts, "step": DDIM(), **change}
         with pytest.raises(ValueError, match=re.escape(error)):

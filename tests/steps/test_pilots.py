@@ -157,7 +157,7 @@ def test_calls_of_a_guided_score_are_evaluations():
     for score, want in ((law, 6), (twice, 12), (module.Divided([law, law, law]), 6), (module.Divided([twice] * 2), 12)):
         meter = module.Metered(score)
         meter(x, t)
-        assert meter.evaluations == want
+        assert (meter.evaluations, meter.each) == (want, want // 6)
 
 
 def test_starts_of_half_precision_are_carried_in_more():
@@ -169,3 +169,102 @@ def test_starts_of_half_precision_are_carried_in_more():
     assert x_T.dtype == torch.float32
     around = Reference.fit(data(law))
     assert module.Trajectories(q, x_T, around, 40).end.equal(module.ends(q, x_T, around, 40))
+
+
+# roughness in t
+
+
+def smooth_and_rough(size, law, sde, around):
+    """The score of a law, whose q has sin(2 pi 1009.7 lambda + phase) times size added, a phase for each dimension."""
+    score = law.diffuse(sde)
+    phase = 2 * torch.pi * torch.rand(*law.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+
+    def rough(x, t):
+        S = (around.std**2 + sde.var(t) / sde.alpha(t) ** 2).sqrt()
+        wave = torch.sin(2 * torch.pi * 1009.7 * sde.log_snr(t) + phase)
+        return score(x, t) + size * wave / (sde.sigma(t) * S)
+
+    return sde.reverse(rough, 0.0)
+
+
+def test_roughness_of_gaussian_data_is_none():
+    """Their q is constant, 0, and what rounding leaves is no roughness, in either kind of number."""
+    mean = torch.tensor([1.0, -2.0], dtype=F64)
+    law = Gaussian(mean, 0.3**2)
+    for sde in (VP(), VE(), EDM()):
+        q = sde.reverse(law.diffuse(sde), 0.0)
+        for dtype in (F64, torch.float32):
+            pilots = module.Trajectories(q, fresh(q, (2,), 8, dtype=dtype), Reference(mean, 0.3), 60)
+            found, _, each = pilots.roughness()
+            assert found == 0 and not each.any()
+
+
+def test_roughness_of_a_smooth_law_falls_with_the_nodes_distance():
+    """By its third power at last, of which nodes of unequal distance leave some: four times as many nodes leave less
+    than a twentieth.
+    """
+    law, sde = LAWS["modes"], VP()
+    q, around = sde.reverse(law.diffuse(sde), 0.0), Reference.fit(data(law))
+    coarse, fine = (module.Trajectories(q, fresh(q, (2,), 16), around, n).roughness()[0] for n in (60, 240))
+    assert 0 < fine < coarse / 20 and fine < 0.01
+
+
+def test_roughness_is_what_cubic_polynomials_miss():
+    """By numpy's own polynomials, at every other node, and over all of them."""
+    law, sde = LAWS["mixture"], VE()
+    q, around = sde.reverse(law.diffuse(sde), 0.0), Reference.fit(data(law))
+    pilots = module.Trajectories(q, fresh(q, law.shape, 6), around, 31)
+    lam = sde.log_snr(pilots.ts).numpy()
+    values = torch.stack([seen.flatten() for seen in pilots.seen]).numpy()
+    missed, changed, nodes = [], [], range(3, 28, 2)
+    for k in nodes:
+        at = [k - 3, k - 1, k + 1, k + 3]
+        bent = np.polyfit(lam[at] - lam[k], values[at], 3)[-1]
+        missed.append(np.mean((values[k] - bent) ** 2))
+        changed.append(np.mean((values[k + 1] - values[k - 1]) ** 2))
+    found, at, each = pilots.roughness()
+    close(at, sde.log_snr(pilots.ts)[list(nodes)])
+    close(each, torch.tensor(np.sqrt(np.array(missed) / np.array(changed))), rtol=1e-7)
+    assert found == pytest.approx(np.sqrt(np.sum(missed) / np.sum(changed)), rel=1e-7)
+
+
+def test_roughness_of_noise():
+    """Of q that are independent at equal steps of lambda it is sqrt(105/128), as 1 + 164/256 over 2 are; and of a score
+    with much of a wave too short for its nodes it is what their weights say of independent q.
+    """
+    law, sde = LAWS["mixture"], EDM()
+    around, g = Reference.fit(data(law)), torch.Generator().manual_seed(0)
+    pilots = module.Trajectories(smooth_and_rough(100.0, law, sde, around), fresh(q_of(sde), law.shape, 8), around, 160)
+    lam = sde.log_snr(pilots.ts).numpy()
+    squares = []
+    for k in range(3, 158, 2):
+        at = lam[[k - 3, k - 1, k + 1, k + 3]] - lam[k]
+        w = np.linalg.solve(np.vander(at, 4, increasing=True).T, [1.0, 0, 0, 0])
+        squares.append(1 + np.sum(w**2))
+    assert pilots.roughness()[0] == pytest.approx(np.sqrt(np.mean(squares) / 2), rel=0.1)
+    pilots.ts = grid.log_snr(sde, 160)
+    pilots.seen = list(torch.randn(161, 8, 16, generator=g, dtype=F64))
+    assert pilots.roughness()[0] == pytest.approx((105 / 128) ** 0.5, rel=0.02)
+
+
+def q_of(sde):
+    """A flow from which starts are drawn."""
+    return sde.reverse(lambda x, t: x, 0.0)
+
+
+def test_roughness_does_not_depend_on_the_scale():
+    """Data and noise levels c times as large, and c times the q."""
+    law, c = LAWS["mixture"], 7.0
+    one, other, around = EDM(), EDM(T=c * EDM().T, t_min=c * EDM().t_min), Reference.fit(data(law))
+    score, x_T = law.diffuse(one), fresh(q_of(one), law.shape, 8)
+    small = module.Trajectories(one.reverse(score, 0.0), x_T, around, 60)
+    scaled = other.reverse(lambda x, t: score(x / c, t / c) / c, 0.0)
+    large = module.Trajectories(scaled, c * x_T, Reference(c * around.mean, c * around.std), 60)
+    assert large.roughness()[0] == pytest.approx(small.roughness()[0], rel=1e-6)
+
+
+def test_too_few_nodes_tell_no_roughness():
+    law, sde = LAWS["mixture"], VP()
+    q = sde.reverse(law.diffuse(sde), 0.0)
+    found = [module.Trajectories(q, fresh(q, law.shape, 4), Reference.fit(data(law)), n).roughness()[0] for n in (5, 6)]
+    assert np.isnan(found[0]) and found[1] > 0

@@ -9,7 +9,7 @@ from made import of_k_diffusion
 from papers import F64, MEAN, SDES, STD, Tape, gaussian, mixture, near, no_noise, normal, probed, times
 from test_multistep import REFERENCE, check_line
 
-from scoresde import EDM, VE, VP, Ancestral, Counted, DPMSolverPP, Langevin, RectifiedFlow, sample
+from scoresde import EDM, VE, VP, Ancestral, Counted, DPMSolverPP, Flow, Langevin, RectifiedFlow, sample
 from scoresde.steps import DPMSolver, DPMSolverPP2S, DPMSolverPPSDE, Line, Renoised, SingleStep, TwoStage
 
 CLEAN = torch.zeros(1, dtype=F64)
@@ -98,7 +98,16 @@ def test_ancestral_sampling_keeps_gaussian_marginals(eta, sde):
     ("make", "said"),
     [
         (lambda: Renoised(3), "step must be a predictor that takes the intervals of ts, such as Ancestral(), got 3"),
-        (lambda: Renoised(Langevin()), "step must be a predictor that takes the intervals of ts, such as Ancestral()"),
+        (
+            lambda: Renoised(Langevin()),
+            "step must be a predictor that takes the intervals of ts, such as Ancestral(), got Langevin(step_size="
+            "SNR(r=0.16), n=1), a corrector, which stays at its time: only `sample` takes one, beside a predictor",
+        ),
+        (
+            lambda: Renoised(Flow()),
+            "step must be a predictor that takes the intervals of ts, such as Ancestral(), got Flow(method=Heun()), "
+            "which may choose sizes of its own: take EDMHeun() or DPMSolver(2) on the flow, Ancestral() on the SDE",
+        ),
         (lambda: Renoised(DPMSolverPP(2)), "step must take any interval, as a method of one step does, got Multistep("),
         (lambda: TwoStage(0.0), "c2 must be a finite number > 0 and <= 1, got 0.0"),
         (lambda: TwoStage(0.5, 3), "around must be a Reference, got 3"),
@@ -111,10 +120,34 @@ def test_bad_values(make, said):
 
 
 def test_where_ancestral_sampling_cannot_go():
-    """For eta > 1, and below the least noise of a process that has some at t = 0."""
-    x = normal(2, 2)
+    """For eta > 1."""
     with pytest.raises(ValueError, match="^eta must be a finite number <= 1, got 1.2$"):
-        sample(VP().reverse(mixture(VP()), 1.2), x, times(VP()), Renoised())
+        sample(VP().reverse(mixture(VP()), 1.2), normal(2, 2), times(VP()), Renoised())
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("inner", [Ancestral(), DPMSolver(2), DPMSolverPP2S()], ids=repr)
+def test_where_a_process_has_noise_at_the_end(inner, eta):
+    """To t = 0 of VE it goes by the step alone; and where u would be before 0, it goes there and back by the forward
+    transition, with the variance sigma_s^2 - sigma_0^2.
+    """
+    sde, x, z = VE(0.05, 20.0), normal(5, 2), normal(2, 5, 2, seed=1)
+    q, p = sde.reverse(mixture(sde), 0.0), sde.reverse(mixture(sde), eta)
+    t, s, end = torch.tensor([0.6, math.log(1.1) / math.log(400), 0.0], dtype=F64)  # of sigma_s = 1.1 sigma_0
+    assert sde.var(s) * (1 - eta**2 * (1 - sde.var(s) / sde.var(t))) < sde.var(end)
+    on, last = (torch.stack([a, end]) for a in (t, s))
+    near(sample(p, x, last, Renoised(inner), noise=no_noise), sample(q, x, last, inner), 1e-14)
+    back = sample(q, x, on, inner) + (sde.var(s) - sde.var(end)).sqrt() * z[0]
+    near(sample(p, x, torch.stack([t, s]), Renoised(inner), noise=Tape(z)), back, 1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_marginals_are_kept_where_a_process_has_noise_at_the_end(eta):
+    """Around a step that solves the flow of Gaussian data exactly, to t = 0 and all the way, by four steps."""
     sde = VE(0.05, 20.0)
-    with pytest.raises(ValueError, match="^s must leave less noise than its own to come back from, got s = 0$"):
-        sample(sde.reverse(mixture(sde)), x, torch.tensor([0.5, 0.0], dtype=F64), Renoised())
+    p, step = sde.reverse(gaussian(sde), eta), Renoised(SingleStep(Line(0.7), REFERENCE))
+    ts = torch.tensor([1.0, 0.4, 0.1, 0.02, 0.0], dtype=F64)
+    start, A, V = probed(lambda x, noise: sample(p, x, ts, step, noise=noise))
+    v, w = (STD**2 + sde.var(t) for t in (ts[0], ts[-1]))
+    near(start + A @ MEAN, MEAN, 1e-8)
+    near(v * A @ A.T + V, w * torch.eye(2, dtype=F64), 1e-8)
