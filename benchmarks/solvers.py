@@ -22,6 +22,7 @@ from torch import Tensor
 from scoresde.cli import Parser
 from scoresde.cli.bench import measure
 from scoresde.cli.common import place
+from scoresde.cli.parts import read_steps
 from scoresde.lab import Solver, Subject, diffusions, flows
 from scoresde.process import Score
 
@@ -50,7 +51,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found, reasons = peers()
-    measure(options, [*flows(), *diffusions(), *map(contender, found)], PACKAGES[2:], reasons)
+    mine = read_steps(options)
+    solvers = [*flows([] if options.eta else mine), *diffusions(mine if options.eta else []), *map(contender, found)]
+    measure(options, solvers, PACKAGES[2:], reasons)
     rows = [json.loads(line) for line in (options.out / "results.jsonl").read_text().splitlines()]
     print(f"written to {save(options.out.name, place(options).type, PACKAGES, summary(rows))}")
 

@@ -276,6 +276,7 @@ def csv_reader(file: Any, tabs: bool) -> Any:
 
 
 def is_utf8(text: bytes) -> bool:
+    """Whether bytes are text in UTF-8."""
     try:
         text.decode("utf-8")
     except UnicodeDecodeError:
@@ -292,4 +293,5 @@ def is_number(cell: str) -> bool:
 
 
 def is_missing(cell: str) -> bool:
+    """Whether a cell stands for a number that is not there."""
     return cell.strip() in MISSING

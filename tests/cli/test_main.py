@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+CLUSTER = (Path(__file__).parents[2] / "docs" / "howto" / "cluster.md").read_text()
 
 
 @pytest.mark.parametrize("line", ["--help", "train --help", "sample nowhere 2>&1", "completion bash", "cite VP UniPC"])
@@ -49,10 +49,10 @@ def torchrun(line):
 
 
 def test_torchrun_leaves_options_alone(capsys):
-    """As the README spells it, no option of a command is taken for one of torchrun's, which takes the first letters of
-    its own: `--n` alone is ambiguous to it.
+    """As the documentation spells it, no option of a command is taken for one of torchrun's, which takes the first
+    letters of its own: `--n` alone is ambiguous to it.
     """
-    (start,) = re.findall(r"`(torchrun .* -m scoresde --) train \.\.\.`", README)
+    (start,) = re.findall(r"`(torchrun .* -m scoresde --) train \.\.\.`", CLUSTER)
     line = "likelihood M --n 4 --net x:y --no-denoise --max 3"
     assert torchrun(f"{start} {line}") == ["scoresde", *line.split()]
     with pytest.raises(SystemExit):
