@@ -295,3 +295,41 @@ def singles(rows: Sequence[Row], by: str) -> list[float]:
             if (row["problem"], row["process"], row["calls"]) == cell and by in row
         ]
     return found
+
+
+def off(row: Row) -> float:
+    """The two errors of a law's samples, of the density and of the second moment, in one number."""
+    return float(row["surprise"]) + abs(float(row["second"]))
+
+
+def middle_fit(rows: Sequence[Row], **equal: Any) -> Row:
+    """Of the fits of a solver the one whose error is in the middle."""
+    found = sorted(where(rows, **equal), key=off)
+    return found[len(found) // 2]
+
+
+def weak(rows: Sequence[Row], problem: str, eta: float) -> str:
+    """The errors of the laws that solvers sample at that eta, beside those of solvers with noise of their own or none."""
+    of = where(rows, problem=problem)
+    calls = sorted({row["calls"] for row in of})
+    names = {(row["solver"], row["eta"]): None for row in of if row["eta"] in (eta, 0.0, None)}
+    body = []
+    for solver, own in sorted(names, key=lambda name: (name[1] != eta, not name[0].startswith("Tuned"))):
+        line = [solver if own is not None else f"{solver}, noise of its own"]
+        for k in calls:
+            row = middle_fit(of, solver=solver, eta=own, calls=k)
+            line.append(f"{row['surprise']:.4f}, {row['second']:+.1%}, {row['modes']:.3f}")
+        body.append(line)
+    chance = of[0]["by_chance"]
+    heads = [f"{k} calls ({chance['surprise']:.4f}, 0, {chance['modes']:.3f})" for k in calls]
+    return table(["solver", *heads], body)
+
+
+def lead(rows: Sequence[Row]) -> dict[int, list[float]]:
+    """By the number of calls, the least error of the others over that of Tuned, each problem and eta once."""
+    found: dict[int, list[float]] = {}
+    for problem, eta, calls in {(row["problem"], row["eta"], row["calls"]): None for row in rows if row["eta"]}:
+        of = where(rows, problem=problem, eta=eta, calls=calls)
+        others = min(off(row) for row in of if row["solver"] != "Tuned")
+        found.setdefault(calls, []).append(others / off(middle_fit(of, solver="Tuned")))
+    return found
