@@ -219,6 +219,20 @@ def advantage(rows: Sequence[Row], kind: str, by: str, problem: str | None = Non
     return [of[kind][0] / of["Tuned"][0] for of in found if kind in of and "Tuned" in of]
 
 
+def behind(rows: Sequence[Row]) -> str:
+    """The cells where a fitted peer has less error than `Tuned`, a sentence each measure."""
+    said = []
+    for by, what in (("median", "median"), ("rms", "root mean square")):
+        for cell in cells(rows):
+            of = fits(rows, by, cell)
+            if "learned" in of and "Tuned" in of and of["learned"][0] < of["Tuned"][0]:
+                ratio = of["Tuned"][0] / of["learned"][0]
+                said.append(
+                    f"{of['learned'][1]} at {cell[2]} calls on {cell[0]}, {cell[1]} ({what}, by {ratio:.2g} times)"
+                )
+    return f"Less error than ours has {'; and '.join(said)}." if said else "In no cell of the table."
+
+
 def cheaper(rows: Sequence[Row], by: str = "median") -> list[float]:
     """How many times fewer evaluations a fit of ours takes than one of the best fitted peer, for each cell."""
     found = []
@@ -309,7 +323,7 @@ def middle_fit(rows: Sequence[Row], **equal: Any) -> Row:
 
 
 def weak(rows: Sequence[Row], problem: str, eta: float) -> str:
-    """The errors of the laws that solvers sample at that eta, beside those of solvers with noise of their own or none."""
+    """The errors of the laws that solvers sample at that eta, beside those with noise of their own, or none."""
     of = where(rows, problem=problem)
     calls = sorted({row["calls"] for row in of})
     names = {(row["solver"], row["eta"]): None for row in of if row["eta"] in (eta, 0.0, None)}
