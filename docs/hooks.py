@@ -1,6 +1,7 @@
 """What mkdocs asks when it builds the site: pages that are made of the code, and files that lie outside docs/."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for file in sorted(ROOT.glob(pattern)):
             files.append(File.generated(config, str(file.relative_to(ROOT)), abs_src_path=str(file)))
     return files
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """The page that plays, which explain.md shows, is made beside it."""
+    if (Path(config.docs_dir) / "explain.md").is_file():
+        page = str(Path(config.site_dir) / "played.html")
+        subprocess.run([sys.executable, "-m", "scoresde", "explain", "--out", page], check=True, cwd=ROOT)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
