@@ -64,7 +64,8 @@ class Page:
         packages = ", ".join(f"{k} {v}" for k, v in {"Python": made["python"], **made["versions"]}.items())
         stopped = f" Stopped {made['stopped']}." if "stopped" in made else ""
         where = f"Rows: [{path}](../../{path})."
-        return f"```console\n{command or own}\n```\n\n*{made['device']}, {threads}; {packages}.{stopped} {where}*"
+        how = f"\n\n{made['how']}" if "how" in made else ""
+        return f"```console\n{command or own}\n```{how}\n\n*{made['device']}, {threads}; {packages}.{stopped} {where}*"
 
     def render(self) -> str:
         """The page."""
