@@ -76,11 +76,15 @@ def build(base: type, described: Any) -> Any:
     return cls(**{name: _field(hints[name], v) for name, v in values.items()})
 
 
+PLAIN = (bool, int, float, str, dict, type(None))
+"""Types whose values JSON has: of a union, what is described by an object is none of these."""
+
+
 def _field(hint: Any, v: Any) -> Any:
     kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
     if Tensor in kinds and (isinstance(v, list) or hint is Tensor):
         return torch.tensor(v, dtype=torch.float64, device="cpu")
-    base = next((kind for kind in kinds if isinstance(kind, type) and kind not in (dict, type(None))), None)
+    base = next((kind for kind in kinds if isinstance(kind, type) and kind not in PLAIN), None)
     if isinstance(v, dict) and base:
         return build(base, v)
     return Path(v) if hint is Path else _tuples(v)

@@ -227,6 +227,17 @@ def test_the_file(found, tmp_path):
         sample(replace(p, eta=0.0), x, again.ts, again.step)
 
 
+def test_the_file_of_noise_in_the_middle(tmp_path):
+    """It keeps the levels between which there is noise."""
+    p = process("mixture", VP(), Between(0.8, low=0.1, high=2.0))
+    made = renew(p, "mixture", 4, Pilots(8, fine=20, evaluations=0))
+    made.save(tmp_path / "solver.json")
+    again = Tuning.load(tmp_path / "solver.json")
+    x = starts(p, LAWS["mixture"].shape, 4)
+    assert again.eta == p.eta
+    close(sample(p, x, again.ts, again.step, noise=noise()), sample(p, x, made.ts, made.step, noise=noise()), 0, 0)
+
+
 @pytest.mark.parametrize(("eta", "said"), [(1.5, "got 1.5"), (-0.1, "got -0.1"), ("x", "got 'x'")])
 def test_bad_eta(eta, said):
     """It is a number from 0 to 1, or `Between`."""
