@@ -182,7 +182,7 @@ class Trajectories:
         than 7 nodes.
         """
         lam = self.q.sde.log_snr(self.ts)
-        k = torch.arange(3, len(lam) - 3, 2, device="cpu")
+        k = torch.arange(3, max(3, len(lam) - 3), 2, device="cpu")
         at = torch.stack([k - 3, k - 1, k + 1, k + 3], 1)
         weights = lagrange(lam[at], lam[k, None])[..., 0]
         least = (self.around.std * math.sqrt(torch.finfo(self.x_T.dtype).eps)) ** 2

@@ -1,5 +1,6 @@
 """Pilots: trajectories from which a solver is fitted, and what they tell."""
 
+import math
 import re
 
 import numpy as np
@@ -226,6 +227,14 @@ def test_roughness_is_what_cubic_polynomials_miss():
     close(at, sde.log_snr(pilots.ts)[list(nodes)])
     close(each, torch.tensor(np.sqrt(np.array(missed) / np.array(changed))), rtol=1e-7)
     assert found == pytest.approx(np.sqrt(np.sum(missed) / np.sum(changed)), rel=1e-7)
+
+
+def test_roughness_of_few_nodes():
+    """Below seven there is none that cubic polynomials could miss: nobody can tell, and nothing fails."""
+    law, sde = LAWS["mixture"], VP()
+    q, around = sde.reverse(law.diffuse(sde), 0.0), Reference.fit(data(law))
+    told = [module.Trajectories(q, fresh(q, law.shape, 8), around, n).roughness()[0] for n in (2, 3, 4, 5, 6)]
+    assert [math.isnan(one) for one in told] == [True] * 4 + [False]
 
 
 def test_roughness_of_noise():
