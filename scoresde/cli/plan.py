@@ -60,6 +60,16 @@ def chooses(step: Step) -> bool:
     return hasattr(step, "run") and not (isinstance(step, Flow) and not isinstance(step.method, Embedded))
 
 
+class Normal:
+    """The score of N(0, I) on a process, whatever else it is told."""
+
+    def __init__(self, sde: LinearSDE) -> None:
+        self.sde = sde
+
+    def __call__(self, x: Tensor, t: Tensor, **_: Any) -> Tensor:
+        return -x / (self.sde.alpha(t) ** 2 + self.sde.var(t)).to(x)
+
+
 def calls_of(
     make: Callable[[Counted], Reverse], sde: LinearSDE, shape: tuple[int, ...], ts: Tensor, *steps: Step, **how: Any
 ) -> int:
@@ -69,9 +79,11 @@ def calls_of(
     """
     if any(map(chooses, steps)):
         return 0
-    counted = Counted(lambda x, t, **_: -x / (sde.alpha(t) ** 2 + sde.var(t)).to(x))
+    counted = Counted(Normal(sde))
     try:
-        draw(make(counted), shape, ts, *steps, seeds=[0], **how)
+        p = make(counted)
+        counted.nfe = 0  # what it takes to make the process is of no sample
+        draw(p, shape, ts, *steps, seeds=[0], **how)
     except (ValueError, TypeError, AttributeError, RuntimeError):  # of steps and guidance of one's own
         return 0
     return counted.nfe

@@ -124,7 +124,8 @@ def test_a_dry_run_of_what_is_there(capsys, tmp_path, ring):
 @pytest.mark.parametrize(
     "more",
     ["--step UniPC(3)", "--step Ancestral --eta 1 --grid uniform", "--step EDMHeun", "--step Langevin --step UniPC(2)",
-     "--sde VE(sigma_min=0.02,sigma_max=20) --step Flow(Heun())", "", "--no-denoise"],
+     "--sde VE(sigma_min=0.02,sigma_max=20) --step Flow(Heun())", "", "--no-denoise",
+     "--temperature 0.7"],
 )  # fmt: skip
 def test_the_calls_that_are_told_are_made(capsys, tmp_path, ring, more):
     """A dry run says as many network calls as the run then makes for a sample."""
@@ -147,7 +148,19 @@ def test_calls_of():
         return sde.reverse(lambda x, t: said(x, t, label=torch.zeros(len(x), dtype=torch.long)), 0.0)
 
     assert calls_of(make, sde, (2,), ts, UniPC(2)) == 9 and calls_of(make, sde, (2,), ts, EDMHeun()) == 17
+
+    def between(score):
+        said = classifier_free(score, 3.0, low=0.0, high=1.0)
+        return sde.reverse(lambda x, t: said(x, t, label=torch.zeros(len(x), dtype=torch.long)), 0.0)
+
+    def asking(score):
+        score(torch.zeros(1, 2), torch.tensor(0.5))
+        return make(score)
+
     assert calls_of(guided, sde, (2,), ts, UniPC(2), denoise=False) == 16
+    near = int((sde.log_snr(ts[:-1]) >= 0).sum())
+    assert 0 < near < 8 and calls_of(between, sde, (2,), ts, UniPC(2), denoise=False) == 8 + near
+    assert calls_of(asking, sde, (2,), ts, UniPC(2), denoise=False) == 8
     assert calls_of(make, sde, (2,), ts, Flow(ode.Dopri5())) == 0
     assert calls_of(lambda score: sde.reverse(score), sde, (2,), ts, MALA()) == 0
     noisy = lambda score: VE().reverse(score)  # noqa: E731
