@@ -16,7 +16,7 @@ from ..files import digest
 from ..inverse import Linear, Mask, Observation
 from ..lab.solvers import Watched
 from ..noise import per_sample, seeds
-from ..process import Reverse
+from ..process import Reverse, Score
 from ..shapes import count, number
 from ..steps import Ancestral, Step, draw, started
 from .batches import enter, held, in_batches
@@ -24,7 +24,7 @@ from .common import as_bytes, code_of, fitting, join_processes, label_of, labell
 from .folder import Folder, opened, require_fitting
 from .images import alone, first, of_file, require_images, visibly, warn_of_range
 from .parts import read_method
-from .plan import duration, network, seconds_a_call, tell
+from .plan import calls_of, duration, network, seconds_a_call, tell
 
 SUMMARY = "summary.txt"
 NOISE = 2**31
@@ -67,7 +67,7 @@ def restore(o: Namespace, command: str, measurement: Callable[[tuple[int, ...]],
     net, label = Watched(found.model), label_of(o, found)
     score, ts = labelled(net, label), grid.log_snr(found.model.sde, steps)
 
-    def given(y: Tensor) -> tuple[Reverse, Step]:
+    def given(y: Tensor, score: Score = score) -> tuple[Reverse, Step]:
         made, step = method(score, Observation(seen.A, y.to(device), std), Ancestral(1.0))
         return found.model.sde.reverse(made), step
 
@@ -77,13 +77,18 @@ def restore(o: Namespace, command: str, measurement: Callable[[tuple[int, ...]],
     if o.dry_run:
         if rank == 0:
             require_fitting(o.out, code_of(o), command=command, **kept)
+            like, sde = torch.empty(0, device=device), p.sde
+            nfe = calls_of(lambda net: given(y[:1], labelled(net, label))[0], sde, found.shape, ts, step, like=like)
             p, _ = given(y[:1].repeat_interleave(n, 0))
-            x = p.sde.prior((n, *found.shape), per_sample(seeds(o.seed, n)), device=device)
-            each = seconds_a_call(p.score, x, ts[0])
+            x = sde.prior((n, *found.shape), per_sample(seeds(o.seed, n)), device=device)
+            net.nfe = 0
+            each = 2 * seconds_a_call(p.score, x, ts[0]) / max(1, net.nfe)  # it is asked twice
+            known = f"{nfe} network calls a sample, {duration(nfe * each * len(y))}"
+            known = known if nfe else "the method chooses how many network calls"
             tell(
                 f"{n} samples for each of {len(y)} images of {seen.A.m} measured numbers, by {method}, into {o.out}",
                 network(found.model, device),
-                f"{steps} steps of {p.sde!r}, {duration((steps + 1) * each * len(y))}, at {each:.2g} s for an image's",
+                f"{steps} steps of {sde!r}, {known}; one takes {each:.2g} s for an image's",
             )
         return
     with opened(o.out, code_of(o), rank, command=command, **kept) as folder:

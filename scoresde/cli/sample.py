@@ -56,7 +56,7 @@ def run(o: Namespace) -> None:
     def expected() -> int:
         """Network calls of a sample, 0 if they are not known before."""
         counted = partial(calls_of, lambda score: choose(guided(o, score, label, by), said)[0], found.model.sde)
-        return counted(found.shape, ts, *steps, denoise=not o.no_denoise)
+        return counted(found.shape, ts, *steps, denoise=not o.no_denoise, like=torch.empty(0, device=device))
 
     solver = digest(o.tuned.read_bytes()) if o.tuned else [repr(steps), ts.tolist()]
     kept: dict[str, Any] = {k: getattr(o, k) for k in ("seed", "no_denoise")}

@@ -136,6 +136,16 @@ def test_the_calls_that_are_told_are_made(capsys, tmp_path, ring, more):
     assert re.search(r": (\d+) network calls a sample ", capsys.readouterr().out)[1] == told
 
 
+@pytest.mark.parametrize("method", ["DPS", "Replacement(times=4)", "DAPS(calls=3)", "mmps", "DDRM"])
+def test_the_calls_of_inverse_problems(capsys, tmp_path, method):
+    """They are those of the method, which may ask many times a step."""
+    args = ["inpaint", "digits-vp", "--images", "1", "--n", "2", "--steps", "3", "--method", method]
+    assert main([*args, "--out", str(tmp_path), "--dry-run"]) == 0
+    told = re.search(r", (\d+) network calls a sample, ", capsys.readouterr().out)[1]
+    assert main([*args, "--out", str(tmp_path)]) == 0
+    assert re.search(r": (\d+) network calls a sample ", capsys.readouterr().out)[1] == told
+
+
 def test_calls_of():
     """They are those of guidance too; steps that choose their sizes, or need more than a score, have none."""
     ts, sde = grid.log_snr(VP(), 8), VP()
