@@ -63,7 +63,8 @@ def run(o: Namespace) -> None:
     flow = together([sde.reverse(score, o.eta) for score in scores], pilots)
     fewest, most = cost(o, pilots, known(around, flow.score, like.shape[1:]) is not None, len(scores))
     x = sde.prior((pilots.n, *like.shape[1:]), iid(torch.Generator().manual_seed(0)), like.dtype, device)
-    each = seconds_a_call(scores[0], x, torch.tensor(sde.T, dtype=torch.float64)) / pilots.n
+    asked = Counted(scores[0])  # twice, and by guidance the network as often each time
+    each = 2 * seconds_a_call(asked, x, torch.tensor(sde.T, dtype=torch.float64)) / (max(1, asked.nfe) * pilots.n)
     lasts = f"{duration(fewest * each)} to {duration(most * each).removeprefix('about ')}"
     costs = (
         f"the fit takes from {fewest:,} to {most:,} evaluations of the network for one sample, as many as "

@@ -400,6 +400,21 @@ def test_a_solver_of_a_label(classes, tmp_path, capsys):
     assert "must not be given with a law, which has no classes" in capsys.readouterr().err
 
 
+def test_the_time_of_guidance_is_told_once(classes, tmp_path, capsys, monkeypatch):
+    """It asks the network twice where another score asks once: by a clock on which each takes as long, twice as many
+    evaluations are told of the same time.
+    """
+    said = []
+    for guidance in ((), ("--guidance", "2")):
+        clock = iter(range(100))
+        monkeypatch.setattr("scoresde.cli.plan.monotonic", lambda: next(clock))  # noqa: B023
+        args = ["tune", str(classes), "--nfe", "3", "--evaluations", "0", "--label", "0", *guidance, "--device", "cpu"]
+        assert main([*args, "--out", str(tmp_path / "new.json"), "--dry-run"]) == 0
+        said.append(re.search(r"takes from ([\d,]+) to .* of 1,000 steps: (.*)", capsys.readouterr().out).groups())
+    (once, time), (twice, same) = said
+    assert int(twice.replace(",", "")) == 2 * int(once.replace(",", "")) and time == same
+
+
 def test_a_solver_of_several_labels(classes, tmp_path, capsys):
     """Fitted under every label and guidance at once, in turn by rows, it says which, is taken under each, and refused
     under others; `all` are all labels; and there are not more of them than pilots.
