@@ -9,10 +9,11 @@ from typing import Any
 
 from ..bibliography import citation
 from ..checkpoint import MANIFEST
+from ..guide import classified, classifier_free, tempered
 from ..steps import Tuning
 from .folder import RECIPE
 from .options import model
-from .parts import PUBLIC, evaluated
+from .parts import PUBLIC, evaluated, methods_of_inverse_problems
 
 
 def run(o: Namespace) -> None:
@@ -34,10 +35,21 @@ def _used(text: str) -> list[Any]:
 
 
 def _told(file: Path) -> list[Any]:
-    """The classes whose names are in a file of JSON, of which nothing is evaluated. Raises ValueError for another."""
+    """The classes whose names are in a file of JSON, and what the options are of that it tells; nothing of it is
+    evaluated. Raises ValueError for another.
+    """
     try:
-        said = json.dumps(json.loads(file.read_bytes()))
+        said = json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    names = sorted({*re.findall(r"\b[A-Z]\w*", said)} & PUBLIC.keys())
-    return [PUBLIC[name] for name in names if inspect.isclass(PUBLIC[name])]
+    names = sorted({*re.findall(r"\b[A-Z]\w*", json.dumps(said))} & PUBLIC.keys())
+    found = [PUBLIC[name] for name in names if inspect.isclass(PUBLIC[name])]
+    return found + (_options(said) if isinstance(said, dict) else [])
+
+
+def _options(said: dict[str, Any]) -> list[Any]:
+    """Guidance, temperature, and the method of an inverse problem."""
+    free = {"guidance": classifier_free} if "classifier" not in said else {"classifier": classified}
+    every = {**free, "temperature": tempered}
+    method = methods_of_inverse_problems().get(str(said.get("method")).partition("(")[0])
+    return [part for name, part in every.items() if said.get(name) is not None] + ([method] if method else [])

@@ -36,6 +36,23 @@ def test_what_a_folder_tells(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ({"guidance": 2.0}, "ho-salimans-2022"),
+        ({"guidance": 2.0, "classifier": "0a"}, "dhariwal-nichol-2021"),
+        ({"temperature": 0.8}, "ingraham-et-al-2023"),
+        ({"method": "DPS(zeta=2.0)"}, "chung-et-al-2023"),
+        ({"method": "pigdm"}, "song-vahdat-mardani-kautz-2023"),
+        ({"guidance": None, "method": "none"}, None),
+    ],
+)
+def test_what_the_options_of_a_run_rest_on(capsys, tmp_path, recipe, key):
+    """Guidance, temperature and the method of an inverse problem, where the recipe says them."""
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    assert keys(capsys, tmp_path)[1:2] == ([key] if key else [])
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("nothing", "used must be like VP() or package.module:Name, got 'nothing'"),
