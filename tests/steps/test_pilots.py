@@ -139,11 +139,11 @@ def test_several_flows_at_once():
     ("flows", "said"),
     [
         ([], "q must be a probability flow, or several, got none"),
-        ([VP().reverse(LAWS["modes"].diffuse(VP()))], "q must be a probability flow, eta=0, got eta=1"),
+        ([VP().reverse(LAWS["modes"].diffuse(VP()), eta) for eta in (0.0, 1.0)], "q must be of one eta, got 0 and 1"),
         ([s.reverse(LAWS["modes"].diffuse(s), 0.0) for s in (VP(), VE())], "q must be flows of one process, got VP("),
         ([VP().reverse(LAWS["modes"].diffuse(VP()), 0.0)] * 9, "pilots must be at least as many as flows, 9, got 8"),
     ],
-    ids=["none", "SDE", "two processes", "many"],
+    ids=["none", "two etas", "two processes", "many"],
 )
 def test_flows_that_do_not_go_together(flows, said):
     with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
