@@ -136,6 +136,7 @@ def opened(out: Path, code: dict[str, str], rank: int = 0, **values: Any) -> Ite
     Raises ValueError if there are results of another recipe, or files without one; a recipe alone, left by a command
     that failed before its first result, is replaced.
     """
+    _require_folder(out)
     now, file = plain({"version": __version__, **values}), out / RECIPE
     of, now["code"] = identity(now)[:16], code
     with alone(out) if rank == 0 else nullcontext():
@@ -153,9 +154,14 @@ def require_fitting(out: Path, code: dict[str, str], **values: Any) -> bool:
     """Whether there are results that `opened`, with the same arguments, would go on from. Nothing is written. Raises
     ValueError as it.
     """
+    _require_folder(out)
+    return out.is_dir() and _agrees(out, {**plain({"version": __version__, **values}), "code": code}) and _results(out)
+
+
+def _require_folder(out: Path) -> None:
+    """Raise ValueError for a file."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder, and {out} is a file")
-    return out.is_dir() and _agrees(out, {**plain({"version": __version__, **values}), "code": code}) and _results(out)
 
 
 def _results(out: Path) -> bool:

@@ -65,6 +65,16 @@ def commands(model, data):
 # what results are of
 
 
+def test_a_file_in_the_place_of_a_folder(capsys, tmp_path):
+    """One line says so, of a run as of a dry run, and the file stays."""
+    file = tmp_path / "taken"
+    file.write_text("mine")
+    for more in ([], ["--dry-run"]):
+        assert main(["sample", "digits-vp", "--n", "1", "--steps", "2", "--out", str(file), *more]) == 2
+        assert capsys.readouterr().err == f"scoresde: out must be a folder, and {file} is a file\n"
+    assert file.read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["sample", "likelihood", "compare", "bench"])
 def test_another_model_in_the_same_place(capsys, tmp_path, name):
     """Where another model lies at the same path, also one with the same weights and another process, results of the
