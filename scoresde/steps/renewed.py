@@ -144,7 +144,7 @@ def renewed(
         progress(f"{said}, so no more is spent on them")
     else:
         progress(f"{said}; all weights together")
-        kept = pilots.n * (fine + 6 * calls)
+        kept = pilots.n * (fine + 8 * calls + 5)  # for the third set, whose ways are of four parts or more, and checks
         one = improved(p, chosen, sets, lambda: (pilots.evaluations - meter.evaluations) // meter.each - kept)
         fitted.append(one)
         off[one] = _off(p, one, sets(1, one.ts))
