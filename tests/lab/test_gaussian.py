@@ -134,7 +134,7 @@ def test_what_is_not_affine_is_refused():
     two = GaussianMixture(torch.ones(2), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.1, 0.1]))
     for process, step, said in (
         (p, Langevin(SNR()), r"Langevin\(.*SNR.*is not affine"),
-        (p, MALA(NCSN(0.2, 1.0)), "MALA.*is not affine"),
+        (p, MALA(NCSN(0.2, 1.0)), "steps must be affine in x and their noise, got MALA"),
         (sde.reverse(two.diffuse(sde)), Ancestral(), "Ancestral.*is not affine"),
         (sde.reverse(DATA.diffuse(sde), eta=0), Flow(Dopri5(1e-3, 1e-3)), "Flow.*is not affine"),
         (sde.reverse(lambda x, t: -x), Ancestral(), "whose score knows the law"),
