@@ -194,7 +194,7 @@ def test_every_class_is_drawn(base):
         (LinearSDE, {"class": "VP", "beta_min": 0.1, "beta_max": 20.0, "beta": 3.0}, "VP has no field 'beta'"),
         (LinearSDE, {"class": "Tabulated", "betas": [0.1], "knots": [0.0]}, "Tabulated has no field 'knots'"),
         (LinearSDE, {"class": "VP", "beta_min": "0.1", "beta_max": 20.0}, "beta_min must"),
-        (LinearSDE, {"class": "VP", "beta_min": {"class": "VP"}, "beta_max": 1.0}, "class must be a known float"),
+        (LinearSDE, {"class": "VP", "beta_min": {"class": "VP"}, "beta_max": 1.0}, "beta_min must be a finite number"),
         (LinearSDE, {"class": "VP", "beta_min": 0.1}, "VP lacks the field 'beta_max'"),
         (LinearSDE, {"class": "EDM", "T": 80.0}, "EDM lacks the field 't_min'"),
         (LinearSDE, {"beta_min": 0.1}, "must be described by an object with a class"),
