@@ -59,25 +59,18 @@ def fitted(
     fine, starts = pilots.calls(calls), pilots.sets(q, like)
     meter = Metered(q.score)
     q = replace(q, score=meter)
-    if around is None:
-        progress("the data's deviation")
-        around = estimated(q, starts[0], max(fine // 2, 2))
-    centre = centred(q, starts[0], around)
-
-    progress("pilots, and what they tell of size and grid")
-    flights = Trajectories(q, starts[0], centre, fine)
-    rough, _, _ = flights.roughness()
-    progress(f"roughness in t {rough:.2g}")
+    around, flights, rough = surveyed(q, starts[0], around, fine, progress)
+    centre = flights.around
     fits = list(_fits(flights, calls, progress))
     progress("a second set of pilots, and methods that need no fit")
     first, second = (Ends(x, y) for x, y in ((starts[0], flights.end), (starts[1], ends(q, starts[1], centre, fine))))
     other, off_other = _usual(q, calls, around, second)
-    off = {other: off_other, **{one: _off(q, one, second) for one in fits}}
+    off = {other: off_other, **{one: off_of(q, one, second) for one in fits}}
     kept = pilots.n * (fine + 3 * calls)  # which are needed further down
     left = lambda: (pilots.evaluations - meter.evaluations) // meter.each - kept  # noqa: E731
-    for whole in _improved(q, best(fits, off), other, off, Sets(first, second), left, progress):
+    for whole in improved(q, best(fits, off), other, off, Sets(first, second), left, progress):
         fits.append(whole)
-        off[whole] = _off(q, whole, second)
+        off[whole] = off_of(q, whole, second)
     found = best([*fits, other], off)
 
     progress("a third set of pilots")
@@ -86,6 +79,21 @@ def fitted(
     validation = (Error.over(off[found]), fresh, other.name, Error.over(off[other]))
     of = (found.step, found.ts, q.sde, found.name, found is not other, calls, found.left)
     return Tuning(*of, *validation, loud, evaluations=meter.evaluations, roughness=rough)
+
+
+def surveyed(
+    q: Reverse, x_T: Tensor, around: Reference | None, fine: int, progress: Callable[[str], None]
+) -> tuple[Reference, Trajectories, float]:
+    """The Gaussian of the data, pilots of a flow around where it leads, and how rough in t they find the network."""
+    if around is None:
+        progress("the data's deviation")
+        around = estimated(q, x_T, max(fine // 2, 2))
+    centre = centred(q, x_T, around)
+    progress("pilots, and what they tell of size and grid")
+    flights = Trajectories(q, x_T, centre, fine)
+    rough, _, _ = flights.roughness()
+    progress(f"roughness in t {rough:.2g}")
+    return around, flights, rough
 
 
 def least(calls: int, pilots: Pilots = Pilots(), known: bool = True, flows: int = 1) -> int:
@@ -107,7 +115,7 @@ class Sets(NamedTuple):
     second: Ends
 
 
-def _improved(
+def improved(
     q: Reverse,
     chosen: "Candidate",
     other: "Candidate",
@@ -123,7 +131,8 @@ def _improved(
     if worse(off[chosen], off[other], HOPELESS):
         progress(f"{said}, so no more is spent on it")
         return
-    progress(f"{said}; weights and times together")
+    what = "weights" if q.eta else "weights and times"
+    progress(f"{said}; {what} together")
     nothing = torch.zeros(len(chosen.ts) - 1, BAND + 1, dtype=torch.float64, device="cpu")
     base = chosen.step
     solver = base if isinstance(base, Tuned) else Tuned(cast(Multistep, base), q.sde, chosen.ts, nothing)
@@ -131,21 +140,20 @@ def _improved(
     if step is solver:
         progress("too few evaluations are left for that")
         return
-    yield Candidate(
-        "tuned weights and times", step, step.ts, Error.of(sample(q, of.first.x_T, step.ts, step), of.first.end)
-    )
+    made = Candidate("tuned weights together" if q.eta else "tuned weights and times", step, step.ts)
+    yield replace(made, left=Error.over(off_of(q, made, of.first)))
 
 
-def _off(q: Reverse, one: "Candidate", pilots: Ends) -> Tensor:
+def off_of(q: Reverse, one: "Candidate", pilots: Ends) -> Tensor:
     """Its errors, (B,)."""
-    return distance(end(q, pilots.x_T, one.ts, one.step), pilots.end)
+    return distance(end(q, pilots.x_T, one.ts, one.step, noise=pilots.noise), pilots.end)
 
 
 def _usual(q: Reverse, calls: int, around: Reference, pilots: Ends) -> tuple["Candidate", Tensor]:
     """The best of the methods that need no fit, and its errors: of all on a few pilots, the best on the rest."""
     every, few = [Candidate(*row) for row in untuned(q, calls, around)], pilots.first(max(SCREENED, parts(q.score)))
-    good = sorted(every, key=lambda one: typical(_off(q, one, few)))[:WORTH]
-    off = {one: _off(q, one, pilots) for one in good}
+    good = sorted(every, key=lambda one: typical(off_of(q, one, few)))[:WORTH]
+    off = {one: off_of(q, one, pilots) for one in good}
     found = best(good, off)
     return found, off[found]
 

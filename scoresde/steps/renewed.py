@@ -22,13 +22,13 @@ from .. import grid
 from ..noise import Noise, iid
 from ..process import Reverse
 from ..reference import DATA, Reference
-from .fit import HOPELESS, Candidate, best, estimated, fit, noise_amplification, share, worse
+from .fit import Candidate, Sets, best, fit, improved, noise_amplification, off_of, surveyed
 from .multistep import Multistep
-from .newton import LEAST, Ends, improve, typical
-from .pilots import SCREENED, Metered, Pilots, Trajectories, centred, fine_step, parts, residual
-from .step import end, sample
+from .newton import Ends, typical
+from .pilots import SCREENED, Metered, Pilots, fine_step, parts, residual
+from .step import sample
 from .stochastic import there_and_back
-from .tuned import BAND, Error, Tuned, Tuning, distance
+from .tuned import BAND, Error, Tuned, Tuning
 
 TRIED = ((0.05, True), (0.2, True), (1.0, True), (0.2, False))
 """What is added to the density of the grid in units of its mean, and whether the first node is taken without a call."""
@@ -118,44 +118,35 @@ def renewed(
     fine, starts, meter = pilots.calls(calls), pilots.sets(p, like), Metered(p.score)
     p = replace(p, score=meter)
     flow = replace(p, eta=0.0)
-    if around is None:
-        progress("the data's deviation")
-        around = estimated(flow, starts[0], max(fine // 2, 2))
-    progress("pilots, and what they tell of size and grid")
-    flights = Trajectories(flow, starts[0], centred(flow, starts[0], around), fine)
-    rough, _, _ = flights.roughness()
-    progress(f"roughness in t {rough:.2g}")
+    around, flights, rough = surveyed(flow, starts[0], around, fine, progress)
     sized, lam, density = residual(flights)
     sets, fitted = OnGrids(p, starts, pilots.seed, flights.around, fine), []
     for n, (floor, analytic) in enumerate(TRIED, 1):
         progress(f"weights, attempt {n} of {len(TRIED)}")
         ts = grid.equal(p.sde, calls + analytic, lam, density + floor * density.mean())
         base = Multistep(1, around=sized, analytic=analytic)
-        step, left, before = fit(sets(0, ts), base, ts)
-        fitted += [Candidate("tuned weights", step, ts, left), Candidate("tuned grid", bare(p, base, ts), ts, before)]
+        step, after, before = fit(sets(0, ts), base, ts)
+        fitted += [Candidate("tuned weights", step, ts, after), Candidate("tuned grid", bare(p, base, ts), ts, before)]
     progress("a second set of pilots, and methods that need no fit")
     few = max(SCREENED, parts(p.score))
-    at_first = {one: typical(_off(p, one, sets(1, one.ts, few))) for one in bare_methods(p, calls, around)}
+    at_first = {one: typical(off_of(p, one, sets(1, one.ts, few).ends)) for one in bare_methods(p, calls, around)}
     other = min(at_first, key=lambda one: at_first[one])
-    off = {one: _off(p, one, sets(1, one.ts)) for one in (*fitted, other)}
+    off = {one: off_of(p, one, sets(1, one.ts).ends) for one in (*fitted, other)}
     chosen = best(fitted, off)
-    said = f"the weights leave {share(off[chosen], off[other])} of the error of {other.name}"
-    if worse(off[chosen], off[other], HOPELESS):
-        progress(f"{said}, so no more is spent on them")
-    else:
-        progress(f"{said}; all weights together")
-        kept = pilots.n * (fine + 8 * calls + 5)  # for the third set, whose ways are of four parts or more, and checks
-        one = improved(p, chosen, sets, lambda: (pilots.evaluations - meter.evaluations) // meter.each - kept)
-        fitted.append(one)
-        off[one] = _off(p, one, sets(1, one.ts))
+    kept = pilots.n * (fine + 8 * calls + 5)  # for the third set, whose ways are of four parts or more, and checks
+    left = lambda: (pilots.evaluations - meter.evaluations) // meter.each - kept  # noqa: E731
+    of = Sets(*(sets(k, chosen.ts).ends for k in range(2)))
+    for whole in improved(p, chosen, other, off, of, left, progress):
+        fitted.append(whole)
+        off[whole] = off_of(p, whole, of.second)
     found = best([*fitted, other], off)
     progress("a third set of pilots")
-    last = Error.over(_off(p, found, sets(2, found.ts)))
+    last = Error.over(off_of(p, found, sets(2, found.ts).ends))
     assert isinstance(found.step, Tuned)
     loud = noise_amplification(found.step, p, found.ts)
-    of = (found.step, found.ts, p.sde, found.name, found is not other, calls, found.left)
+    said = (found.step, found.ts, p.sde, found.name, found is not other, calls, found.left)
     validation = (Error.over(off[found]), last, other.name, Error.over(off[other]))
-    return Tuning(*of, *validation, loud, evaluations=meter.evaluations, roughness=rough)
+    return Tuning(*said, *validation, loud, evaluations=meter.evaluations, roughness=rough)
 
 
 def bounds(calls: int, pilots: Pilots = Pilots(), known: bool = True, flows: int = 1) -> tuple[int, int]:
@@ -169,18 +160,3 @@ def bounds(calls: int, pilots: Pilots = Pilots(), known: bool = True, flows: int
     solved = pilots.n * (tried + tried + 2) * calls + few * grids * calls
     fewest = flights + ways * fine + solved
     return fewest, fewest + 5 * ways * (calls + 1)
-
-
-def improved(p: Reverse, one: Candidate, sets: OnGrids, left: Callable[[], int]) -> Candidate:
-    """With all weights changed together, where there are evaluations left for it."""
-    assert isinstance(one.step, Tuned)
-    first, second = (sets(k, one.ts) for k in range(2))
-    step = improve(p, one.step, first.ends, second.ends, left, max(LEAST, parts(p.score)))
-    made = Candidate("tuned weights together", step, one.ts)
-    return one if step is one.step else replace(made, left=Error.over(_off(p, made, first)))
-
-
-def _off(p: Reverse, one: Candidate, pilots: Restarts) -> Tensor:
-    """Its errors, (B,), with the noise of the pilots."""
-    to = pilots.ends
-    return distance(end(p, to.x_T, one.ts, one.step, noise=to.noise), to.end)

@@ -16,7 +16,7 @@ from scoresde.steps import Ancestral, Multistep, Pilots, Renoised, Step
 from scoresde.steps import renewed as module
 from scoresde.steps.newton import Family, Runs, improve
 from scoresde.steps.renewed import Restarts, bare, renewed
-from scoresde.steps.tuned import Error, Tuned, Tuning
+from scoresde.steps.tuned import Error, Tuned, Tuning, distance
 
 F64 = torch.float64
 SDES = {"VP": VP(), "VE": VE(), "EDM": EDM(), "Cosine": Cosine()}
@@ -150,10 +150,12 @@ def test_less_error_than_what_needs_no_fit(found):
     for p, f in (found, (half, renew(half, "modes", 10, Pilots(64)))):
         sets = module.OnGrids(p, [starts(p, (2,), 1000, 99)], 40, Reference.fit(data(LAWS["modes"])), 120)
         counted = Counted(p.score)
-        ours = module.typical(module._off(replace(p, score=counted), module.Candidate("", f.step, f.ts), sets(0, f.ts)))
+        ours = module.typical(
+            module.off_of(replace(p, score=counted), module.Candidate("", f.step, f.ts), sets(0, f.ts).ends)
+        )
         assert counted.nfe == f.calls == 10 and f.tuned
         others = [
-            module.typical(module._off(p, one, sets(0, one.ts)))
+            module.typical(module.off_of(p, one, sets(0, one.ts).ends))
             for one in module.bare_methods(p, 10, Reference.fit(data(LAWS["modes"])))
         ]
         assert ours < 2 / 3 * min(others)
@@ -194,7 +196,7 @@ def test_improved_together_by_the_noise_of_the_pilots():
     close(J @ way, (ends[0] - ends[1]) / 2e-4, rtol=1e-2, atol=1e-2)
     better = improve(p, solver, first, second, lambda: 10**6)
     off = [
-        module.typical(module.distance(sample(p, second.x_T, ts, one, noise=second.noise), second.end))
+        module.typical(distance(sample(p, second.x_T, ts, one, noise=second.noise), second.end))
         for one in (solver, better)
     ]
     assert off[1] < 0.9 * off[0] and better.ts.equal(ts) and better.eta == 0.7
