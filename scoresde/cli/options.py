@@ -46,12 +46,7 @@ def train(parser: ArgumentParser) -> None:
     add("--decay", metavar="X", type=float, help=Rare("share of the steps, at the end, over which it falls to 0 (0.5)"))
     add("--beta2", metavar="X", type=float, help=Rare("Adam's memory of squared gradients (0.99)"))
     add("--clip", metavar="X", type=float, help=Rare("largest norm of a gradient (1.0)"))
-    add(
-        "--ema",
-        metavar="X",
-        type=float,
-        help=Rare("half-life of averaged weights, in units of the steps so far (0.05)"),
-    )
+    add("--ema", metavar="X", type=float, help=Rare("half-life of averages, in units of the steps so far (0.05)"))
     add("--label-dropout", metavar="X", type=float, help=Rare("share of labels that are hidden (0.1)"))
     add("--not-stratified", action="store_true", help=Rare("draw the times of a batch independently"))
     add("--snapshots", metavar="N", type=int, help=Rare("averages to keep on the way, for `scoresde average` (0)"))
@@ -172,17 +167,9 @@ def tune(parser: ArgumentParser) -> None:
     add("--law", metavar="LAW", help="modes, lattice, digitclasses, package.module:Class (modes)")
     add("--sde", metavar="SDE", help="another process (a checkpoint's own, and vp for a law)")
     add("--nfe", metavar="N", type=int, default=10, help="network calls of the solver")
-    add(
-        "--eta", metavar="X", type=float, default=0.0, help="its noise: 0 for the flow, up to 1 for the reverse SDE (0)"
-    )
+    add("--eta", metavar="X", type=float, default=0.0, help="0 for the flow, up to 1 for the reverse SDE (0)")
     add("--pilots", metavar="N", type=int, default=64, help="trajectories in each of three sets: fit, decide, report")
-    add(
-        "--evaluations",
-        metavar="N",
-        type=int,
-        default=150_000,
-        help=Rare("of the network for one sample, in all (150000)"),
-    )
+    add("--evaluations", metavar="N", type=int, default=150_000, help=Rare("of the network for a sample (150000)"))
     guidance(parser, several=True)
     dry(parser)
     add("--net", metavar="NET", help=Rare(OWN_NET))
@@ -213,13 +200,7 @@ def likelihood(parser: ArgumentParser) -> None:
     add("--draws", metavar="N", type=int, default=1, help="draws of it inside the logarithm; many need --trace Exact")
     add("--fitted-prior", action="store_true", help="the prior fitted to the training data for N(0, sigma_T^2 I)")
     add("--terms", metavar="N", type=int, default=8, help=Rare("times a sample for each of the two bounds; 0 for none"))
-    add(
-        "--chain",
-        metavar="N",
-        type=int,
-        default=1000,
-        help=Rare("steps of the discrete chain, unless the model has one"),
-    )
+    add("--chain", metavar="N", type=int, default=1000, help=Rare("steps of the chain, unless the model has one"))
     add("--batch", metavar="N", type=int, default=128, help="samples solved together; they do not depend on it")
     add("--net", metavar="NET", help=Rare(OWN_NET))
     shared(parser, "runs/likelihood")
@@ -255,13 +236,7 @@ def compare(parser: ArgumentParser) -> None:
     add("--nfe", metavar="N", nargs="+", type=int, help="budgets of network calls (20 50 100, for a law also 200 500)")
     add("--n", metavar="N", type=int, help="samples (4000 of a law, else as many as are held out, at most 359)")
     add("--grid", choices=("uniform", "quadratic", "log_snr", "karras", "reference"), default="log_snr", help="times")
-    add(
-        "--r",
-        metavar="X",
-        type=float,
-        default=0.16,
-        help=Rare("signal-to-noise ratio of the corrector after a predictor"),
-    )
+    add("--r", metavar="X", type=float, default=0.16, help=Rare("signal-to-noise ratio of a predictor's corrector"))
     add("--corrections", metavar="N", type=int, default=5, help=Rare("steps of annealed Langevin dynamics a level"))
     add("--step", metavar="S", action="append", default=[], help=OWN_STEP)
     add("--eta", metavar="X", type=float, default=1.0, help="of its process")
@@ -301,8 +276,8 @@ def bench(parser: ArgumentParser) -> None:
 
 def explain(parser: ArgumentParser) -> None:
     """Write one HTML page that plays DDPM, annealed Langevin, predictor-corrector, DDIM and the probability flow from
-    the same start along the same Brownian path, beside their exact errors. The page needs no network and no server; all
-    of its numbers are computed here, in a minute or two. What is at --out is replaced if this command wrote it.
+    one start, with the noise of one Brownian path, beside their exact errors. The page needs no network and no server;
+    all of its numbers are computed here, in a minute or two. What is at --out is replaced if this command wrote it.
     """
     add = parser.add_argument
     add("--particles", metavar="N", type=int, default=1024, help="particles that errors are measured with (1024)")
