@@ -43,6 +43,20 @@ def ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
 
 
+def kept(out: Path) -> tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]:
+    """The rows that a run has left in OUT/rows.jsonl, and what adds one to them and to the file."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "rows.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        with file.open("a") as end:
+            end.write(json.dumps(row) + "\n")
+
+    return rows, keep
+
+
 def save(name: str, device: str, packages: tuple[str, ...], rows: list[dict[str, Any]]) -> Path:
     """Write results/NAME-DEVICE.json, which says how it was made."""
     RESULTS.mkdir(exist_ok=True)

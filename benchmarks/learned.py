@@ -23,7 +23,6 @@ benchmarks/results/learned-cpu.json.
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import save, table
+from harness import kept, save, table
 from peers import LEARNED, peers
 from peers.learned import Evaluated, Learned, Task
 from torch import Tensor
@@ -216,16 +215,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/learned"))
     o = parser.parse_args()
     torch.set_num_threads(1)
-    o.out.mkdir(parents=True, exist_ok=True)
-    file = o.out / "rows.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows, add = kept(o.out)
     key = ("problem", "process", "calls", "solver", "fit", "n")
     done = {tuple(row[k] for k in key) for row in rows}
 
     def keep(row: dict[str, Any]) -> None:
-        rows.append(row)
-        with file.open("a") as out:
-            out.write(json.dumps(row) + "\n")
+        add(row)
         print(row, flush=True)
 
     for problem, process in product(o.problems, o.processes):
@@ -249,11 +244,11 @@ def main() -> None:
                 except ValueError as error:  # what asks for more calls than there are
                     keep({**of, **said, "skipped": str(error)})
     print(table(summary(rows)))
-    kept = [
+    rounded = [
         {key: _rounded(v) for key, v in row.items()}
         for row in sorted(rows, key=lambda row: _place((row["problem"], row["process"], row["calls"])))
     ]
-    print(f"written to {save('learned', 'cpu', PACKAGES, kept)}")
+    print(f"written to {save('learned', 'cpu', PACKAGES, rounded)}")
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

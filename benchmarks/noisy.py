@@ -18,14 +18,13 @@ Rows are kept in OUT/rows.jsonl; called again, the run goes on. What is there go
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import save, table
+from harness import kept, save, table
 from learned import PROBLEMS
 from peers.adasde import AdaSDE
 from peers.learned import Evaluated, Task
@@ -184,9 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/noisy"))
     o = parser.parse_args()
     torch.set_num_threads(1)
-    o.out.mkdir(parents=True, exist_ok=True)
-    file = o.out / "rows.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows, keep = kept(o.out)
     key = ("problem", "calls", "eta", "what", "n")
     done = {tuple(row[k] for k in key) for row in rows}
     for problem in o.problems:
@@ -197,9 +194,8 @@ def main() -> None:
                 if tuple(of[k] for k in key) in done:
                     continue
                 made = [{**of, **row} for row in measure()]
-                with file.open("a") as out:
-                    out.writelines(json.dumps(row) + "\n" for row in made)
-                rows += made
+                for row in made:
+                    keep(row)
                 print(table(summary(made)), flush=True)
     print(table(summary(rows)))
     print(f"written to {save('noisy', 'cpu', PACKAGES, rows)}")
